@@ -1,0 +1,38 @@
+"""Robust fine-tuning of pretrained vision models with the Hugging Face Trainer API."""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "AdversarialTrainer": "trainer",
+    "AdversarialTrainingArguments": "training_args",
+    "EpsilonSchedulerCallback": "callbacks",
+    "ThreatModel": "threat_models",
+    "PixelSpace": "pixels",
+    "PixelClassifier": "pixels",
+    "APGD": "attacks",
+    "AttackResult": "attacks",
+    "apgd": "attacks",
+    "evaluate_robustness": "evaluation",
+    "RobustnessReport": "evaluation",
+    "hinge": "schedules",
+    "linear_warmup": "schedules",
+    "constant": "schedules",
+    "SCHEDULES": "schedules",
+    "load_image_classifier": "models",
+    "load_image_dataset": "data",
+}
+
+__version__ = "0.1.0"
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up on first use: importing transformers takes seconds, which `--help` should not cost.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

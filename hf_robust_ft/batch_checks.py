@@ -1,0 +1,63 @@
+"""Is this batch one an attack can work on? Asked before compute is spent; each check reads values back to the host."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_robust_ft.pixels import TOLERANCE, PixelSpace
+
+
+def check_batch(batch: Any, pixel_space: PixelSpace, num_labels: int | None = None) -> None:
+    """Raise a ValueError naming what is wrong with a batch of `pixel_values` (N, C, H, W) and `labels` (N,)."""
+    keys = list(batch) if isinstance(batch, Mapping) else None
+    if keys is None or not {"pixel_values", "labels"} <= set(keys):
+        held = f"the keys {keys}" if keys is not None else f"a {type(batch).__name__}"
+        raise ValueError(
+            f"A batch must hold 'pixel_values' and 'labels', got {held}. Set a transform that makes both, and a "
+            "data_collator that stacks them (with a lazy transform also remove_unused_columns=False)."
+        )
+    check_pixel_values(batch["pixel_values"], pixel_space)
+    check_labels(batch["labels"], len(batch["pixel_values"]), num_labels)
+
+
+def check_pixel_values(pixel_values: Tensor, pixel_space: PixelSpace) -> None:
+    """Raise a ValueError unless undoing the normalisation gives finite pixels in [0, 1] (up to 1e-3)."""
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != len(pixel_space.mean):
+        raise ValueError(
+            f"pixel_values must have shape (N, {len(pixel_space.mean)}, H, W), got {tuple(pixel_values.shape)}."
+        )
+    pixels = pixel_space.to_pixels(pixel_values)
+    per_image = pixels.flatten(1)
+    finite = per_image.isfinite().all(1)
+    if not finite.all():
+        raise ValueError(f"pixel_values of image {int((~finite).nonzero()[0])} of the batch are NaN or infinite.")
+    outside = (per_image.amin(1) < -TOLERANCE) | (per_image.amax(1) > 1 + TOLERANCE)
+    if outside.any():
+        low, high = pixels.aminmax()
+        raise ValueError(
+            f"pixel_values are not the image processor's normalisation: undoing (pixel - mean) / std with "
+            f"mean={pixel_space.mean} and std={pixel_space.std} gives pixels from {low:.4g} to {high:.4g} instead of "
+            f"[0, 1] (image {int(outside.nonzero()[0])} of the batch is the first outside). Normalise with the "
+            "checkpoint's own image_mean and image_std, or pass the map in use: pixel_space=PixelSpace(...)."
+        )
+
+
+def check_labels(labels: Tensor, num_images: int, num_labels: int | None = None) -> None:
+    """Raise a ValueError unless `labels` is an integer tensor (N,) with values in 0..K-1."""
+    if (
+        not isinstance(labels, Tensor)
+        or labels.shape != (num_images,)
+        or labels.dtype not in (torch.int64, torch.int32)
+    ):
+        got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"labels must be one class index an image, int64 of shape ({num_images},); got {got}.")
+    bad = labels < 0 if num_labels is None else (labels < 0) | (labels >= num_labels)
+    if bad.any():
+        index = int(bad.nonzero()[0])
+        raise ValueError(
+            f"labels must be class indices in 0..{'K' if num_labels is None else num_labels}-1, got {int(labels[index])} "
+            f"(image {index} of the batch). Unlabelled images (-1, -100) cannot be attacked: filter them out; for a "
+            "wrong class count load the model with num_labels=<number of classes> and ignore_mismatched_sizes=True."
+        )

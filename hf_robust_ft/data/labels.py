@@ -1,0 +1,32 @@
+"""Do a checkpoint and a dataset mean the same class by the same index?"""
+
+import logging
+from typing import Any
+
+from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+
+def align_labels(dataset: Dataset, config: Any) -> Dataset:
+    """The dataset with its labels in the order of the checkpoint's `label2id`, where both name the same classes.
+
+    Raises:
+        ValueError: different numbers of classes.
+    """
+    names = dataset.features["label"].names
+    if len(names) != config.num_labels:
+        raise ValueError(
+            f"The checkpoint tells {config.num_labels} classes apart, the dataset has {len(names)}: evaluate a "
+            "checkpoint that was fine-tuned on this dataset (hf-robust-ft train)."
+        )
+    known = [config.id2label[index] for index in range(config.num_labels)]
+    if known == names:
+        return dataset
+    if sorted(known) == sorted(names) and len(set(known)) == len(known):
+        return dataset.align_labels_with_mapping({name: index for index, name in enumerate(known)}, "label")
+    logger.warning(
+        "The checkpoint names its classes %s..., the dataset %s...: they are taken to be in the same order.",
+        known[:3], names[:3],
+    )  # fmt: skip
+    return dataset

@@ -1,0 +1,1 @@
+"""Clean accuracy, adversarial accuracy and expected robustness as an `evaluate` module."""

@@ -1,0 +1,105 @@
+"""The embedded default: ImageNet EfficientNet-Lite0 on handwritten digits, and what scheduling eps changes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from hf_robust_ft.data import with_pixel_values
+from hf_robust_ft.evaluation import RobustnessReport, evaluate_robustness
+from hf_robust_ft.finetuning import DataArguments, ModelArguments, fine_tune
+from hf_robust_ft.recipes import parse_recipe
+from hf_robust_ft.reporting import plot_curves, plot_training
+from hf_robust_ft.training_args import AdversarialTrainingArguments
+
+# Run name -> what it changes in the recipe. An eps of 0 is standard fine-tuning: no attack ever runs.
+COMPARED = {
+    "hinge": {"eps_schedule": "hinge"},
+    "fix": {"eps_schedule": "constant"},
+    "standard": {"eps": "0", "robust_eval": "no"},
+}
+
+
+def quickstart(output_dir: str | Path, *, compare: bool = False, seeds: Sequence[int] = (0,)) -> dict:
+    """Run the recipe `quickstart`; with `compare`, also at a fixed eps (fix) and without attacks (standard).
+
+    The first seed's hinge run is written to `output_dir` itself, every other run to `output_dir/<run>-seed<seed>`.
+
+    Returns:
+        Reports by run name and seed, `{"hinge": {0: RobustnessReport}, ...}`.
+    """
+    output_dir = Path(output_dir)
+    reports: dict[str, dict[int, RobustnessReport]] = {}
+    histories = {}
+    for seed in seeds:
+        for name in COMPARED if compare else ("hinge",):
+            is_main = name == "hinge" and seed == seeds[0]
+            folder = output_dir if is_main else output_dir / f"{name}-seed{seed}"
+            print(f"\n=== {name}, seed {seed} -> {folder}", flush=True)
+            report, history = _run(name, seed, folder)
+            print(report, flush=True)
+            reports.setdefault(name, {})[seed] = report
+            if seed == seeds[0]:
+                histories[name] = history
+    if compare:
+        plot_curves({name: by_seed[seeds[0]] for name, by_seed in reports.items()}, output_dir / "comparison_curve.png")
+        plot_training(histories, output_dir / "comparison_training.png")
+        table = comparison_table(reports)
+        (output_dir / "comparison.md").write_text(table + "\n", encoding="utf-8")
+        scores = {
+            name: {seed: _scores(report) for seed, report in by_seed.items()} for name, by_seed in reports.items()
+        }
+        (output_dir / "comparison.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        print(f"\n{table}")
+    return reports
+
+
+def _run(name: str, seed: int, folder: Path) -> tuple[RobustnessReport, list[dict]]:
+    types = (ModelArguments, DataArguments, AdversarialTrainingArguments)
+    changes = {**COMPARED[name], "seed": seed, "output_dir": str(folder)}
+    model_args, data_args, args = parse_recipe(types, "quickstart", overrides=changes)
+    metadata = {
+        "model_name": f"EfficientNet-Lite0 on digits, {name}",
+        "license": "apache-2.0",
+        "command": f"hf-robust-ft quickstart --seeds {seed}" + ("" if name == "hinge" else " --compare"),
+    }
+    trainer = fine_tune(model_args, data_args, args, metadata)
+    if trainer.robustness_report is not None:
+        return trainer.robustness_report, trainer.state.log_history
+    # Standard fine-tuning has no budget of its own: it is measured at the others'.
+    _, _, target = parse_recipe(types, "quickstart", overrides={"output_dir": str(folder)})
+    report = evaluate_robustness(
+        trainer.model,
+        with_pixel_values(data_args.load()["test"], trainer.processing_class),
+        threat_model=target.threat_model,
+        pixel_space=trainer.pixel_space,
+        epsilons=target.evaluation_grid,
+        attack=target.eval_attack,
+    )
+    report = replace(report, metadata={**data_args.describe(), "split": "test", **metadata})
+    report.to_json(folder / "robustness_report.json")
+    return report, trainer.state.log_history
+
+
+def comparison_table(reports: dict[str, dict[int, RobustnessReport]]) -> str:
+    """A Markdown table: a row per run, mean and standard deviation over the seeds where there are several."""
+    lines = [
+        "| run | seeds | clean accuracy | adversarial accuracy | expected robustness |",
+        "|---|---|---|---|---|",
+    ]
+    for name, by_seed in reports.items():
+        scores = [_scores(report) for report in by_seed.values()]
+        cells = []
+        for key in scores[0]:
+            values = 100 * np.array([score[key] for score in scores])
+            spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.1f}{spread}")
+        lines.append(f"| {name} | {', '.join(map(str, by_seed))} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _scores(report: RobustnessReport) -> dict[str, float]:
+    names = ("clean_accuracy", "adversarial_accuracy", "expected_robustness")
+    return {name: getattr(report, name) for name in names}

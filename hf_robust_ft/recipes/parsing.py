@@ -1,0 +1,86 @@
+"""A recipe's values become the defaults of the command line, so that flags override them and types are argparse's."""
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+FOLDER = Path(__file__).parent
+
+# What every run from names needs; a recipe may still say otherwise.
+RUN_DEFAULTS = {
+    "remove_unused_columns": False,  # pixel_values are made lazily, from the columns Trainer would remove
+    "eval_strategy": "epoch",
+    "logging_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+}
+
+
+def read_recipe(recipe: str | Path) -> dict[str, Any]:
+    """The content of a YAML file, or of a shipped recipe given by its name.
+
+    Raises:
+        ValueError: no such recipe, or not a YAML mapping.
+    """
+    path = Path(recipe)
+    if not path.is_file():
+        path = FOLDER / f"{recipe}.yaml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
+        raise ValueError(f"There is no recipe {str(recipe)!r}: give a YAML file, or one of {shipped}.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} must map argument names to values, e.g. 'eps: 4/255'.")
+    return content
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Each option once (not again with hyphens), and no `(default: None)`."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.option_strings and action.nargs != 0:
+            return f"{action.option_strings[0]} {self._format_args(action, action.dest.upper())}"
+        return super()._format_action_invocation(action)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def build_parser(types: Sequence[type], recipe: Mapping[str, Any], **parser_options: Any) -> HfArgumentParser:
+    """A parser for dataclasses whose defaults are the recipe's.
+
+    Raises:
+        ValueError: a recipe key that is no argument; the nearest ones are named.
+    """
+    valid = {entry.name for each in types for entry in dataclasses.fields(each) if entry.init}
+    for key in recipe:
+        if key not in valid:
+            near = difflib.get_close_matches(str(key), valid, n=3)
+            raise ValueError(f"Unknown recipe key {key!r}." + (f" Did you mean {' or '.join(near)}?" if near else ""))
+    parser = HfArgumentParser(types, allow_abbrev=False, formatter_class=HelpFormatter, **parser_options)
+    parser.set_defaults(**{key: value for key, value in RUN_DEFAULTS.items() if key in valid})
+    for action in parser._actions:
+        if action.dest in recipe:
+            action.required = False
+    parser.set_defaults(**{key: _as_argument(value) for key, value in recipe.items()})
+    return parser
+
+
+def parse_recipe(types: Sequence[type], recipe: str | Path, overrides: Mapping[str, Any]) -> tuple:
+    """The dataclasses a recipe describes, with `overrides` in place of its values."""
+    parser = build_parser(types, {**read_recipe(recipe), **overrides})
+    return parser.parse_args_into_dataclasses([], look_for_args_file=False)
+
+
+def _as_argument(value: Any) -> Any:
+    # argparse converts strings, which makes `1e-4` (a string in YAML 1.1) a float; lists it leaves alone.
+    return [str(item) for item in value] if isinstance(value, list) else value

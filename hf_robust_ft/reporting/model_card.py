@@ -1,0 +1,73 @@
+"""The model card of a robust checkpoint, rendered from its report and nothing else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hf_robust_ft.evaluation import PROTOCOLS, RobustnessReport
+from hf_robust_ft.threat_models import format_eps
+
+TEMPLATE = Path(__file__).parent / "model_card_template.md"
+
+METRIC_NAMES = {
+    "clean_accuracy": "Clean accuracy",
+    "adversarial_accuracy": "Adversarial accuracy",
+    "expected_robustness": "Expected robustness",
+}
+
+
+def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) -> str:
+    """The text of `README.md`: Hub metadata with the results as `model-index`, and the card.
+
+    Args:
+        report: its metadata may hold `model_name`, `base_model`, `dataset`, `dataset_name`, `split`, `license`,
+            `training`, `versions`, `command`, `tags`.
+        pictures: file names beside the card to show.
+    """
+    facts = report.metadata
+    norm, eps = report.threat_model["norm"], format_eps(report.threat_model["eps"])
+    attack = f"APGD-{report.attack['loss'].upper()}-{report.attack['steps']}"
+    dataset = facts.get("dataset_name") or facts.get("dataset") or "the evaluation dataset"
+    setting = {"norm": norm, "eps": eps, "attack": attack, "protocol": report.protocol, "samples": report.num_samples}
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=facts.get("dataset") or "unknown",
+            dataset_name=dataset,
+            dataset_split=facts.get("split"),
+            metric_type="accuracy" if key == "clean_accuracy" else key,
+            metric_name=name if key == "clean_accuracy" else f"{name} ({norm} {eps}, {attack})",
+            metric_value=round(getattr(report, key), 6),
+            metric_args={"samples": report.num_samples} if key == "clean_accuracy" else setting,
+        )
+        for key, name in METRIC_NAMES.items()
+    ]
+    tags = ["hf_robust_ft", "adversarial-robustness", f"{norm}-{eps}".replace("/", "-over-")]
+    data = ModelCardData(
+        model_name=facts.get("model_name") or "robust image classifier",
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        license=facts.get("license"),
+        base_model=facts.get("base_model"),
+        datasets=[facts["dataset"]] if facts.get("dataset_on_hub") else None,
+        tags=[*tags, *facts.get("tags", [])],
+        eval_results=results,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        report=report,
+        facts=facts,
+        training=facts.get("training", {}),
+        norm=norm,
+        eps=eps,
+        attack=attack,
+        attack_start="a random point of the ball" if report.attack["random_start"] else "the clean image",
+        protocol_text=PROTOCOLS[report.protocol],
+        dataset=dataset,
+        pictures=pictures,
+        percent=lambda value: f"{100 * value:.2f} %",
+        curve=[(format_eps(e), a) for e, a in zip(report.epsilons, report.accuracies, strict=True)],
+    )
+    return str(card).rstrip() + "\n"

@@ -1,0 +1,69 @@
+"""The accuracy-eps curve and the course of training, as PNG."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from hf_robust_ft.evaluation import RobustnessReport
+from hf_robust_ft.threat_models import format_eps
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe-Ito: told apart by everyone
+
+
+def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> None:
+    """Accuracy against eps, one line a report, with the area that expected robustness averages shaded."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for (label, report), colour in zip(reports.items(), COLOURS, strict=False):
+        x = [eps * 255 for eps in report.epsilons]
+        y = [100 * accuracy for accuracy in report.accuracies]
+        axes.plot(x, y, "o-", color=colour, markersize=4, label=f"{label}: expected {report.expected_robustness:.1%}")
+        if len(reports) == 1:
+            axes.fill_between(x, y, color=colour, alpha=0.12)
+    report = next(iter(reports.values()))
+    axes.set(
+        xlabel=f"{report.threat_model['norm']} budget eps (1/255)",
+        ylabel="accuracy under attack (%)",
+        ylim=(0, 100),
+        xlim=(0, report.epsilons[-1] * 255),
+        title=f"Robustness up to {report.threat_model['norm']} {format_eps(report.epsilons[-1])}, "
+        f"{report.num_samples} images",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def plot_training(histories: Mapping[str, list[dict]], path: str | Path) -> None:
+    """Validation accuracy by epoch over the budget eps of each run (`Trainer`'s log histories)."""
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(6.4, 5.2), sharex=True, height_ratios=(3, 1.2), layout="constrained"
+    )
+    for (label, history), colour in zip(histories.items(), COLOURS, strict=False):
+        for key, style, name in (
+            ("eval_clean_accuracy", "-", "clean"),
+            ("eval_adversarial_accuracy", "--", "adversarial"),
+        ):
+            points = [(entry["epoch"], 100 * entry[key]) for entry in history if key in entry and "epoch" in entry]
+            if points:
+                top.plot(*zip(*points, strict=True), style, color=colour, label=f"{label}, {name}")
+        budget = [(entry["epoch"], 255 * entry["eps"]) for entry in history if "loss" in entry and "eps" in entry]
+        if budget:
+            # A log at the end of an epoch tells the eps of the steps before it.
+            bottom.step(*zip(*budget, strict=True), where="pre", color=colour, label=label)
+    top.set(ylabel="validation accuracy (%)", ylim=(0, 100), title="Training")
+    bottom.set(xlabel="epoch", ylabel="eps (1/255)")
+    bottom.set_ylim(bottom=0)
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
+    if top.lines:
+        top.legend(frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: str | Path) -> None:
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    plt.close(figure)

@@ -1,0 +1,295 @@
+"""`transformers.Trainer` on adversarial examples: only the pixels of a batch are exchanged."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+
+from hf_robust_ft import trainer_checks
+from hf_robust_ft.attacks import APGD, attack_mode
+from hf_robust_ft.batch_checks import check_batch
+from hf_robust_ft.callbacks import EpsilonSchedulerCallback
+from hf_robust_ft.evaluation import RobustnessReport, build_report, predictions_under_attack
+from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
+from hf_robust_ft.reporting import library_versions, write_evidence
+from hf_robust_ft.threat_models import format_eps
+from hf_robust_ft.training_args import AdversarialTrainingArguments
+
+
+class AdversarialTrainer(Trainer):
+    """`Trainer` whose `compute_loss` sees the batch after an attack at the scheduled eps.
+
+    Takes `Trainer`'s arguments, of which `args` must be `AdversarialTrainingArguments`; the normalisation of
+    `pixel_values` is read from `processing_class`, the checkpoint's image processor, or given as `pixel_space`.
+
+    `evaluate()` adds `clean_accuracy` and, when `args.robust_eval` says so, `adversarial_accuracy` and
+    `expected_robustness`; the whole curve is then in `robustness_report`. Every log carries `eps`.
+
+    Mended against `Trainer` of transformers 5: resuming and load_best_model_at_end restore every weight; losses of
+    models that take but ignore `num_items_in_batch` are averaged over accumulated batches; a loss that is not finite
+    stops training before the weights change.
+
+    Raises:
+        TypeError: `args` are plain `TrainingArguments`.
+        ValueError: no or no usable image processor, reentrant checkpointing, DeepSpeed ZeRO-3, more than one
+            `EpsilonSchedulerCallback`, or data an attack cannot work on.
+    """
+
+    # A classification loss is a mean over its batch; see `__init__` for `compute_loss_func`.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: AdversarialTrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable | None = None,
+        callbacks: list | None = None,
+        optimizers: tuple = (None, None),
+        optimizer_cls_and_kwargs: tuple | None = None,
+        preprocess_logits_for_metrics: Callable | None = None,
+        *,
+        pixel_space: PixelSpace | None = None,
+    ):
+        args = AdversarialTrainingArguments(output_dir="tmp_trainer") if args is None else args
+        trainer_checks.check_args(args)
+        self.pixel_space = trainer_checks.resolve_pixel_space(pixel_space, processing_class)
+        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
+            trainer_checks.check_dataset(dataset, args)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=trainer_checks.with_scheduler(callbacks, args),
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        trainer_checks.check_model(self.model, train_dataset)
+        # ResNet, CLIP, Swinv2, ... accept num_items_in_batch and ignore it; trusting them would scale the loss wrongly.
+        self.model_accepts_loss_kwargs = False
+        if compute_loss_func is not None:
+            self.loss_is_scaled_for_ga = None  # it is handed num_items_in_batch: Trainer's own rule holds
+        self.robustness_report: RobustnessReport | None = None
+        self._first_batch_checked = False
+        self._attack_generator: torch.Generator | None = None
+        self._attack_generator_step = -1
+        self._evaluation: _Evaluation | None = None
+
+    @property
+    def scheduler_callback(self) -> EpsilonSchedulerCallback:
+        """The live scheduler. Resuming may rebuild callbacks, so it is looked up each time."""
+        found = [entry for entry in self.callback_handler.callbacks if isinstance(entry, EpsilonSchedulerCallback)]
+        if len(found) != 1:
+            raise ValueError(f"AdversarialTrainer needs exactly one EpsilonSchedulerCallback, found {len(found)}.")
+        return found[0]
+
+    @property
+    def current_eps(self) -> float:
+        """The budget of the step at hand, in pixel units of [0, 1]."""
+        return self.scheduler_callback.current_eps
+
+    @property
+    def num_labels(self) -> int | None:
+        return getattr(getattr(self.model, "config", None), "num_labels", None)
+
+    # ---- Training ----------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ):
+        if model.training:
+            if not self._first_batch_checked:
+                self._check_first_batch(inputs)
+            eps = self.current_eps
+            if eps > 0:
+                adversarial = self._attack(inputs, eps, self.args.train_attack)
+                inputs = {**inputs, "pixel_values": adversarial}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _attack(self, inputs: Mapping[str, Tensor], eps: float, attack: APGD) -> Tensor:
+        """Adversarial `pixel_values` for a batch, normalised again and in its dtype."""
+        pixel_values = inputs["pixel_values"]
+        pixels = self.pixel_space.to_pixels(pixel_values).clamp(0, 1)
+        # The unwrapped model: through DDP's wrapper a second forward would disturb gradient synchronisation.
+        with attack_mode(self.model, freeze=not self._is_fsdp1):
+            result = attack(
+                PixelClassifier(self.model, self.pixel_space),
+                pixels,
+                inputs["labels"],
+                self.args.threat_model,
+                eps=eps,
+                generator=self._generator(pixels.device) if attack.random_start else None,
+            )
+        return self.pixel_space.from_pixels(result.adversarial).to(pixel_values.dtype)
+
+    @property
+    def _is_fsdp1(self) -> bool:
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        return self.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) == 1
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        """Random starts depend on (seed, rank, step) alone, never on what else draws random numbers."""
+        if self._attack_generator is None or self._attack_generator.device != device:
+            self._attack_generator, self._attack_generator_step = torch.Generator(device), -1
+        if self._attack_generator_step != self.state.global_step:
+            key = (self.args.seed, self.args.process_index, self.state.global_step)
+            self._attack_generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+            self._attack_generator_step = self.state.global_step
+        return self._attack_generator
+
+    def _check_first_batch(self, inputs: Mapping[str, Any]) -> None:
+        """Check what the attack needs now, not when the schedule first raises eps hours later."""
+        check_batch(inputs, self.pixel_space, self.num_labels)
+        if self.args.threat_model.eps > 0:
+            two = {key: inputs[key][:2] for key in ("pixel_values", "labels")}
+            self._attack(two, self.args.threat_model.eps, APGD(steps=1, random_start=False))
+        self._first_batch_checked = True
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        # note: a host sync, which `Trainer` also makes for logging_nan_inf_filter
+        if not torch.isfinite(loss).all():
+            checkpoint = get_last_checkpoint(self.args.output_dir)
+            kept = f"The last checkpoint is {checkpoint}" if checkpoint else "No checkpoint was saved yet"
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {self.state.global_step + 1} (eps {format_eps(self.current_eps)}); "
+                f"stopped before the weights change. {kept}. Lower the learning rate, or train in bf16 or fp32."
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        logs.setdefault("eps", self.current_eps)
+        super().log(logs, start_time)
+
+    # ---- Evaluation --------------------------------------------------------------
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        if description == "Prediction":  # predict() returns the model's own predictions and nothing more
+            return super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        attacks = self.args.robust_eval == "epoch" or (self.args.robust_eval == "end" and not self.is_in_train)
+        self._evaluation = _Evaluation(self.args.evaluation_grid if attacks else [0.0])
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            output.metrics.update(self._robustness_metrics(self._evaluation, metric_key_prefix))
+        finally:
+            self._evaluation = None
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if self._evaluation is None or inputs.get("labels") is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        if not self._evaluation.predictions:
+            check_batch(inputs, self.pixel_space, self.num_labels)
+        loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
+        predictions = extract_logits(logits).argmax(1)[:, None]
+        if len(self._evaluation.epsilons) > 1:
+            with attack_mode(self.model, freeze=not self._is_fsdp1):
+                predictions = predictions_under_attack(
+                    PixelClassifier(self.model, self.pixel_space),
+                    self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1),
+                    inputs["labels"],
+                    threat_model=self.args.threat_model,
+                    epsilons=self._evaluation.epsilons,
+                    attack=self.args.eval_attack,
+                    clean_predictions=predictions[:, 0],
+                )
+        self._evaluation.add(*self.gather_function((predictions, inputs["labels"])))
+        return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
+
+    def _robustness_metrics(self, evaluation: "_Evaluation", prefix: str) -> dict[str, float]:
+        if not evaluation.predictions:
+            return {}
+        report = build_report(
+            torch.cat(evaluation.predictions).numpy(),
+            torch.cat(evaluation.references).numpy(),
+            threat_model=self.args.threat_model,
+            epsilons=evaluation.epsilons,
+            attack=self.args.eval_attack,
+            metadata=self._metadata(),
+        )
+        metrics = {f"{prefix}_clean_accuracy": report.clean_accuracy}
+        if len(report.epsilons) > 1:
+            self.robustness_report = report
+            metrics[f"{prefix}_adversarial_accuracy"] = report.adversarial_accuracy
+            metrics[f"{prefix}_expected_robustness"] = report.expected_robustness
+        return metrics
+
+    def _metadata(self) -> dict[str, Any]:
+        metadata = {"training": self.args.training_settings(), "versions": library_versions()}
+        name = getattr(getattr(self.model, "config", None), "_name_or_path", "")
+        if name and not os.path.exists(name):  # a Hub id, not a folder of this machine
+            metadata["base_model"] = name
+        return metadata
+
+    # ---- Checkpoints -------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._load_all_weights(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_all_weights(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_all_weights(self, checkpoint: str) -> bool:
+        """Load a checkpoint strictly, through `from_pretrained`; False where Trainer's own loading is the right one.
+
+        `save_pretrained` renames some models' weights (ViT, Swin, DINOv2, ...) and Trainer's loading drops those.
+        """
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if sharded or not isinstance(self.model, PreTrainedModel):
+            return False
+        saved = type(self.model).from_pretrained(checkpoint, dtype=self.model.dtype)
+        self.model.load_state_dict(saved.state_dict(), strict=True)
+        return True
+
+    # ---- Publishing --------------------------------------------------------------
+
+    def create_model_card(self, **kwargs: Any) -> None:
+        """Write the robustness report, its curve and a card with both, once a robust evaluation has run."""
+        if self.robustness_report is None:
+            super().create_model_card(**kwargs)
+        elif self.is_world_process_zero():
+            report = self.robustness_report.with_metadata(**{k: v for k, v in kwargs.items() if v is not None})
+            write_evidence(report, self.args.output_dir, self.state.log_history)
+
+
+class _Evaluation:
+    """Predictions gathered over one evaluation: a row per image, a column per eps."""
+
+    def __init__(self, epsilons: list[float]):
+        self.epsilons = epsilons
+        self.predictions: list[Tensor] = []
+        self.references: list[Tensor] = []
+
+    def add(self, predictions: Tensor, references: Tensor) -> None:
+        self.predictions.append(predictions.cpu())
+        self.references.append(references.cpu())

@@ -1,0 +1,112 @@
+"""What `AdversarialTrainer` refuses at construction, before any compute is spent."""
+
+from typing import Any
+
+import datasets
+import numpy as np
+from torch import nn
+from transformers import TrainingArguments
+
+from hf_robust_ft.callbacks import EpsilonSchedulerCallback
+from hf_robust_ft.pixels import PixelSpace
+from hf_robust_ft.threat_models import format_eps
+from hf_robust_ft.training_args import ZERO_3_REFUSED, AdversarialTrainingArguments
+
+REENTRANT_REFUSED = (
+    "Reentrant activation checkpointing cannot be differentiated with respect to the pixels, so the attack would fail. "
+    "Set activation_checkpointing_kwargs={'use_reentrant': False}."
+)
+
+
+def check_args(args: TrainingArguments) -> None:
+    """Raise unless `args` are ours and ask for nothing the attack breaks under."""
+    if not isinstance(args, AdversarialTrainingArguments):
+        raise TypeError(
+            f"args must be AdversarialTrainingArguments, got {type(args).__name__}: replace TrainingArguments(...) by "
+            "AdversarialTrainingArguments(...); it takes the same arguments."
+        )
+    if args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ValueError(REENTRANT_REFUSED)
+    if getattr(getattr(args, "deepspeed_plugin", None), "zero_stage", 0) == 3:
+        raise ValueError(ZERO_3_REFUSED)
+
+
+def resolve_pixel_space(pixel_space: PixelSpace | None, processing_class: Any) -> PixelSpace:
+    """The normalisation of `pixel_values`: the one given, or the image processor's, verified."""
+    if pixel_space is not None:
+        return pixel_space
+    if processing_class is None:
+        raise ValueError(
+            "AdversarialTrainer needs to know how pixel_values were normalised. Pass the checkpoint's image "
+            "processor, processing_class=AutoImageProcessor.from_pretrained(...), or the map itself, "
+            "pixel_space=PixelSpace(mean=(...), std=(...))."
+        )
+    return PixelSpace.from_processor(processing_class)
+
+
+def check_dataset(dataset: Any, args: TrainingArguments) -> None:
+    """Raise if Trainer would remove the columns that `pixel_values` are made from."""
+    if not isinstance(dataset, datasets.Dataset) or not args.remove_unused_columns:
+        return
+    if "pixel_values" in dataset.column_names:
+        return
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            f"The dataset makes pixel_values by a transform from its columns {dataset.column_names}, which Trainer "
+            "removes first. Set remove_unused_columns=False."
+        )
+    raise ValueError(
+        f"The dataset has the columns {dataset.column_names} but no 'pixel_values'. Give it a transform "
+        "(dataset.with_transform(...)) that applies the image processor, and set remove_unused_columns=False."
+    )
+
+
+def check_model(model: nn.Module, train_dataset: Any) -> None:
+    """Raise unless the model tells at least two classes apart and knows the labels of `train_dataset`."""
+    for module in model.modules():
+        function = getattr(module, "_gradient_checkpointing_func", None)
+        if getattr(module, "gradient_checkpointing", False) and getattr(function, "keywords", {}).get("use_reentrant"):
+            raise ValueError(REENTRANT_REFUSED)
+    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
+    if num_labels is not None and num_labels < 2:
+        raise ValueError(
+            f"The model has {num_labels} class: there is nothing to confuse it with. Load it with num_labels=<classes>."
+        )
+    found = _distinct_labels(train_dataset)
+    if found is None:
+        return
+    if len(found) < 2:
+        raise ValueError(f"The training data holds one class only ({found.tolist()}): there is nothing to learn.")
+    if found[0] < 0 or (num_labels is not None and found[-1] >= num_labels):
+        raise ValueError(
+            f"Training labels must be class indices in 0..{num_labels or 'K'}-1, found {found[0]} to {found[-1]}. "
+            "Filter out unlabelled images (-1, -100); for a wrong class count load the model with "
+            f"num_labels={max(int(found[-1]) + 1, 2)} and ignore_mismatched_sizes=True."
+        )
+
+
+def _distinct_labels(dataset: Any) -> np.ndarray | None:
+    """The sorted distinct labels, where they are a plain integer column; reading it decodes no image."""
+    if not isinstance(dataset, datasets.Dataset):
+        return None
+    for column in ("labels", "label"):
+        if column in dataset.column_names:
+            values = np.asarray(dataset.with_format("numpy", columns=[column])[:][column])
+            return np.unique(values) if values.ndim == 1 and np.issubdtype(values.dtype, np.integer) else None
+    return None
+
+
+def with_scheduler(callbacks: list | None, args: AdversarialTrainingArguments) -> list:
+    """The callbacks with exactly one eps scheduler among them: the user's, or one made from `args`."""
+    callbacks = list(callbacks or [])
+    ours = [entry for entry in callbacks if isinstance(entry, EpsilonSchedulerCallback)]
+    if len(ours) > 1:
+        raise ValueError(f"Pass at most one EpsilonSchedulerCallback, got {len(ours)}: which eps is meant is unclear.")
+    if not ours:
+        return [*callbacks, EpsilonSchedulerCallback.from_args(args)]
+    if abs(ours[0].target_eps - args.threat_model.eps) > 1e-9:
+        raise ValueError(
+            f"The EpsilonSchedulerCallback leads to eps={format_eps(ours[0].target_eps)}, but the arguments say "
+            f"eps={format_eps(args.threat_model.eps)}, which evaluation uses. Give both the same."
+        )
+    return callbacks

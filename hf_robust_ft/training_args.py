@@ -1,0 +1,136 @@
+"""The Trainer's arguments plus the threat model, the eps schedule and the attacks."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hf_robust_ft.attacks import APGD
+from hf_robust_ft.evaluation import evaluation_attack, resolve_epsilons
+from hf_robust_ft.schedules import build_schedule
+from hf_robust_ft.threat_models import ThreatModel, parse_eps
+
+GRANULARITIES = ("epoch", "step")
+ROBUST_EVAL = ("end", "epoch", "no")
+
+ZERO_3_REFUSED = (
+    "DeepSpeed ZeRO-3 partitions the parameters that the attack differentiates through, and is not verified with "
+    "adversarial training. Use ZeRO stage 1 or 2, or FSDP."
+)
+
+
+@dataclass
+class AdversarialTrainingArguments(TrainingArguments):
+    """`TrainingArguments` for `AdversarialTrainer`.
+
+    Groups: the threat model (`norm`, `eps`), its schedule (`eps_schedule`, `schedule_*`), the training attack
+    (`attack_*`) and the robust evaluation (`eval_attack_steps`, `eval_epsilons`, `robust_eval`). Everything else is
+    `TrainingArguments`, with its defaults unchanged. Defaults are those of arXiv 2509.23325.
+
+    Raises:
+        ValueError: on construction, for anything out of range; the message names the valid values.
+    """
+
+    norm: str = field(default="Linf", metadata={"help": "Norm of the perturbation: Linf."})
+    eps: str = field(
+        default="4/255",
+        metadata={"help": "Target budget eps_g in pixel units of [0, 1]: a fraction (4/255) or a number (0.0157)."},
+    )
+    eps_schedule: str = field(
+        default="hinge",
+        metadata={
+            "help": "How eps grows over training: hinge (0, a linear ramp, then eps_g), linear_warmup, constant."
+        },
+    )
+    schedule_start: float = field(
+        default=0.24,
+        metadata={"help": "Share of training before which eps is 0 (T1; 12 of 50 epochs is 0.24). Used by hinge."},
+    )
+    schedule_end: float = field(
+        default=0.74,
+        metadata={
+            "help": "Share of training from which eps is eps_g (T2; 37 of 50 epochs). Used by hinge, linear_warmup."
+        },
+    )
+    schedule_granularity: str = field(
+        default="epoch",
+        metadata={
+            "help": "Let eps change at every 'epoch' (the paper) or at every 'step' (short or streamed training)."
+        },
+    )
+    attack_steps: int = field(default=7, metadata={"help": "APGD steps of the training attack."})
+    attack_loss: str = field(default="ce", metadata={"help": "Loss that the attacks climb: ce."})
+    attack_random_start: bool = field(
+        default=False,
+        metadata={"help": "Start the training attack at a random point of the ball instead of at the image."},
+    )
+    eval_attack_steps: int = field(default=10, metadata={"help": "APGD steps of the evaluation attack."})
+    eval_epsilons: list[str] | None = field(
+        default=None,
+        metadata={"help": "Budgets to evaluate at, increasing from 0 to eps (default: every 1/255, the paper's grid)."},
+    )
+    robust_eval: str = field(
+        default="end",
+        metadata={
+            "help": "When evaluate() also attacks: 'end' (only outside train()), 'epoch' (at every evaluation), 'no'."
+        },
+    )
+
+    def __post_init__(self):
+        for name, valid in (("schedule_granularity", GRANULARITIES), ("robust_eval", ROBUST_EVAL)):
+            if getattr(self, name) not in valid:
+                raise ValueError(f"Unknown {name} {getattr(self, name)!r}. Valid: {', '.join(valid)}.")
+        # Each of these raises on what it cannot be built from.
+        build_schedule(self.eps_schedule, self.schedule_start, self.schedule_end)
+        _ = self.train_attack, self.eval_attack, self.evaluation_grid
+        _refuse_zero_3(self.deepspeed)
+        super().__post_init__()
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        if metric in ("adversarial_accuracy", "expected_robustness") and self.robust_eval != "epoch":
+            raise ValueError(
+                f"metric_for_best_model={self.metric_for_best_model!r} is only measured during training with "
+                f"robust_eval='epoch', got robust_eval={self.robust_eval!r}."
+            )
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        """The target: norm and eps_g."""
+        return ThreatModel(self.norm, self.eps)
+
+    @property
+    def train_attack(self) -> APGD:
+        """The attack of a training step."""
+        return APGD(steps=self.attack_steps, loss=self.attack_loss, random_start=self.attack_random_start)
+
+    @property
+    def eval_attack(self) -> APGD:
+        """The attack of a robust evaluation."""
+        return evaluation_attack(self.eval_attack_steps, self.attack_loss)
+
+    @property
+    def evaluation_grid(self) -> list[float]:
+        """The budgets of a robust evaluation, from 0 to eps_g."""
+        epsilons = None if self.eval_epsilons is None else [parse_eps(eps) for eps in self.eval_epsilons]
+        return resolve_epsilons(epsilons, self.threat_model)
+
+    def training_settings(self) -> dict[str, Any]:
+        """What a report says of the training: the protocol, not every argument."""
+        names = (
+            "norm", "eps", "eps_schedule", "schedule_start", "schedule_end", "schedule_granularity", "attack_steps",
+            "attack_loss", "attack_random_start", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+            "gradient_accumulation_steps", "world_size", "learning_rate", "weight_decay", "warmup_steps",
+            "label_smoothing_factor", "seed", "bf16", "fp16",
+        )  # fmt: skip
+        settings = {name: getattr(self, name) for name in names}
+        return {**settings, "optim": str(self.optim.value), "lr_scheduler_type": str(self.lr_scheduler_type.value)}
+
+
+def _refuse_zero_3(deepspeed: dict | str | None) -> None:
+    config = deepspeed
+    if isinstance(config, str) and os.path.isfile(config):
+        with open(config, encoding="utf-8") as file:
+            config = json.load(file)
+    if isinstance(config, dict) and config.get("zero_optimization", {}).get("stage") == 3:
+        raise ValueError(ZERO_3_REFUSED)

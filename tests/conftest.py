@@ -1,0 +1,144 @@
+"""Tiny random-initialised models and synthetic images; no test needs a network or an accelerator."""
+
+import os
+
+# Read when the libraries are imported, so set first: nothing here may reach out or phone home.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    set_seed,
+)
+
+from hf_robust_ft import AdversarialTrainer, AdversarialTrainingArguments
+from hf_robust_ft.data import with_pixel_values
+from hf_robust_ft.evaluation import stack_examples
+
+NUM_CLASSES = 4
+
+
+@pytest.fixture(autouse=True)
+def few_threads():
+    # Tiny tensors: more threads only cost.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def processor():
+    """Normalises with statistics that are neither 0/1, ImageNet's nor equal over channels."""
+    return ViTImageProcessor(
+        size={"height": 16, "width": 16}, image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.25, 0.2]
+    )
+
+
+@pytest.fixture
+def make_model():
+    """Tiny classifiers: "vit" (LayerNorm, renamed weights on save) and "resnet" (BatchNorm, ignores num_items)."""
+
+    def make(kind: str = "vit", seed: int = 0, num_labels: int = NUM_CLASSES, dropout: float = 0.0):
+        set_seed(seed)
+        if kind == "vit":
+            config = ViTConfig(
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=32,
+                image_size=16,
+                patch_size=8,
+                num_labels=num_labels,
+                hidden_dropout_prob=dropout,
+            )
+            return ViTForImageClassification(config)
+        config = ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=num_labels
+        )
+        return ResNetForImageClassification(config)
+
+    return make
+
+
+@pytest.fixture
+def images():
+    """48 noisy 16 x 16 images whose colour tells their class."""
+    rng = np.random.default_rng(0)
+    colours = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [180, 180, 60]])
+    labels = [index % NUM_CLASSES for index in range(48)]
+    pictures = [
+        PILImage.fromarray(np.clip(colours[label] + rng.normal(0, 40, (16, 16, 3)), 0, 255).astype(np.uint8))
+        for label in labels
+    ]
+    features = Features({"image": Image(), "label": ClassLabel(names=["red", "green", "blue", "yellow"])})
+    return Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+
+
+@pytest.fixture
+def dataset(images, processor):
+    return with_pixel_values(images, processor)
+
+
+@pytest.fixture
+def make_args(tmp_path):
+    def make(cls=AdversarialTrainingArguments, **changes):
+        settings = {
+            "output_dir": str(tmp_path / "out"),
+            "num_train_epochs": 4,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-3,
+            "remove_unused_columns": False,
+            "report_to": "none",
+            "save_strategy": "no",
+            "logging_strategy": "epoch",
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+            "use_cpu": True,
+        }
+        if cls is AdversarialTrainingArguments:
+            settings |= {"eps": "8/255", "attack_steps": 2, "eval_attack_steps": 2, "eval_epsilons": ["0", "8/255"]}
+        return cls(**(settings | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_model, make_args, dataset, processor):
+    def make(model=None, trainer_cls=AdversarialTrainer, train_dataset=dataset, **changes):
+        options = {
+            key: changes.pop(key) for key in ("callbacks", "compute_metrics", "compute_loss_func") if key in changes
+        }
+        args = changes.pop("args", None) or make_args(**changes)
+        return trainer_cls(
+            model=model if model is not None else make_model(),
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=dataset,
+            processing_class=processor,
+            data_collator=stack_examples,
+            **options,
+        )
+
+    return make
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    """A copy of every parameter and buffer."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_weights(first, second) -> None:
+    first, second = (entry if isinstance(entry, dict) else weights(entry) for entry in (first, second))
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert first.keys() == second.keys() and not different, f"tensors differ: {different}"

@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from hf_robust_ft import PixelSpace
+from hf_robust_ft.batch_checks import check_batch
+
+SPACE = PixelSpace((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def batch(**changes):
+    good = {"pixel_values": SPACE.from_pixels(torch.rand(4, 3, 8, 8)), "labels": torch.tensor([0, 1, 2, 3])}
+    return good | changes
+
+
+def test_a_good_batch_passes_up_to_rounding():
+    check_batch(batch(), SPACE, num_labels=4)
+    edge = SPACE.from_pixels(torch.tensor([-3e-8, 1 + 3e-8])).view(1, 1, 1, 2).expand(4, 3, 8, 2)
+    check_batch(batch(pixel_values=edge), SPACE, num_labels=4)
+
+
+def test_another_normalisation_is_refused_with_the_span_seen():
+    imagenet = PixelSpace((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).from_pixels(torch.rand(4, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"gives pixels from -[01]\.\d+ to 1\.\d+ instead of\s+\[0, 1\]"):
+        check_batch(batch(pixel_values=imagenet), SPACE)
+
+
+def test_raw_bytes_are_refused():
+    with pytest.raises(ValueError, match="are not the image processor's normalisation"):
+        check_batch(batch(pixel_values=torch.randint(0, 256, (4, 3, 8, 8)).float()), SPACE)
+
+
+def test_nan_names_the_image():
+    values = batch()["pixel_values"]
+    values[2, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="image 2 of the batch are NaN"):
+        check_batch(batch(pixel_values=values), SPACE)
+
+
+@pytest.mark.parametrize("bad", [-1, -100, 4, 1000])
+def test_labels_out_of_range_name_value_and_image(bad):
+    with pytest.raises(ValueError, match=rf"in 0\.\.4-1, got {bad}\s+\(image 1"):
+        check_batch(batch(labels=torch.tensor([0, bad, 2, 3])), SPACE, num_labels=4)
+
+
+@pytest.mark.parametrize("labels", [torch.rand(4), torch.eye(4), torch.tensor([0, 1]), [0, 1, 2, 3]])
+def test_labels_that_are_no_class_indices_are_refused(labels):
+    with pytest.raises(ValueError, match="one class index an image"):
+        check_batch(batch(labels=labels), SPACE)
+
+
+@pytest.mark.parametrize("content", [(1, 2), {"image": 1, "label": 2}, {"pixel_values": torch.rand(1, 3, 4, 4)}])
+def test_missing_columns_are_named(content):
+    with pytest.raises(ValueError, match="'pixel_values' and 'labels', got"):
+        check_batch(content, SPACE)
+
+
+def test_wrong_channels_are_refused():
+    with pytest.raises(ValueError, match=r"must have shape \(N, 3, H, W\)"):
+        check_batch(batch(pixel_values=torch.rand(4, 1, 8, 8)), SPACE)

@@ -1,0 +1,67 @@
+"""Imports go one way: a file may import from the rows above its own."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "hf_robust_ft"
+
+LAYERS = [
+    ("threat_models", "schedules", "pixels", "losses"),
+    ("batch_checks", "attacks", "metrics"),
+    ("evaluation",),
+    ("models", "data"),
+    ("reporting",),
+    ("training_args",),
+    ("callbacks",),
+    ("trainer_checks",),
+    ("trainer",),
+    ("finetuning", "recipes"),
+    ("quickstart",),
+    ("cli",),
+    ("__main__", "benchmarks"),
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def modules():
+    return [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
+
+
+def imported_modules(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found.update(name for name in names if name.startswith("hf_robust_ft."))
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names if alias.name.startswith("hf_robust_ft."))
+    return {name.split(".")[1] for name in found}
+
+
+def unit(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    own = unit(path)
+    assert own in RANK, f"{own} has no row in LAYERS"
+    upward = {name for name in imported_modules(path) - {own} if RANK[name] >= RANK[own]}
+    assert not upward, f"{own} may not import {upward}"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in modules() if RANK.get(unit(path), 0) < 2], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_attacks_know_nothing_of_transformers(path):
+    source = ast.parse(path.read_text(encoding="utf-8"))
+    roots = {
+        (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else alias.name.split(".")[0]
+        for node in ast.walk(source)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    forbidden = {"transformers", "accelerate", "timm"} | (set() if unit(path) == "metrics" else {"datasets"})
+    assert not roots & forbidden

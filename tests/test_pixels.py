@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+from transformers import (
+    BitImageProcessor,
+    CLIPImageProcessor,
+    ConvNextImageProcessor,
+    DeiTImageProcessor,
+    EfficientNetImageProcessor,
+    MobileViTImageProcessor,
+    SiglipImageProcessor,
+    ViTImageProcessor,
+)
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+
+from hf_robust_ft import PixelClassifier, PixelSpace
+
+PROCESSORS = [
+    ViTImageProcessor(),
+    ViTImageProcessor(do_normalize=False),
+    ViTImageProcessor(rescale_factor=1 / 128, image_mean=[1.0] * 3, image_std=[1.0] * 3),
+    DeiTImageProcessor(),
+    ConvNextImageProcessor(size={"shortest_edge": 224}),
+    BitImageProcessor(),
+    CLIPImageProcessor(),
+    SiglipImageProcessor(),
+    TimmWrapperImageProcessor(
+        pretrained_cfg={"input_size": (3, 224, 224), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    ),
+]
+
+
+@pytest.mark.parametrize("processor", PROCESSORS, ids=lambda processor: type(processor).__name__)
+def test_undoing_a_processor_gives_the_pixels_back(processor):
+    space = PixelSpace.from_processor(processor)
+    image = Image.fromarray(np.full((224, 224, 3), (10, 120, 250), dtype=np.uint8))
+    pixels = space.to_pixels(torch.as_tensor(processor(image, return_tensors="pt")["pixel_values"]))
+    assert torch.allclose(pixels.mean((0, 2, 3)), torch.tensor([10, 120, 250]) / 255, atol=1e-5)
+
+
+def test_timm_statistics_come_from_the_checkpoint_and_are_not_imagenets():
+    config = timm.create_model("vit_tiny_patch16_224", pretrained=False).pretrained_cfg
+    space = PixelSpace.from_processor(TimmWrapperImageProcessor(pretrained_cfg=config))
+    assert space.mean == space.std == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    "processor", [MobileViTImageProcessor(), EfficientNetImageProcessor(include_top=True)], ids=lambda p: type(p).__name__
+)
+def test_processors_that_are_no_affine_map_are_refused_with_the_way_out(processor):
+    with pytest.raises(ValueError, match="pixel_space=PixelSpace"):
+        PixelSpace.from_processor(processor)
+
+
+def test_an_object_without_normalisation_is_refused():
+    with pytest.raises(ValueError, match="neither image_mean/image_std nor a timm data_config"):
+        PixelSpace.from_processor(object())
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.5, 0.5)), ((0.5,), (0.0,)), ((0.5,), (-1.0,))])
+def test_impossible_statistics_are_refused(mean, std):
+    with pytest.raises(ValueError, match="one positive std per channel"):
+        PixelSpace(mean, std)
+
+
+def test_there_and_back():
+    space = PixelSpace((0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
+    pixels = torch.rand(2, 3, 5, 5)
+    assert torch.allclose(space.to_pixels(space.from_pixels(pixels)), pixels, atol=1e-6)
+
+
+class Fixed(nn.Module):
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, x):
+        return self.output
+
+
+LOGITS = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize("output", [LOGITS, (LOGITS, None), {"logits": LOGITS}], ids=["tensor", "tuple", "dict"])
+def test_classifier_finds_the_logits(output):
+    assert PixelClassifier(Fixed(output))(torch.rand(2, 3, 4, 4)) is LOGITS
+
+
+@pytest.mark.parametrize("output", [{"last_hidden_state": LOGITS}, (), None], ids=["hidden", "empty", "none"])
+def test_a_model_without_logits_is_refused(output):
+    with pytest.raises(ValueError, match="returned no logits"):
+        PixelClassifier(Fixed(output))(torch.rand(2, 3, 4, 4))
+
+
+def test_logits_of_a_wrong_shape_are_refused():
+    with pytest.raises(ValueError, match=r"must have shape \(N, K\)"):
+        PixelClassifier(Fixed(torch.zeros(2, 3, 4)))(torch.rand(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_classifier_equals_the_model_on_processed_images(make_model, processor, images, kind):
+    model = make_model(kind).eval()
+    picture = images[0]["image"]
+    values = processor(picture, return_tensors="pt")["pixel_values"]
+    pixels = torch.as_tensor(np.array(picture)).permute(2, 0, 1)[None] / 255
+    logits = PixelClassifier(model, PixelSpace.from_processor(processor))(pixels)
+    assert torch.allclose(logits, model(values).logits, atol=1e-5)
+
+
+def test_classifier_feeds_a_half_precision_model_in_its_own_type(make_model):
+    model = make_model("vit").to(torch.bfloat16)
+    assert PixelClassifier(model)(torch.rand(2, 3, 16, 16)).dtype == torch.bfloat16
