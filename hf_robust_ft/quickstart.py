@@ -14,6 +14,8 @@ from hf_robust_ft.recipes import parse_recipe
 from hf_robust_ft.reporting import plot_curves, plot_training
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 
+SCORES = ("clean_accuracy", "adversarial_accuracy", "expected_robustness")
+
 # Run name -> what it changes in the recipe. An eps of 0 is standard fine-tuning: no attack ever runs.
 COMPARED = {
     "hinge": {"eps_schedule": "hinge"},
@@ -46,11 +48,11 @@ def quickstart(output_dir: str | Path, *, compare: bool = False, seeds: Sequence
     if compare:
         plot_curves({name: by_seed[seeds[0]] for name, by_seed in reports.items()}, output_dir / "comparison_curve.png")
         plot_training(histories, output_dir / "comparison_training.png")
-        table = comparison_table(reports)
-        (output_dir / "comparison.md").write_text(table + "\n", encoding="utf-8")
         scores = {
             name: {seed: _scores(report) for seed, report in by_seed.items()} for name, by_seed in reports.items()
         }
+        table = comparison_table(scores)
+        (output_dir / "comparison.md").write_text(table + "\n", encoding="utf-8")
         (output_dir / "comparison.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
         print(f"\n{table}")
     return reports
@@ -83,17 +85,20 @@ def _run(name: str, seed: int, folder: Path) -> tuple[RobustnessReport, list[dic
     return report, trainer.state.log_history
 
 
-def comparison_table(reports: dict[str, dict[int, RobustnessReport]]) -> str:
-    """A Markdown table: a row per run, mean and standard deviation over the seeds where there are several."""
+def comparison_table(scores: dict[str, dict]) -> str:
+    """A Markdown table in percent: a row per run, mean and standard deviation over the seeds where there are several.
+
+    Args:
+        scores: by run name and seed, as in `comparison.json`.
+    """
     lines = [
         "| run | seeds | clean accuracy | adversarial accuracy | expected robustness |",
         "|---|---|---|---|---|",
     ]
-    for name, by_seed in reports.items():
-        scores = [_scores(report) for report in by_seed.values()]
+    for name, by_seed in scores.items():
         cells = []
-        for key in scores[0]:
-            values = 100 * np.array([score[key] for score in scores])
+        for key in SCORES:
+            values = 100 * np.array([score[key] for score in by_seed.values()])
             spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.1f}{spread}")
         lines.append(f"| {name} | {', '.join(map(str, by_seed))} | {' | '.join(cells)} |")
@@ -101,5 +106,4 @@ def comparison_table(reports: dict[str, dict[int, RobustnessReport]]) -> str:
 
 
 def _scores(report: RobustnessReport) -> dict[str, float]:
-    names = ("clean_accuracy", "adversarial_accuracy", "expected_robustness")
-    return {name: getattr(report, name) for name in names}
+    return {name: getattr(report, name) for name in SCORES}

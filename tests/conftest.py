@@ -1,6 +1,9 @@
 """Tiny random-initialised models and synthetic images; no test needs a network or an accelerator."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 # Read when the libraries are imported, so set first: nothing here may reach out or phone home.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -142,3 +145,29 @@ def assert_same_weights(first, second) -> None:
     first, second = (entry if isinstance(entry, dict) else weights(entry) for entry in (first, second))
     different = [name for name in first if not torch.equal(first[name], second[name])]
     assert first.keys() == second.keys() and not different, f"tensors differ: {different}"
+
+
+SCRIPT_START = """
+import pathlib, sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import conftest
+
+call = lambda fixture, *args: fixture._get_wrapped_function()(*args)
+folder = pathlib.Path({folder!r})
+processor, make_model = call(conftest.processor), call(conftest.make_model)
+dataset = call(conftest.dataset, call(conftest.images), processor)
+make_args = call(conftest.make_args, folder)
+make_trainer = call(conftest.make_trainer, make_model, make_args, dataset, processor)
+"""
+
+
+def run_script(body: str, folder: Path, processes: int = 1) -> subprocess.CompletedProcess:
+    """Run Python with this file's fixtures as variables, in one process or several under torchrun."""
+    folder.mkdir(exist_ok=True)
+    script = folder / "script.py"
+    script.write_text(SCRIPT_START.format(tests=str(Path(__file__).parent), folder=str(folder)) + body)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(script)]
+    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)

@@ -14,7 +14,7 @@ def batch(**changes):
 
 def test_a_good_batch_passes_up_to_rounding():
     check_batch(batch(), SPACE, num_labels=4)
-    edge = SPACE.from_pixels(torch.tensor([-3e-8, 1 + 3e-8])).view(1, 1, 1, 2).expand(4, 3, 8, 2)
+    edge = SPACE.from_pixels(torch.tensor([-3e-8, 1.0]).expand(4, 3, 8, 2))
     check_batch(batch(pixel_values=edge), SPACE, num_labels=4)
 
 

@@ -87,7 +87,7 @@ class APGD:
         for _ in range(self.restarts):
             run = _single_run(self, logits_fn, pixels, labels, threat_model, radius, generator)
             best = run if best is None else _keep_better(best, run, _is_better(best, run, self.select))
-        return AttackResult(best.x, best.fooled, best.loss, best.predictions)
+        return _as_result(best, self.loss)
 
 
 def apgd(
@@ -136,7 +136,7 @@ def apgd(
 
 @dataclass
 class _Point:
-    """One point per image, with what the model said of it; `gradient` is None where it was not needed."""
+    """One point per image and what the model said of it; `loss` is the objective, `gradient` None where not needed."""
 
     x: Tensor
     loss: Tensor
@@ -196,10 +196,10 @@ def _visit(logits_fn: LogitsFn, x: Tensor, labels: Tensor, loss: str, with_gradi
     with torch.set_grad_enabled(with_gradient):
         x = x.detach().requires_grad_(with_gradient)
         logits = logits_fn(x)
-        losses = get_loss(loss)(logits, labels)
-        gradient = torch.autograd.grad(losses.sum(), x)[0] if with_gradient else None
+        objective = get_loss(loss).objective(logits, labels)
+        gradient = torch.autograd.grad(objective.sum(), x)[0] if with_gradient else None
     predictions = logits.detach().argmax(1)
-    return _Point(x.detach(), losses.detach(), predictions != labels, predictions, gradient)
+    return _Point(x.detach(), objective.detach(), predictions != labels, predictions, gradient)
 
 
 def _is_better(old: _Point, new: _Point, select: str) -> Tensor:
@@ -227,8 +227,11 @@ def _per_image(mask: Tensor, like: Tensor) -> Tensor:
 
 
 def _evaluate_only(logits_fn: LogitsFn, pixels: Tensor, labels: Tensor, loss: str) -> AttackResult:
-    point = _visit(logits_fn, pixels, labels, loss, with_gradient=False)
-    return AttackResult(point.x, point.fooled, point.loss, point.predictions)
+    return _as_result(_visit(logits_fn, pixels, labels, loss, with_gradient=False), loss)
+
+
+def _as_result(point: _Point, loss: str) -> AttackResult:
+    return AttackResult(point.x, point.fooled, get_loss(loss).value(point.loss), point.predictions)
 
 
 def _check_arguments(pixels: Tensor, labels: Tensor) -> None:

@@ -1,0 +1,1 @@
+"""Side-by-side measurements against other libraries; each is a script that prints JSON."""

@@ -1,0 +1,98 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from hf_robust_ft import PixelSpace, load_image_classifier
+from hf_robust_ft.models import use_fast_memory_format
+
+NAMES = ["red", "green", "blue", "yellow"]
+
+
+@pytest.fixture
+def checkpoint(make_model, processor, tmp_path):
+    folder = tmp_path / "checkpoint"
+    make_model("vit", num_labels=7).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_local_checkpoint_gets_a_new_head_with_names(checkpoint):
+    state = torch.get_rng_state()
+    model, processor = load_image_classifier(checkpoint, label_names=NAMES, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.config.id2label == dict(enumerate(NAMES)) and model.config.label2id["blue"] == 2
+    again, _ = load_image_classifier(checkpoint, label_names=NAMES, seed=3)
+    other, _ = load_image_classifier(checkpoint, label_names=NAMES, seed=4)
+    assert torch.equal(model.classifier.weight, again.classifier.weight)
+    assert not torch.equal(model.classifier.weight, other.classifier.weight)
+    assert PixelSpace.from_processor(processor).mean == (0.5, 0.4, 0.3)
+
+
+def test_a_checkpoint_keeps_its_head_without_classes(checkpoint):
+    model, _ = load_image_classifier(checkpoint)
+    assert model.config.num_labels == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_names": NAMES, "num_labels": 3}, "disagrees with the 4 label_names"),
+        ({"num_labels": 1}, "at least 2 classes, got 1"),
+        ({"image_size": 64, "num_labels": 4}, "image_size is for the embedded model"),
+    ],
+)
+def test_bad_options_are_refused(checkpoint, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_image_classifier(checkpoint, **options)
+
+
+def test_the_embedded_model_refuses_what_it_cannot_do():
+    with pytest.raises(ValueError, match="multiple of 32, got 100"):
+        load_image_classifier("efficientnet_lite0", num_labels=4, image_size=100)
+    with pytest.raises(ValueError, match=r"takes no \['revision'\]"):
+        load_image_classifier("efficientnet_lite0", num_labels=4, revision="main")
+
+
+def test_the_embedded_model_is_a_plain_checkpoint_elsewhere(tmp_path):
+    """Loaded by `pipeline` in a Python that cannot import hf_robust_ft, with the same logits."""
+    model, processor = load_image_classifier("efficientnet_lite0", label_names=NAMES, image_size=32)
+    model.eval().save_pretrained(tmp_path)
+    images = torch.rand(2, 3, 32, 32)
+    torch.save({"images": images, "logits": model(images).logits.detach()}, tmp_path / "expected.pt")
+    script = f"""
+import sys
+sys.modules["hf_robust_ft"] = None
+import numpy as np, torch
+from PIL import Image
+from transformers import pipeline
+classify = pipeline("image-classification", {str(tmp_path)!r})
+saved = torch.load({str(tmp_path / "expected.pt")!r}, weights_only=True)
+assert torch.allclose(classify.model(saved["images"]).logits, saved["logits"], atol=1e-5)
+answer = classify(Image.fromarray(np.full((50, 50, 3), 9, np.uint8)), top_k=4)
+assert {{entry["label"] for entry in answer}} == set({NAMES!r}), answer
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    reloaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert reloaded.config.id2label == dict(enumerate(NAMES))
+    assert PixelSpace.from_processor(AutoImageProcessor.from_pretrained(tmp_path)) == PixelSpace.from_processor(processor)
+
+
+def test_the_embedded_weights_are_pretrained():
+    """ImageNet's own head is kept, and every tensor is the package's."""
+    model, _ = load_image_classifier("efficientnet_lite0")
+    assert model.config.num_labels == 1000
+    fresh = type(model)(model.config).state_dict()
+    floats = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    assert all(not torch.equal(tensor, fresh[name]) for name, tensor in floats.items())
+
+
+def test_only_convolutional_models_change_their_layout(make_model):
+    assert use_fast_memory_format(make_model("vit")) == "contiguous"
+    model = make_model("resnet")
+    assert use_fast_memory_format(model) == "channels_last"
+    kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4 and parameter.shape[1] > 1]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)

@@ -1,0 +1,141 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from hf_robust_ft import RobustnessReport
+from hf_robust_ft.cli import main
+
+
+@pytest.fixture
+def imagefolder(images, tmp_path):
+    """The test images as train/<class>/<image> and test/<class>/<image>."""
+    names = images.features["label"].names
+    for index, example in enumerate(images):
+        folder = tmp_path / "colours" / ("test" if index >= 32 else "train") / names[example["label"]]
+        folder.mkdir(parents=True, exist_ok=True)
+        example["image"].save(folder / f"{index}.png")
+    return str(tmp_path / "colours")
+
+
+@pytest.fixture
+def checkpoint(make_model, processor, tmp_path):
+    folder = tmp_path / "pretrained"
+    make_model("resnet", num_labels=9).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def train_flags(checkpoint, imagefolder, tmp_path):
+    return [
+        "--model", checkpoint, "--dataset", imagefolder, "--output_dir", str(tmp_path / "run"), "--eps", "8/255",
+        "--num_train_epochs", "4", "--per_device_train_batch_size", "8", "--validation_size", "0.25",
+        "--attack_steps", "2", "--eval_attack_steps", "2", "--use_cpu", "--dataloader_pin_memory", "false",
+        "--disable_tqdm", "true",
+    ]  # fmt: skip
+
+
+def test_train_then_evaluate(train_flags, imagefolder, tmp_path, capsys):
+    main(["train", *train_flags])
+    run = tmp_path / "run"
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json", "robustness_report.json", "README.md"):
+        assert (run / name).is_file(), name
+    for picture in ("accuracy_eps_curve.png", "training.png"):
+        assert Image.open(run / picture).size[0] > 500
+    report = RobustnessReport.from_json(run / "robustness_report.json")
+    assert report.num_samples == 16 and len(report.epsilons) == 9
+    assert report.metadata["training"]["eps_schedule"] == "hinge" and report.metadata["dataset"] == "colours"
+    card = (run / "README.md").read_text()
+    assert str(tmp_path) not in card and f"{report.expected_robustness:.2%}".replace("%", " %") in card
+    assert "expected robustness" in capsys.readouterr().out
+
+    flags = ["--model", str(run), "--dataset", imagefolder, "--eps", "8/255", "--attack_steps", "2"]
+    main(["evaluate", *flags, "--output_dir", str(tmp_path / "again"), "--device", "cpu"])
+    again = RobustnessReport.from_json(tmp_path / "again" / "robustness_report.json")
+    assert again.accuracies == report.accuracies
+
+
+def test_a_finished_run_is_not_overwritten_and_can_be_resumed(train_flags, tmp_path, capsys):
+    main(["train", *train_flags])
+    assert (tmp_path / "run" / "checkpoint-12").is_dir()
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *train_flags])
+    assert stop.value.code == 2 and "--resume_from_checkpoint last" in capsys.readouterr().err
+    before = (tmp_path / "run" / "robustness_report.json").read_text()
+    main(["train", *train_flags, "--resume_from_checkpoint", "last"])
+    after = json.loads((tmp_path / "run" / "robustness_report.json").read_text())
+    assert after["accuracies"] == json.loads(before)["accuracies"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--eps", "4"], "Did you mean eps='4/255'"),
+        (["--eps", "4/0"], "divides by zero"),
+        (["--norm", "L3"], "Valid norms: Linf"),
+        (["--eps_schedule", "hing"], "Valid schedules: constant, linear_warmup, hinge"),
+        (["--attack_loss", "cw"], "Valid losses: ce"),
+        (["--augmentation", "mixup"], "Valid: none, paper"),
+        (["--schedule_start", "0.9"], "is after schedule_end"),
+        (["--dataset", "/no/such/folder"], "is not a folder"),
+        (["--label_column", "species"], "has no column 'species'"),
+        (["--max_train_samples", "0"], "must be at least 1"),
+        (["--resume_from_checkpoint", "last"], "no checkpoint to resume from"),
+        (["--resume_from_checkpoint", "nowhere"], "is not a folder"),
+        (["--no_such_flag", "1"], "no_such_flag"),
+        (["--config", "no_such_recipe"], "There is no recipe 'no_such_recipe'"),
+        (["--max_eval_samples", "-3"], "max_eval_samples must be at least 1"),
+    ],
+    ids=lambda value: "_".join(value).strip("-") if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_writes_nothing(train_flags, tmp_path, capsys, changes, message):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *train_flags, *changes])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_evaluating_a_checkpoint_of_another_dataset_is_refused(checkpoint, imagefolder, capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--model", checkpoint, "--dataset", imagefolder])
+    assert "tells 9 classes apart, the dataset has 4" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--model", checkpoint, "--dataset", imagefolder, "--split", "dev"])
+    assert "Unknown split 'dev'. Valid: train, validation, test" in capsys.readouterr().err
+
+
+def test_missing_required_arguments_are_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--eps", "4/255"])
+    assert "--model" in capsys.readouterr().err
+
+
+def test_help_is_short_and_grouped(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert "threat model, schedule and attacks" in text and "--eps_schedule" in text and "--learning_rate" in text
+    assert "--fsdp" not in text and "--eps-schedule" not in text and text.count("\n") < 150
+    with pytest.raises(SystemExit):
+        main(["train", "--help_all"])
+    assert "--fsdp" in capsys.readouterr().out
+
+
+def test_program_help_is_quick_and_names_the_commands():
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "hf_robust_ft", "--help"],
+                          capture_output=True, text=True, env={**os.environ})  # fmt: skip
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in ("quickstart", "train", "evaluate"))
+    assert "| torch" not in done.stderr and "transformers" not in done.stderr
+
+
+def test_unknown_command_lists_the_valid_ones(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit"])
+    assert "Commands: train, evaluate, quickstart" in str(stop.value.code)
