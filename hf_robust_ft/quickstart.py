@@ -20,7 +20,7 @@ SCORES = ("clean_accuracy", "adversarial_accuracy", "expected_robustness")
 COMPARED = {
     "hinge": {"eps_schedule": "hinge"},
     "fix": {"eps_schedule": "constant"},
-    "standard": {"eps": "0", "robust_eval": "no"},
+    "standard": {"eps": "0", "eval_epsilons": None, "robust_eval": "no"},
 }
 
 

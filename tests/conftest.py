@@ -1,6 +1,7 @@
 """Tiny random-initialised models and synthetic images; no test needs a network or an accelerator."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -43,9 +44,7 @@ def few_threads():
 @pytest.fixture
 def processor():
     """Normalises with statistics that are neither 0/1, ImageNet's nor equal over channels."""
-    return ViTImageProcessor(
-        size={"height": 16, "width": 16}, image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.25, 0.2]
-    )
+    return ViTImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.25, 0.2])
 
 
 @pytest.fixture
@@ -168,6 +167,10 @@ def run_script(body: str, folder: Path, processes: int = 1) -> subprocess.Comple
     folder.mkdir(exist_ok=True)
     script = folder / "script.py"
     script.write_text(SCRIPT_START.format(tests=str(Path(__file__).parent), folder=str(folder)) + body)
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port]
     command = [sys.executable, *(launcher if processes > 1 else []), str(script)]
-    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

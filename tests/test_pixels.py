@@ -48,7 +48,9 @@ def test_timm_statistics_come_from_the_checkpoint_and_are_not_imagenets():
 
 
 @pytest.mark.parametrize(
-    "processor", [MobileViTImageProcessor(), EfficientNetImageProcessor(include_top=True)], ids=lambda p: type(p).__name__
+    "processor",
+    [MobileViTImageProcessor(), EfficientNetImageProcessor(include_top=True)],
+    ids=lambda p: type(p).__name__,
 )
 def test_processors_that_are_no_affine_map_are_refused_with_the_way_out(processor):
     with pytest.raises(ValueError, match="pixel_space=PixelSpace"):

@@ -13,7 +13,9 @@ def accuracy(prediction):
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-@pytest.mark.parametrize("changes", [{}, {"label_smoothing_factor": 0.1}, {"bf16": True}], ids=["plain", "smooth", "bf16"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"label_smoothing_factor": 0.1}, {"bf16": True}], ids=["plain", "smooth", "bf16"]
+)
 def test_at_eps_zero_training_is_bitwise_the_plain_trainers(make_trainer, make_model, make_args, kind, changes):
     ours = make_trainer(make_model(kind, dropout=0.1), eps="0", eval_epsilons=None, **changes)
     ours.train()
@@ -262,7 +264,10 @@ def test_random_starts_depend_on_the_step_alone(make_trainer, make_model):
 
 def test_activation_checkpointing_without_reentrance_changes_nothing(make_trainer, make_model):
     models = []
-    for settings in ({}, {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}):
+    for settings in (
+        {},
+        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}},
+    ):
         trainer = make_trainer(make_model(), eps_schedule="constant", num_train_epochs=1, **settings)
         trainer.train()
         models.append(trainer.model)
@@ -307,4 +312,3 @@ def test_a_model_init_is_accepted(make_model, make_args, dataset, processor):
     )
     trainer.train()
     assert trainer.state.global_step == 12
-

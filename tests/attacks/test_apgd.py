@@ -168,9 +168,7 @@ def test_one_eps_per_image(classifier, batch):
     distance = (result.adversarial - pixels).abs().flatten(1).amax(1)
     assert (distance <= eps).all() and distance[0] == 0 and distance[-1] > 0.09
     for index in (3, 11):
-        alone = apgd(
-            classifier, pixels[[index]], labels[[index]], LINF, eps=eps[index].item(), random_start=False
-        )
+        alone = apgd(classifier, pixels[[index]], labels[[index]], LINF, eps=eps[index].item(), random_start=False)
         assert torch.allclose(alone.adversarial, result.adversarial[[index]], atol=1e-6)
 
 

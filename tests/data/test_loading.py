@@ -49,7 +49,9 @@ def test_validation_serves_as_test_where_there_is_none(images, tmp_path, caplog)
 
 
 def test_existing_splits_are_kept(images, tmp_path):
-    parts = {name: images.select(range(start, start + 16)) for name, start in (("train", 0), ("valid", 16), ("test", 32))}
+    parts = {
+        name: images.select(range(start, start + 16)) for name, start in (("train", 0), ("valid", 16), ("test", 32))
+    }
     splits = load_image_dataset(on_disk(tmp_path, **parts))
     assert {name: len(split) for name, split in splits.items()} == {"train": 16, "validation": 16, "test": 16}
 

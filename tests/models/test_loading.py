@@ -78,7 +78,9 @@ assert {{entry["label"] for entry in answer}} == set({NAMES!r}), answer
     assert done.returncode == 0, done.stderr
     reloaded = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert reloaded.config.id2label == dict(enumerate(NAMES))
-    assert PixelSpace.from_processor(AutoImageProcessor.from_pretrained(tmp_path)) == PixelSpace.from_processor(processor)
+    assert PixelSpace.from_processor(AutoImageProcessor.from_pretrained(tmp_path)) == PixelSpace.from_processor(
+        processor
+    )
 
 
 def test_the_embedded_weights_are_pretrained():
