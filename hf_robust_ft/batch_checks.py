@@ -1,12 +1,13 @@
-"""Is this batch one an attack can work on? Asked before compute is spent; each check reads values back to the host."""
+"""Is this batch one an attack can work on? Each check reads values, so it belongs where they are on the CPU."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_robust_ft.pixels import TOLERANCE, PixelSpace
+from hf_robust_ft.pixels import PixelSpace
 
 
 def check_batch(batch: Any, pixel_space: PixelSpace, num_labels: int | None = None) -> None:
@@ -23,7 +24,10 @@ def check_batch(batch: Any, pixel_space: PixelSpace, num_labels: int | None = No
 
 
 def check_pixel_values(pixel_values: Tensor, pixel_space: PixelSpace) -> None:
-    """Raise a ValueError unless undoing the normalisation gives finite pixels in [0, 1] (up to 1e-3)."""
+    """Raise a ValueError unless undoing the normalisation gives finite pixels in [0, 1], up to rounding."""
+    if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
+        got = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
+        raise ValueError(f"pixel_values must be a float tensor, the image processor's output; got {got}.")
     if pixel_values.ndim != 4 or pixel_values.shape[1] != len(pixel_space.mean):
         raise ValueError(
             f"pixel_values must have shape (N, {len(pixel_space.mean)}, H, W), got {tuple(pixel_values.shape)}."
@@ -33,7 +37,8 @@ def check_pixel_values(pixel_values: Tensor, pixel_space: PixelSpace) -> None:
     finite = per_image.isfinite().all(1)
     if not finite.all():
         raise ValueError(f"pixel_values of image {int((~finite).nonzero()[0])} of the batch are NaN or infinite.")
-    outside = (per_image.amin(1) < -TOLERANCE) | (per_image.amax(1) > 1 + TOLERANCE)
+    tolerance = pixel_space.tolerance(pixel_values.dtype)
+    outside = (per_image.amin(1) < -tolerance) | (per_image.amax(1) > 1 + tolerance)
     if outside.any():
         low, high = pixels.aminmax()
         raise ValueError(
@@ -46,18 +51,32 @@ def check_pixel_values(pixel_values: Tensor, pixel_space: PixelSpace) -> None:
 
 def check_labels(labels: Tensor, num_images: int, num_labels: int | None = None) -> None:
     """Raise a ValueError unless `labels` is an integer tensor (N,) with values in 0..K-1."""
-    if (
-        not isinstance(labels, Tensor)
-        or labels.shape != (num_images,)
-        or labels.dtype not in (torch.int64, torch.int32)
-    ):
+    if not isinstance(labels, Tensor) or labels.shape != (num_images,) or labels.dtype != torch.int64:
         got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"labels must be one class index an image, int64 of shape ({num_images},); got {got}.")
     bad = labels < 0 if num_labels is None else (labels < 0) | (labels >= num_labels)
     if bad.any():
         index = int(bad.nonzero()[0])
+        count = "K" if num_labels is None else num_labels
         raise ValueError(
-            f"labels must be class indices in 0..{'K' if num_labels is None else num_labels}-1, got {int(labels[index])} "
+            f"labels must be class indices in 0..{count}-1, got {int(labels[index])} "
             f"(image {index} of the batch). Unlabelled images (-1, -100) cannot be attacked: filter them out; for a "
             "wrong class count load the model with num_labels=<number of classes> and ignore_mismatched_sizes=True."
         )
+
+
+@dataclass(frozen=True)
+class CheckedCollator:
+    """A data collator that checks the batches of another: on the CPU, in the loader's worker processes.
+
+    So every training batch is checked without waiting for the device.
+    """
+
+    collate: Callable[[list], Any]
+    pixel_space: PixelSpace
+    num_labels: int | None = None
+
+    def __call__(self, examples: list) -> Any:
+        batch = self.collate(examples)
+        check_batch(batch, self.pixel_space, self.num_labels)
+        return batch

@@ -37,23 +37,29 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         end: float = 0.74,
         granularity: str = "epoch",
     ):
+        self.follows_args = False
+        self.steps_per_epoch: int | None = None
+        self._configure(eps, schedule, start, end, granularity)
+
+    def _configure(self, eps: float | str, schedule: str, start: float, end: float, granularity: str) -> None:
         if granularity not in ("epoch", "step"):
             raise ValueError(f"Unknown schedule_granularity {granularity!r}. Valid: epoch, step.")
         self.settings = {"eps": eps, "schedule": schedule, "start": start, "end": end, "granularity": granularity}
         self.target_eps = parse_eps(eps)
         self.alpha = build_schedule(schedule, start, end)
         self.granularity = granularity
-        self.steps_per_epoch: int | None = None
         self.current_eps = self.target_eps * self.alpha(0.0)
 
     @classmethod
     def from_args(cls, args: Any) -> "EpsilonSchedulerCallback":
-        """The callback that `AdversarialTrainingArguments` describe."""
-        return cls(args.eps, args.eps_schedule, args.schedule_start, args.schedule_end, args.schedule_granularity)
+        """The callback that `AdversarialTrainingArguments` describe; it reads them again when training begins."""
+        callback = cls(**_settings(args))
+        callback.follows_args = True
+        return callback
 
     def state(self) -> dict:
         """What `trainer_state.json` keeps; the schedule itself has no state."""
-        return {"args": dict(self.settings), "attributes": {}}
+        return {"args": dict(self.settings), "attributes": {"follows_args": self.follows_args}}
 
     def eps_at(self, step: int, max_steps: int) -> float:
         """The budget of optimizer step `step` (from 0) of `max_steps`."""
@@ -64,6 +70,8 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader=None, **kwargs
     ):
+        if self.follows_args:  # a hyper-parameter search changes them after construction
+            self._configure(**_settings(args))
         if self.granularity == "epoch":
             self.steps_per_epoch = _steps_per_epoch(train_dataloader, args.gradient_accumulation_steps)
         self._check_peak(state.max_steps)
@@ -74,7 +82,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
 
     def _check_peak(self, max_steps: int) -> None:
         peak = self.eps_at(max_steps - 1, max_steps)
-        if peak >= self.target_eps:
+        if peak >= 0.9 * self.target_eps * self.alpha((max_steps - 1) / max_steps):
             return
         message = (
             f"This schedule reaches only eps={format_eps(peak)} of {format_eps(self.target_eps)} in {max_steps} steps: "
@@ -84,6 +92,16 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         if peak == 0:
             raise ValueError(message)
         warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def _settings(args: Any) -> dict[str, Any]:
+    return {
+        "eps": args.eps,
+        "schedule": args.eps_schedule,
+        "start": args.schedule_start,
+        "end": args.schedule_end,
+        "granularity": args.schedule_granularity,
+    }
 
 
 def _steps_per_epoch(train_dataloader: Any, gradient_accumulation_steps: int) -> int:

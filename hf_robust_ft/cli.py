@@ -68,10 +68,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"hf-robust-ft: unknown command {command!r}. Commands: {', '.join(COMMANDS)}.")
     try:
         COMMANDS[command](rest)
-    except (ValueError, TypeError, ImportError, OSError, FloatingPointError) as error:
+    except Exception as error:
         if os.environ.get("HF_ROBUST_FT_TRACEBACK"):
             raise
-        print(f"hf-robust-ft {command}: error: {error}", file=sys.stderr)
+        expected = isinstance(error, (ValueError, TypeError, ImportError, OSError, FloatingPointError))
+        message = str(error) if expected else f"{type(error).__name__}: {error}"
+        print(f"hf-robust-ft {command}: error: {message}", file=sys.stderr)
         print("(HF_ROBUST_FT_TRACEBACK=1 shows where it was raised.)", file=sys.stderr)
         sys.exit(2)
 
@@ -83,9 +85,10 @@ def train(argv: Sequence[str]) -> None:
     from hf_robust_ft.finetuning import fine_tune
 
     trainer = fine_tune(model_args, data_args, args, {"command": _shown_command("train", argv)})
-    if trainer.is_world_process_zero() and trainer.robustness_report is not None:
-        print(trainer.robustness_report)
-        print(f"Checkpoint, report, pictures and card: {args.output_dir}")
+    if trainer.is_world_process_zero():
+        measured = trainer.robustness_report
+        print(measured if measured is not None else f"Not attacked (robust_eval={args.robust_eval}, eps={args.eps}).")
+        print(f"Checkpoint{'' if measured is None else ', report, pictures and card'}: {args.output_dir}")
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -99,7 +102,7 @@ def evaluate(argv: Sequence[str]) -> None:
     epsilons = options.epsilons and [parse_eps(eps) for eps in options.epsilons]
     epsilons = resolve_epsilons(epsilons, threat_model)
     attack = evaluation_attack(options.attack_steps, options.attack_loss)
-    splits = data_args.load()
+    splits = data_args.load(require_train=False)
     if options.split not in splits:
         raise ValueError(f"Unknown split {options.split!r}. Valid: {', '.join(splits)}.")
 
@@ -107,14 +110,21 @@ def evaluate(argv: Sequence[str]) -> None:
 
     from hf_robust_ft.data import align_labels, with_pixel_values
     from hf_robust_ft.evaluation import evaluate_robustness
-    from hf_robust_ft.finetuning import describe_model
+    from hf_robust_ft.finetuning import at_most, describe_model
     from hf_robust_ft.models import load_image_classifier, use_fast_memory_format
     from hf_robust_ft.pixels import PixelSpace
     from hf_robust_ft.reporting import library_versions, write_evidence
 
     revision = {"revision": options.model_revision} if options.model_revision else {}
     model, processor = load_image_classifier(options.model, **revision)
-    dataset = align_labels(splits[options.split], model.config)
+    dataset = at_most(
+        align_labels(splits[options.split], model.config),
+        data_args.max_eval_samples,
+        data_args.split_seed,
+        "max_eval_samples",
+    )
+    data = data_args.describe()
+    _warn_of_another_split(options.model, data)
     memory_format = use_fast_memory_format(model)
     report = evaluate_robustness(
         model,
@@ -128,7 +138,7 @@ def evaluate(argv: Sequence[str]) -> None:
         device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
     ).with_metadata(
         **describe_model(options.model, model),
-        **data_args.describe(),
+        **data,
         split=options.split,
         memory_format=memory_format,
         versions=library_versions(),
@@ -186,9 +196,17 @@ def _parser(command: str, argv: Sequence[str], description: str):
         description=f"{description} Values come from the recipe, a YAML file of the options below; flags override it.",
         epilog="Shipped recipes: quickstart, paper_default.",
     )
-    parser.add_argument("--config", help="Recipe: a YAML file, or the name of a shipped one.")
+    # For --help alone: both were taken out of the arguments above, and belong to no dataclass.
+    parser.add_argument(
+        "--config", default=argparse.SUPPRESS, help="Recipe: a YAML file, or the name of a shipped one."
+    )
     if command == "train":
-        parser.add_argument("--help_all", action="store_true", help="Show all of Trainer's arguments as well.")
+        parser.add_argument(
+            "--help_all",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="Show all of Trainer's arguments as well.",
+        )
         _tidy_help(parser, types, everything=known.help_all)
     return parser, ["--help"] if known.help_all else arguments
 
@@ -216,6 +234,36 @@ def _tidy_help(parser, types: Sequence[type], everything: bool) -> None:
 
 
 def _shown_command(command: str, argv: Sequence[str]) -> str:
-    """The command as typed, with folders of this machine reduced to their names."""
-    shown = [os.path.basename(os.path.normpath(word)) if os.path.isabs(word) else word for word in argv]
+    """The command as typed, without tokens, and with folders of this machine reduced to their names."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    shown, secret = [], False
+    for word in words:
+        if word.startswith("--"):
+            secret = "token" in word
+        if not secret:
+            local = os.path.isabs(word) or word.startswith("~")
+            shown.append(os.path.basename(os.path.normpath(word)) if local else word)
     return shlex.join(["hf-robust-ft", command, *shown])
+
+
+def _warn_of_another_split(model: str, data: dict) -> None:
+    """A checkpoint trained on other splits of the same data may have seen the images it is measured on."""
+    from hf_robust_ft.evaluation import RobustnessReport
+
+    path = os.path.join(model, "robustness_report.json")
+    if not os.path.isfile(path):
+        return
+    trained = RobustnessReport.from_json(path).metadata
+    if trained.get("dataset") != data["dataset"]:
+        return
+    differing = [
+        f"{name} {trained['splitting'].get(name)} -> {data['splitting'][name]}"
+        for name in ("validation_size", "test_size", "split_seed")
+        if trained.get("splitting") and trained["splitting"].get(name) != data["splitting"][name]
+    ]
+    if differing:
+        print(
+            f"warning: the checkpoint was trained on other splits of {data['dataset']} ({', '.join(differing)}): where "
+            "splits are made from train, it may have seen the images it is measured on.",
+            file=sys.stderr,
+        )

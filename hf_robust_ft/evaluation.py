@@ -17,11 +17,12 @@ from hf_robust_ft.batch_checks import check_batch
 from hf_robust_ft.metrics.robustness.curve import check_epsilons
 from hf_robust_ft.metrics.robustness.robustness import Robustness
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
-from hf_robust_ft.threat_models import ThreatModel, default_epsilons, format_eps
+from hf_robust_ft.threat_models import ThreatModel, default_epsilons, format_eps, parse_eps
 
 PROTOCOLS = {
-    "paper": "The grid of arXiv 2509.23325 (every 1/255 up to eps) and its attack, APGD-CE with 10 steps; an image "
-    "misclassified at one eps counts as misclassified at every larger one and is not attacked again."
+    "paper": "Protocol *paper* (arXiv 2509.23325): an attack at each eps of the grid, in the paper every 1/255 with "
+    "APGD-CE-10, and the trapezoid rule over the grid. An image misclassified at one eps counts as misclassified at "
+    "every larger one and is not attacked again."
 }
 
 
@@ -94,18 +95,18 @@ def evaluation_attack(steps: int = 10, loss: str = "ce") -> APGD:
     return APGD(steps=steps, loss=loss, random_start=False, select="fooled")
 
 
-def resolve_epsilons(epsilons: Sequence[float] | None, threat_model: ThreatModel) -> list[float]:
+def resolve_epsilons(epsilons: Sequence[float | str] | None, threat_model: ThreatModel) -> list[float]:
     """The evaluation grid: `epsilons`, or the paper's (every 1/255 up to eps).
 
     Raises:
         ValueError: not increasing from 0 to the threat model's eps.
     """
-    grid = default_epsilons(threat_model.eps) if epsilons is None else [float(eps) for eps in epsilons]
+    grid = default_epsilons(threat_model.eps) if epsilons is None else [parse_eps(eps) for eps in epsilons]
     check_epsilons(grid)
     if abs(grid[-1] - threat_model.eps) > 1e-9:
         raise ValueError(
             f"epsilons must end at the threat model's eps ({format_eps(threat_model.eps)}), since expected robustness "
-            f"is a mean over [0, eps]; the last one is {format_eps(grid[-1])}."
+            f"is a mean over [0, eps]; the last one is {format_eps(grid[-1])}. Change the grid together with eps."
         )
     return grid
 
@@ -120,10 +121,12 @@ def predictions_under_attack(
     attack: APGD,
     generator: torch.Generator | None = None,
     clean_predictions: Tensor | None = None,
+    survivors_only: bool = True,
 ) -> Tensor:
     """The class predicted for each image under attack at each eps: int64 (N, E), on the device of `pixels`.
 
-    Only images still classified correctly are attacked at the next eps; the others keep their wrong class.
+    Only images still classified correctly are attacked at the next eps; the others keep their wrong class. Without
+    `survivors_only` they are attacked in vain: the same result, at a cost that does not depend on the data.
     `clean_predictions` (N,), if known, save a forward.
     """
     predictions = clean_predictions
@@ -132,11 +135,12 @@ def predictions_under_attack(
             predictions = logits_fn(pixels).argmax(1)
     columns = [predictions]
     for eps in epsilons[1:]:
-        predictions = predictions.clone()
-        survivors = (predictions == labels).nonzero()[:, 0]
-        if len(survivors):
-            result = attack(logits_fn, pixels[survivors], labels[survivors], threat_model, eps=eps, generator=generator)
-            predictions[survivors] = result.predictions
+        correct, attacked = predictions == labels, predictions.clone()
+        chosen = correct.nonzero()[:, 0] if survivors_only else torch.arange(len(labels), device=labels.device)
+        if len(chosen):
+            result = attack(logits_fn, pixels[chosen], labels[chosen], threat_model, eps=eps, generator=generator)
+            attacked[chosen] = result.predictions
+        predictions = torch.where(correct, attacked, predictions)
         columns.append(predictions)
     return torch.stack(columns, dim=1)
 
@@ -172,7 +176,7 @@ def evaluate_robustness(
     *,
     threat_model: ThreatModel,
     pixel_space: PixelSpace | None = None,
-    epsilons: Sequence[float] | None = None,
+    epsilons: Sequence[float | str] | None = None,
     attack: APGD | None = None,
     protocol: str = "paper",
     batch_size: int = 64,
@@ -210,7 +214,7 @@ def evaluate_robustness(
         parameter = next(model.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
     classifier.to(device)
-    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
+    num_labels = None
     generator = torch.Generator(device).manual_seed(seed)
 
     predictions, references = [], []
@@ -218,6 +222,9 @@ def evaluate_robustness(
     with attack_mode(classifier):
         for batch in bar:
             check_batch(batch, pixel_space, num_labels)
+            if num_labels is None:  # a plain module tells its number of classes only by its logits
+                num_labels = _count_classes(classifier, pixel_space, batch["pixel_values"][:1].to(device))
+                check_batch(batch, pixel_space, num_labels)
             pixels = pixel_space.to_pixels(batch["pixel_values"].to(device)).clamp(0, 1)
             labels = batch["labels"].to(device)
             predicted = predictions_under_attack(
@@ -237,6 +244,11 @@ def evaluate_robustness(
         attack=attack,
         protocol=protocol,
     )
+
+
+def _count_classes(classifier: PixelClassifier, pixel_space: PixelSpace, pixel_values: Tensor) -> int:
+    with torch.no_grad():
+        return classifier(pixel_space.to_pixels(pixel_values).clamp(0, 1)).shape[1]
 
 
 def _as_classifier(model: nn.Module, pixel_space: PixelSpace | None) -> tuple[PixelClassifier, PixelSpace]:

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_robust_ft.data import load_image_dataset, with_pixel_values
+from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_values
 from hf_robust_ft.evaluation import stack_examples
 from hf_robust_ft.models import load_image_classifier, use_fast_memory_format
 from hf_robust_ft.reporting import write_evidence
@@ -26,34 +26,48 @@ class DataArguments:
     )
     image_column: str | None = field(default=None, metadata={"help": "Image column, where there are several."})
     label_column: str | None = field(default=None, metadata={"help": "Label column, where it is not found by itself."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration, where the dataset has several."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset."})
     validation_size: float = field(
         default=0.1, metadata={"help": "Share of train split off where there is no validation split."}
     )
     test_size: float = field(default=0.2, metadata={"help": "Share of train split off where there is no test split."})
     split_seed: int = field(default=0, metadata={"help": "Seed of what is split off."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many test images at most."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Draw this many images of the evaluated split at most (with split_seed)."}
+    )
 
-    def load(self) -> DatasetDict:
+    def __post_init__(self):
+        self.dataset = os.path.expanduser(self.dataset)
+
+    def load(self, require_train: bool = True) -> DatasetDict:
         """The splits train, validation and test, with columns `image` and `label`."""
-        options = {"revision": self.dataset_revision} if self.dataset_revision else {}
-        splits = load_image_dataset(
+        options = {"name": self.dataset_config, "revision": self.dataset_revision}
+        return load_image_dataset(
             self.dataset,
             image_column=self.image_column,
             label_column=self.label_column,
             validation_size=self.validation_size,
             test_size=self.test_size,
             seed=self.split_seed,
-            **options,
+            require_train=require_train,
+            **{name: value for name, value in options.items() if value},
         )
-        splits["test"] = at_most(splits["test"], self.max_eval_samples, self.split_seed, "max_eval_samples")
-        return splits
 
     def describe(self) -> dict[str, Any]:
         """What a card says of the data; a local folder is named without its path."""
+        splitting = {
+            name: getattr(self, name) for name in ("validation_size", "test_size", "split_seed", "max_eval_samples")
+        }
         if os.path.exists(self.dataset):
-            return {"dataset": Path(self.dataset).resolve().name}
-        return {"dataset": self.dataset, "dataset_on_hub": self.dataset != "digits", "revision": self.dataset_revision}
+            return {"dataset": Path(self.dataset).resolve().name, "splitting": splitting}
+        return {
+            "dataset": self.dataset,
+            "dataset_on_hub": self.dataset != "digits",
+            "dataset_config": self.dataset_config,
+            "dataset_revision": self.dataset_revision,
+            "splitting": splitting,
+        }
 
 
 @dataclass
@@ -101,14 +115,16 @@ def fine_tune(
     """
     resume = _checkpoint_to_resume(args)
     splits = data_args.load()
-    train = at_most(splits["train"], model_args.max_train_samples, args.seed, "max_train_samples")
     model, processor = load_image_classifier(
         model_args.model,
-        label_names=train.features["label"].names,
+        label_names=splits["train"].features["label"].names,
         image_size=model_args.image_size,
         seed=args.seed,
         **({"revision": model_args.model_revision} if model_args.model_revision else {}),
     )
+    splits = DatasetDict({name: align_labels(split, model.config) for name, split in splits.items()})
+    train = at_most(splits["train"], model_args.max_train_samples, args.seed, "max_train_samples")
+    test = at_most(splits["test"], data_args.max_eval_samples, data_args.split_seed, "max_eval_samples")
     memory_format = use_fast_memory_format(model)
     trainer = AdversarialTrainer(
         model=model,
@@ -119,8 +135,8 @@ def fine_tune(
         data_collator=stack_examples,
     )
     trainer.train(resume_from_checkpoint=resume)
-    trainer.evaluate(with_pixel_values(splits["test"], processor), metric_key_prefix="test")
-    trainer.save_model()
+    trainer.save_model()  # before anything else can fail
+    trainer.evaluate(with_pixel_values(test, processor), metric_key_prefix="test")
     trainer.save_state()
     if trainer.robustness_report is not None and trainer.is_world_process_zero():
         trainer.robustness_report = trainer.robustness_report.with_metadata(

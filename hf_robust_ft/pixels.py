@@ -1,5 +1,6 @@
 """Between what an image processor makes (`pixel_values`) and what an attacker changes (pixels in [0, 1])."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -7,15 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Rounding in a processor's own arithmetic and in bf16 data pipelines stays well below this.
-TOLERANCE = 1e-3
-
 _PROBE_COLOURS = ((0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255), (37, 101, 202))
 
 
 @lru_cache
 def _channel_constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
+    with torch.inference_mode(False):  # cached: an inference tensor would break every later attack
+        return torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class PixelSpace:
     def __post_init__(self):
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
         object.__setattr__(self, "std", tuple(float(value) for value in self.std))
-        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if len(self.mean) != len(self.std) or not finite or not all(value > 0 for value in self.std):
             raise ValueError(
                 f"PixelSpace needs one mean and one positive std per channel, got mean={self.mean}, std={self.std}."
             )
@@ -55,6 +55,11 @@ class PixelSpace:
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
         # Cached on the device: making them at each call would copy from the host at every attack step.
         return tuple(_channel_constant(values, like.device, like.dtype) for values in (self.mean, self.std))
+
+    def tolerance(self, dtype: torch.dtype) -> float:
+        """How far outside [0, 1] the rounding of `pixel_values` in `dtype` may put pixels: 1e-3, and more in bf16."""
+        farthest = max(max(mean, 1 - mean) for mean in self.mean)  # rounding grows with |pixel - mean|
+        return max(1e-3, torch.finfo(dtype).eps * farthest)
 
     @classmethod
     def from_processor(cls, processor: Any) -> "PixelSpace":
@@ -112,7 +117,7 @@ def _largest_probe_error(processor: Any, space: PixelSpace) -> float | None:
         return None
     colours = torch.tensor(_PROBE_COLOURS).float() / 255
     expected = space.from_pixels(colours[:, :, None, None]).flatten(1)
-    return (flat[:, :, 0] - expected).abs().max().item()
+    return ((flat[:, :, 0] - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
 
 
 class PixelClassifier(nn.Module):
@@ -122,15 +127,19 @@ class PixelClassifier(nn.Module):
         model: a transformers, PEFT, timm or plain module from normalised images to logits, as a tensor, a tuple
             that starts with it, or an output with a `logits` entry.
         pixel_space: the normalisation the model expects.
+        model_inputs: further keyword arguments for every call of the model.
 
     Shape:
         pixels (N, C, H, W) in [0, 1] -> logits (N, K).
     """
 
-    def __init__(self, model: nn.Module, pixel_space: PixelSpace | None = None):
+    def __init__(
+        self, model: nn.Module, pixel_space: PixelSpace | None = None, model_inputs: dict[str, Any] | None = None
+    ):
         super().__init__()
         self.model = model
         self.pixel_space = pixel_space or PixelSpace()
+        self.model_inputs = model_inputs or {}
         self.training = model.training
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -138,7 +147,7 @@ class PixelClassifier(nn.Module):
         parameter = next(self.model.parameters(), None)
         if parameter is not None and parameter.is_floating_point():
             inputs = inputs.to(parameter.dtype)  # bf16 and fp16 evaluation; the pixels themselves stay float32
-        return extract_logits(self.model(inputs))
+        return extract_logits(self.model(inputs, **self.model_inputs))
 
 
 def extract_logits(outputs: Any) -> Tensor:

@@ -6,6 +6,7 @@ Every `eps` in this package is a radius in pixel units of [0, 1].
 import math
 import struct
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def parse_eps(eps: float | str) -> float:
     True
     """
     how = "Give eps in pixel units of [0, 1], as a number (0.0157) or a fraction ('4/255')."
-    if isinstance(eps, bool) or not isinstance(eps, (int, float, str)):
+    if isinstance(eps, bool) or not isinstance(eps, (Real, str)):
         raise ValueError(f"eps must be a number or a fraction string, got {eps!r} of type {type(eps).__name__}. {how}")
     try:
         if isinstance(eps, str) and "/" in eps:
@@ -82,7 +83,9 @@ class LinfBall:
 
     def __init__(self, center: Tensor, eps: float | Tensor):
         if isinstance(eps, Tensor):
-            self.eps = eps.to(center.device, center.dtype).view(-1, *[1] * (center.ndim - 1))
+            narrow = eps.to(center.device, center.dtype)
+            narrow = torch.where(narrow > eps.to(center.device), torch.nextafter(narrow, narrow * 0), narrow)
+            self.eps = narrow.view(-1, *[1] * (center.ndim - 1))
         else:
             self.eps = torch.full((1,) * center.ndim, _float32_floor(eps), dtype=center.dtype, device=center.device)
         below, above = (torch.full((), v, dtype=center.dtype, device=center.device) for v in (-1.0, 2.0))

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from hf_robust_ft import trainer_checks
 from hf_robust_ft.attacks import APGD, attack_mode
-from hf_robust_ft.batch_checks import check_batch
+from hf_robust_ft.batch_checks import CheckedCollator, check_batch
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.evaluation import RobustnessReport, build_report, predictions_under_attack
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
@@ -64,8 +65,8 @@ class AdversarialTrainer(Trainer):
         args = AdversarialTrainingArguments(output_dir="tmp_trainer") if args is None else args
         trainer_checks.check_args(args)
         self.pixel_space = trainer_checks.resolve_pixel_space(pixel_space, processing_class)
-        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
-            trainer_checks.check_dataset(dataset, args)
+        for dataset in (train_dataset, *datasets_of(eval_dataset)):
+            trainer_checks.check_dataset(dataset, args, has_collator=data_collator is not None)
         super().__init__(
             model=model,
             args=args,
@@ -81,7 +82,10 @@ class AdversarialTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        trainer_checks.check_model(self.model, train_dataset)
+        trainer_checks.check_model(self.model)
+        trainer_checks.check_labels(train_dataset, self.num_labels, at_least=2)
+        for dataset in datasets_of(eval_dataset):
+            trainer_checks.check_labels(dataset, self.num_labels)
         # ResNet, CLIP, Swinv2, ... accept num_items_in_batch and ignore it; trusting them would scale the loss wrongly.
         self.model_accepts_loss_kwargs = False
         if compute_loss_func is not None:
@@ -111,6 +115,14 @@ class AdversarialTrainer(Trainer):
 
     # ---- Training ----------------------------------------------------------------
 
+    def get_train_dataloader(self) -> DataLoader:
+        collate = self.data_collator
+        self.data_collator = CheckedCollator(collate, self.pixel_space, self.num_labels)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collate
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -127,14 +139,21 @@ class AdversarialTrainer(Trainer):
                 inputs = {**inputs, "pixel_values": adversarial}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
+    def _classifier(self, inputs: Mapping[str, Any]) -> PixelClassifier:
+        """What is attacked: the unwrapped model, given everything of the batch but its images and labels.
+
+        Through DDP's wrapper a second forward would disturb gradient synchronisation.
+        """
+        others = {key: value for key, value in inputs.items() if key not in ("pixel_values", *self.label_names)}
+        return PixelClassifier(self.model, self.pixel_space, others)
+
     def _attack(self, inputs: Mapping[str, Tensor], eps: float, attack: APGD) -> Tensor:
         """Adversarial `pixel_values` for a batch, normalised again and in its dtype."""
         pixel_values = inputs["pixel_values"]
         pixels = self.pixel_space.to_pixels(pixel_values).clamp(0, 1)
-        # The unwrapped model: through DDP's wrapper a second forward would disturb gradient synchronisation.
-        with attack_mode(self.model, freeze=not self._is_fsdp1):
+        with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
             result = attack(
-                PixelClassifier(self.model, self.pixel_space),
+                self._classifier(inputs),
                 pixels,
                 inputs["labels"],
                 self.args.threat_model,
@@ -142,11 +161,6 @@ class AdversarialTrainer(Trainer):
                 generator=self._generator(pixels.device) if attack.random_start else None,
             )
         return self.pixel_space.from_pixels(result.adversarial).to(pixel_values.dtype)
-
-    @property
-    def _is_fsdp1(self) -> bool:
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        return self.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) == 1
 
     def _generator(self, device: torch.device) -> torch.Generator:
         """Random starts depend on (seed, rank, step) alone, never on what else draws random numbers."""
@@ -162,25 +176,35 @@ class AdversarialTrainer(Trainer):
         """Check what the attack needs now, not when the schedule first raises eps hours later."""
         check_batch(inputs, self.pixel_space, self.num_labels)
         if self.args.threat_model.eps > 0:
-            two = {key: inputs[key][:2] for key in ("pixel_values", "labels")}
+            count = len(inputs["labels"])
+            two = {
+                key: value[:2] if isinstance(value, Tensor) and value.shape[:1] == (count,) else value
+                for key, value in inputs.items()
+            }
             self._attack(two, self.args.threat_model.eps, APGD(steps=1, random_start=False))
         self._first_batch_checked = True
+
+    def train(self, *args: Any, **kwargs: Any):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.is_in_train = False  # also when interrupted: evaluate() then attacks as after any training
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         # note: a host sync, which `Trainer` also makes for logging_nan_inf_filter
         if not torch.isfinite(loss).all():
-            checkpoint = get_last_checkpoint(self.args.output_dir)
-            kept = f"The last checkpoint is {checkpoint}" if checkpoint else "No checkpoint was saved yet"
             raise FloatingPointError(
                 f"The loss is {loss.item()} at step {self.state.global_step + 1} (eps {format_eps(self.current_eps)}); "
-                f"stopped before the weights change. {kept}. Lower the learning rate, or train in bf16 or fp32."
+                f"stopped before the weights change. {self._last_checkpoint()}"
             )
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        logs.setdefault("eps", self.current_eps)
+        logs["eps"] = self.current_eps
         super().log(logs, start_time)
+        # evaluate() returns this dict, whose figures were not measured at the training eps.
+        del logs["eps"]
 
     # ---- Evaluation --------------------------------------------------------------
 
@@ -206,22 +230,24 @@ class AdversarialTrainer(Trainer):
         if self._evaluation is None or inputs.get("labels") is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
-        if not self._evaluation.predictions:
-            check_batch(inputs, self.pixel_space, self.num_labels)
+        check_batch(inputs, self.pixel_space, self.num_labels)
         loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
         predictions = extract_logits(logits).argmax(1)[:, None]
         if len(self._evaluation.epsilons) > 1:
-            with attack_mode(self.model, freeze=not self._is_fsdp1):
+            classifier = self._classifier(inputs)
+            with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
                 predictions = predictions_under_attack(
-                    PixelClassifier(self.model, self.pixel_space),
+                    classifier,
                     self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1),
                     inputs["labels"],
                     threat_model=self.args.threat_model,
                     epsilons=self._evaluation.epsilons,
                     attack=self.args.eval_attack,
                     clean_predictions=predictions[:, 0],
+                    # FSDP's forward waits for every rank: no rank may attack fewer images than the others.
+                    survivors_only=not self.is_fsdp_enabled and not classifier.model_inputs,
                 )
-        self._evaluation.add(*self.gather_function((predictions, inputs["labels"])))
+        self._evaluation.add(*self.accelerator.gather_for_metrics((predictions, inputs["labels"])))
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
     def _robustness_metrics(self, evaluation: "_Evaluation", prefix: str) -> dict[str, float]:
@@ -243,13 +269,40 @@ class AdversarialTrainer(Trainer):
         return metrics
 
     def _metadata(self) -> dict[str, Any]:
-        metadata = {"training": self.args.training_settings(), "versions": library_versions()}
+        schedule = self.scheduler_callback.settings  # a user's own callback may differ from the arguments
+        training = self.args.training_settings() | {
+            "eps_schedule": schedule["schedule"],
+            "schedule_start": schedule["start"],
+            "schedule_end": schedule["end"],
+            "schedule_granularity": schedule["granularity"],
+        }
+        metadata = {"training": training, "versions": library_versions()}
         name = getattr(getattr(self.model, "config", None), "_name_or_path", "")
         if name and not os.path.exists(name):  # a Hub id, not a folder of this machine
             metadata["base_model"] = name
         return metadata
 
     # ---- Checkpoints -------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Refuses weights that are not finite: they would take the last good checkpoint's place.
+
+        Raises:
+            FloatingPointError: a parameter holds NaN or infinity.
+        """
+        broken = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
+        if broken:
+            raise FloatingPointError(
+                f"{len(broken)} parameters are NaN or infinite after step {self.state.global_step} "
+                f"(eps {format_eps(self.current_eps)}), first {broken[0]}; nothing was saved. {self._last_checkpoint()}"
+            )
+        super().save_model(output_dir, _internal_call)
+
+    def _last_checkpoint(self) -> str:
+        folder = self.args.output_dir
+        checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
+        kept = f"The last checkpoint is {checkpoint}." if checkpoint else "No checkpoint was saved yet."
+        return f"{kept} Lower the learning rate, or train in bf16 or fp32."
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._load_all_weights(resume_from_checkpoint):
@@ -265,21 +318,63 @@ class AdversarialTrainer(Trainer):
         `save_pretrained` renames some models' weights (ViT, Swin, DINOv2, ...) and Trainer's loading drops those.
         """
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if sharded or not isinstance(self.model, PreTrainedModel):
+        has_adapters = getattr(self.model, "_hf_peft_config_loaded", False)
+        if sharded or has_adapters or not isinstance(self.model, PreTrainedModel) or not os.path.isdir(checkpoint):
             return False
-        saved = type(self.model).from_pretrained(checkpoint, dtype=self.model.dtype)
+        saved, info = type(self.model).from_pretrained(
+            checkpoint, dtype=self.model.dtype, output_loading_info=True, ignore_mismatched_sizes=False
+        )
+        incomplete = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys") if info[kind]}
+        if incomplete:
+            raise RuntimeError(f"{checkpoint} does not hold this model's weights: {incomplete}.")
         self.model.load_state_dict(saved.state_dict(), strict=True)
         return True
 
     # ---- Publishing --------------------------------------------------------------
 
-    def create_model_card(self, **kwargs: Any) -> None:
-        """Write the robustness report, its curve and a card with both, once a robust evaluation has run."""
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write the robustness report, its pictures and a card with them, once a robust evaluation has run.
+
+        Before, the card is Trainer's own. Of Trainer's arguments, `tasks` and `dataset_args` have no place in ours;
+        of several datasets the first is named.
+        """
         if self.robustness_report is None:
-            super().create_model_card(**kwargs)
-        elif self.is_world_process_zero():
-            report = self.robustness_report.with_metadata(**{k: v for k, v in kwargs.items() if v is not None})
-            write_evidence(report, self.args.output_dir, self.state.log_history)
+            return super().create_model_card(
+                language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args
+            )
+        facts = {
+            "language": language,
+            "license": license,
+            "tags": tags,
+            "model_name": model_name,
+            "base_model": finetuned_from,
+            "dataset": _first(dataset_tags),
+            "dataset_name": _first(dataset),
+            "dataset_on_hub": bool(dataset_tags),
+        }
+        if self.is_world_process_zero():
+            self.robustness_report = self.robustness_report.with_metadata(**{k: v for k, v in facts.items() if v})
+            write_evidence(self.robustness_report, self.args.output_dir, self.state.log_history)
+
+
+def datasets_of(eval_dataset: Any) -> list:
+    """The datasets in Trainer's `eval_dataset`: several by name, one, or none."""
+    return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+
+
+def _first(value: str | list[str] | None) -> str | None:
+    return value[0] if isinstance(value, list) and value else value or None
 
 
 class _Evaluation:

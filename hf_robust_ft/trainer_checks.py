@@ -44,13 +44,14 @@ def resolve_pixel_space(pixel_space: PixelSpace | None, processing_class: Any) -
     return PixelSpace.from_processor(processing_class)
 
 
-def check_dataset(dataset: Any, args: TrainingArguments) -> None:
-    """Raise if Trainer would remove the columns that `pixel_values` are made from."""
-    if not isinstance(dataset, datasets.Dataset) or not args.remove_unused_columns:
+def check_dataset(dataset: Any, args: TrainingArguments, has_collator: bool) -> None:
+    """Raise if a batch could not hold `pixel_values`: nothing makes them, or Trainer removes their source."""
+    if not isinstance(dataset, datasets.Dataset) or "pixel_values" in dataset.column_names:
         return
-    if "pixel_values" in dataset.column_names:
+    is_lazy = dataset.format["type"] == "custom"
+    if not args.remove_unused_columns and (is_lazy or has_collator):
         return
-    if dataset.format["type"] == "custom":
+    if is_lazy:
         raise ValueError(
             f"The dataset makes pixel_values by a transform from its columns {dataset.column_names}, which Trainer "
             "removes first. Set remove_unused_columns=False."
@@ -61,8 +62,8 @@ def check_dataset(dataset: Any, args: TrainingArguments) -> None:
     )
 
 
-def check_model(model: nn.Module, train_dataset: Any) -> None:
-    """Raise unless the model tells at least two classes apart and knows the labels of `train_dataset`."""
+def check_model(model: nn.Module) -> None:
+    """Raise unless the model tells at least two classes apart, by a forward that can be attacked."""
     for module in model.modules():
         function = getattr(module, "_gradient_checkpointing_func", None)
         if getattr(module, "gradient_checkpointing", False) and getattr(function, "keywords", {}).get("use_reentrant"):
@@ -72,14 +73,24 @@ def check_model(model: nn.Module, train_dataset: Any) -> None:
         raise ValueError(
             f"The model has {num_labels} class: there is nothing to confuse it with. Load it with num_labels=<classes>."
         )
-    found = _distinct_labels(train_dataset)
-    if found is None:
+
+
+def check_labels(dataset: Any, num_labels: int | None, at_least: int = 1) -> None:
+    """Raise if a label column, where there is one, holds too few classes or others than 0..K-1.
+
+    Behind a lazy transform the column need not be what the model sees; then only its number of classes counts, and
+    each batch is checked for the rest.
+    """
+    found = _distinct_labels(dataset)
+    if found is None or len(found) == 0:
         return
-    if len(found) < 2:
+    if len(found) < at_least:
         raise ValueError(f"The training data holds one class only ({found.tolist()}): there is nothing to learn.")
+    if dataset.format["type"] == "custom":
+        return
     if found[0] < 0 or (num_labels is not None and found[-1] >= num_labels):
         raise ValueError(
-            f"Training labels must be class indices in 0..{num_labels or 'K'}-1, found {found[0]} to {found[-1]}. "
+            f"Labels must be class indices in 0..{num_labels or 'K'}-1, found {found[0]} to {found[-1]}. "
             "Filter out unlabelled images (-1, -100); for a wrong class count load the model with "
             f"num_labels={max(int(found[-1]) + 1, 2)} and ignore_mismatched_sizes=True."
         )

@@ -132,5 +132,6 @@ def _refuse_zero_3(deepspeed: dict | str | None) -> None:
     if isinstance(config, str) and os.path.isfile(config):
         with open(config, encoding="utf-8") as file:
             config = json.load(file)
-    if isinstance(config, dict) and config.get("zero_optimization", {}).get("stage") == 3:
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
+    if isinstance(zero, dict) and zero.get("stage") == 3:
         raise ValueError(ZERO_3_REFUSED)

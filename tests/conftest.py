@@ -19,6 +19,8 @@ from PIL import Image as PILImage
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -49,7 +51,7 @@ def processor():
 
 @pytest.fixture
 def make_model():
-    """Tiny classifiers: "vit" (LayerNorm, renamed weights on save) and "resnet" (BatchNorm, ignores num_items)."""
+    """Tiny classifiers: "vit" (LayerNorm, renamed weights on save), "resnet" (BatchNorm, ignores num_items), "timm"."""
 
     def make(kind: str = "vit", seed: int = 0, num_labels: int = NUM_CLASSES, dropout: float = 0.0):
         set_seed(seed)
@@ -65,6 +67,11 @@ def make_model():
                 hidden_dropout_prob=dropout,
             )
             return ViTForImageClassification(config)
+        if kind == "timm":
+            pretrained_cfg = {"input_size": [3, 16, 16], "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 0.2]}
+            return TimmWrapperForImageClassification(
+                TimmWrapperConfig(architecture="test_resnet", num_labels=num_labels, pretrained_cfg=pretrained_cfg)
+            )
         config = ResNetConfig(
             embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=num_labels
         )
@@ -119,18 +126,17 @@ def make_args(tmp_path):
 def make_trainer(make_model, make_args, dataset, processor):
     def make(model=None, trainer_cls=AdversarialTrainer, train_dataset=dataset, **changes):
         options = {
-            key: changes.pop(key) for key in ("callbacks", "compute_metrics", "compute_loss_func") if key in changes
+            "train_dataset": train_dataset,
+            "eval_dataset": dataset,
+            "processing_class": processor,
+            "data_collator": stack_examples,
+            "callbacks": None,
+            "compute_metrics": None,
+            "compute_loss_func": None,
         }
+        options |= {key: changes.pop(key) for key in list(changes) if key in options}
         args = changes.pop("args", None) or make_args(**changes)
-        return trainer_cls(
-            model=model if model is not None else make_model(),
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=dataset,
-            processing_class=processor,
-            data_collator=stack_examples,
-            **options,
-        )
+        return trainer_cls(model=model if model is not None else make_model(), args=args, **options)
 
     return make
 

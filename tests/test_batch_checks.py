@@ -18,6 +18,15 @@ def test_a_good_batch_passes_up_to_rounding():
     check_batch(batch(pixel_values=edge), SPACE, num_labels=4)
 
 
+def test_rounding_to_bf16_is_no_other_normalisation():
+    imagenet = PixelSpace((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    greys = (torch.arange(256) / 255).view(1, 1, 16, 16).expand(4, 3, 16, 16)
+    check_batch(batch(pixel_values=imagenet.from_pixels(greys).bfloat16()), imagenet)
+    doubled = 2 * imagenet.from_pixels(greys)
+    with pytest.raises(ValueError, match="are not the image processor's normalisation"):
+        check_batch(batch(pixel_values=doubled.bfloat16()), imagenet)
+
+
 def test_another_normalisation_is_refused_with_the_span_seen():
     imagenet = PixelSpace((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).from_pixels(torch.rand(4, 3, 8, 8))
     with pytest.raises(ValueError, match=r"gives pixels from -[01]\.\d+ to 1\.\d+ instead of\s+\[0, 1\]"):
@@ -42,7 +51,9 @@ def test_labels_out_of_range_name_value_and_image(bad):
         check_batch(batch(labels=torch.tensor([0, bad, 2, 3])), SPACE, num_labels=4)
 
 
-@pytest.mark.parametrize("labels", [torch.rand(4), torch.eye(4), torch.tensor([0, 1]), [0, 1, 2, 3]])
+@pytest.mark.parametrize(
+    "labels", [torch.rand(4), torch.eye(4), torch.tensor([0, 1]), [0, 1, 2, 3], torch.arange(4, dtype=torch.int32)]
+)
 def test_labels_that_are_no_class_indices_are_refused(labels):
     with pytest.raises(ValueError, match="one class index an image"):
         check_batch(batch(labels=labels), SPACE)

@@ -1,3 +1,5 @@
+import warnings
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -33,7 +35,7 @@ def test_epoch_granularity_is_the_papers_table():
 
 def test_step_granularity_is_a_fine_ramp_without_a_jump():
     seen = run(EpsilonSchedulerCallback("8/255", granularity="step"), steps_per_epoch=10, epochs=50)
-    rises = [later - earlier for earlier, later in zip(seen, seen[1:], strict=False)]
+    rises = [later - earlier for earlier, later in pairwise(seen)]
     assert max(rises) <= EPS / 250 * 1.001 and min(rises) >= 0
     assert seen[0] == 0 and seen[-1] == EPS
 
@@ -59,6 +61,12 @@ def test_too_short_a_run_warns_and_one_that_never_attacks_is_refused():
         run(EpsilonSchedulerCallback("8/255"), 10, 1)
 
 
+def test_a_ramp_to_the_very_end_is_no_reason_to_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(EpsilonSchedulerCallback("8/255", "linear_warmup", end=1.0, granularity="step"), 12, 10)
+
+
 def test_data_without_a_length_needs_step_granularity():
     args, state = SimpleNamespace(gradient_accumulation_steps=1), TrainerState(max_steps=10)
     with pytest.raises(ValueError, match="no length"):
@@ -73,5 +81,5 @@ def test_settings_rebuild_the_callback():
 
 
 def test_unknown_granularity_is_refused():
-    with pytest.raises(ValueError, match="'batch'. Valid: epoch, step"):
+    with pytest.raises(ValueError, match=r"'batch'\. Valid: epoch, step"):
         EpsilonSchedulerCallback("8/255", granularity="batch")

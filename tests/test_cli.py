@@ -101,6 +101,36 @@ def test_bad_input_is_one_line_and_writes_nothing(train_flags, tmp_path, capsys,
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+def test_no_token_or_folder_of_this_machine_is_published(train_flags, tmp_path):
+    main(["train", *train_flags, "--hub_token", "hf_SECRET", "--hub-token=hf_SECRET", f"--output_dir={tmp_path}/run"])
+    for name in ("README.md", "robustness_report.json"):
+        text = (tmp_path / "run" / name).read_text()
+        assert "SECRET" not in text and str(tmp_path) not in text
+    assert "hf-robust-ft train --model pretrained" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_evaluate_measures_what_it_is_told_to(train_flags, imagefolder, tmp_path, capsys):
+    main(["train", *train_flags])
+    flags = [
+        "evaluate",
+        "--model",
+        str(tmp_path / "run"),
+        "--dataset",
+        imagefolder,
+        "--eps",
+        "1/255",
+        "--device",
+        "cpu",
+    ]
+    out = tmp_path / "few"
+    main([*flags, "--split", "train", "--max_eval_samples", "5", "--output_dir", str(out)])
+    assert RobustnessReport.from_json(out / "robustness_report.json").num_samples == 5
+    assert "was trained on other splits of colours (validation_size 0.25 -> 0.1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*flags[:-1], "gpu"])
+    assert "error" in capsys.readouterr().err
+
+
 def test_evaluating_a_checkpoint_of_another_dataset_is_refused(checkpoint, imagefolder, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--model", checkpoint, "--dataset", imagefolder])
@@ -121,7 +151,7 @@ def test_help_is_short_and_grouped(capsys):
         main(["train", "--help"])
     text = capsys.readouterr().out
     assert "threat model, schedule and attacks" in text and "--eps_schedule" in text and "--learning_rate" in text
-    assert "--fsdp" not in text and "--eps-schedule" not in text and text.count("\n") < 150
+    assert "--fsdp" not in text and "--eps-schedule" not in text and text.count("\n") < 180
     with pytest.raises(SystemExit):
         main(["train", "--help_all"])
     assert "--fsdp" in capsys.readouterr().out

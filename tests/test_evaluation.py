@@ -121,6 +121,30 @@ def test_labels_beyond_the_head_are_refused(make_model, dataset, space):
         evaluate_robustness(make_model(num_labels=3), dataset, threat_model=LINF, pixel_space=space, progress=False)
 
 
+def test_labels_beyond_the_logits_of_a_plain_module_are_refused(make_model, dataset, space):
+    shifted = [{**example, "labels": example["labels"] + 1} for example in dataset]
+    with pytest.raises(ValueError, match=r"in 0\.\.4-1, got 4"):
+        evaluate_robustness(
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4)),
+            shifted,
+            threat_model=LINF,
+            pixel_space=space,
+            progress=False,
+        )
+
+
+def test_attacking_everyone_gives_the_same_predictions(make_model, dataset, space):
+    batch = stack_examples(list(dataset))
+    classifier = PixelClassifier(make_model("vit"), space).eval()
+    pixels = space.to_pixels(batch["pixel_values"]).clamp(0, 1)
+    options = {"threat_model": LINF, "epsilons": [0.0, LINF.eps], "attack": APGD(steps=3, random_start=False)}
+    survivors, everyone = (
+        predictions_under_attack(classifier, pixels, batch["labels"], survivors_only=flag, **options)
+        for flag in (True, False)
+    )
+    assert torch.equal(survivors, everyone)
+
+
 def test_report_prints_the_three_numbers(report):
     assert "clean accuracy" in str(report) and "Linf 4/255" in str(report) and "expected robustness" in str(report)
 

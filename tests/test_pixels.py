@@ -21,6 +21,7 @@ from hf_robust_ft import PixelClassifier, PixelSpace
 PROCESSORS = [
     ViTImageProcessor(),
     ViTImageProcessor(do_normalize=False),
+    ViTImageProcessor(do_rescale=False, image_mean=[128.0] * 3, image_std=[64.0] * 3),
     ViTImageProcessor(rescale_factor=1 / 128, image_mean=[1.0] * 3, image_std=[1.0] * 3),
     DeiTImageProcessor(),
     ConvNextImageProcessor(size={"shortest_edge": 224}),
@@ -62,10 +63,21 @@ def test_an_object_without_normalisation_is_refused():
         PixelSpace.from_processor(object())
 
 
-@pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.5, 0.5)), ((0.5,), (0.0,)), ((0.5,), (-1.0,))])
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.5,), (0.5, 0.5)), ((0.5,), (0.0,)), ((0.5,), (-1.0,)), ((float("nan"),), (1.0,))]
+)
 def test_impossible_statistics_are_refused(mean, std):
     with pytest.raises(ValueError, match="one positive std per channel"):
         PixelSpace(mean, std)
+
+
+def test_use_under_inference_mode_leaves_nothing_behind(make_model):
+    space = PixelSpace((0.11, 0.12, 0.13), (0.3, 0.2, 0.1))
+    classifier = PixelClassifier(make_model("resnet"), space).eval()
+    with torch.inference_mode():
+        classifier(torch.rand(2, 3, 16, 16))
+    pixels = torch.rand(2, 3, 16, 16, requires_grad=True)
+    assert torch.autograd.grad(classifier(pixels).sum(), pixels)[0].abs().sum() > 0
 
 
 def test_there_and_back():

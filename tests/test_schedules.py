@@ -46,7 +46,7 @@ def test_hinge_is_continuous(start, width, progress):
 
 
 def test_unknown_schedule_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="Unknown eps schedule 'hing'.*constant, linear_warmup, hinge"):
+    with pytest.raises(ValueError, match=r"Unknown eps schedule 'hing'.*constant, linear_warmup, hinge"):
         build_schedule("hing", 0.24, 0.74)
 
 
@@ -57,7 +57,7 @@ def test_shares_outside_the_unit_interval_are_refused(start, end):
 
 
 def test_a_ramp_that_ends_before_it_begins_is_refused():
-    with pytest.raises(ValueError, match="schedule_start=0.8 is after schedule_end=0.2"):
+    with pytest.raises(ValueError, match=r"schedule_start=0\.8 is after schedule_end=0\.2"):
         build_schedule("hinge", 0.8, 0.2)
 
 

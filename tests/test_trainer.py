@@ -1,10 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import assert_same_weights, weights
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from datasets import Value
+from huggingface_hub import ModelCard
+from transformers import Trainer, TrainerCallback, TrainingArguments, ViTImageProcessor
 
-from hf_robust_ft import AdversarialTrainer, PixelSpace
+from hf_robust_ft import AdversarialTrainer, EpsilonSchedulerCallback, PixelSpace
+from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.evaluation import stack_examples
 
 
@@ -312,3 +317,110 @@ def test_a_model_init_is_accepted(make_model, make_args, dataset, processor):
     )
     trainer.train()
     assert trainer.state.global_step == 12
+
+
+def test_the_card_is_ours_once_robustness_is_measured(make_trainer, make_model):
+    trainer = make_trainer(make_model(), eps_schedule="constant", num_train_epochs=1, eval_strategy="epoch")
+    trainer.train()
+    trainer.create_model_card(model_name="before")
+    folder = Path(trainer.args.output_dir)
+    assert "expected_robustness" not in (folder / "README.md").read_text()
+    trainer.evaluate()
+    trainer.create_model_card(model_name="After", tags="colours", finetuned_from="org/base", dataset_tags="org/data")
+    card = ModelCard((folder / "README.md").read_text())
+    assert card.data.base_model == "org/base" and card.data.datasets == ["org/data"] and "colours" in card.data.tags
+    assert {result.metric_type for result in card.data.eval_results} == {
+        "accuracy", "adversarial_accuracy", "expected_robustness",
+    }  # fmt: skip
+    assert (folder / "robustness_report.json").is_file() and "# After" in card.text
+    trainer.create_model_card("en", tasks="image-classification", dataset=["beans"], dataset_tags=["a/b", "c/d"])
+    data = ModelCard((folder / "README.md").read_text()).data
+    assert (data.language, data.datasets, data.eval_results[0].dataset_name) == ("en", ["a/b"], "beans")
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(make_trainer, make_model):
+    class Poison(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 11:  # the last step of the second epoch
+                next(model.parameters()).data.fill_(float("nan"))
+
+    trainer = make_trainer(make_model(), callbacks=[Poison()], save_strategy="epoch", save_total_limit=1)
+    with pytest.raises(FloatingPointError, match=r"nothing was saved.*checkpoint-6"):
+        trainer.train()
+    saved = [path.name for path in Path(trainer.args.output_dir).iterdir() if path.name.startswith("checkpoint")]
+    assert saved == ["checkpoint-6"]
+
+
+@pytest.mark.parametrize("bad", [-100, 9])
+def test_a_bad_label_in_a_later_batch_is_named(make_trainer, make_model, dataset, bad):
+    class Mislabelled(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(dataset)
+
+        def __getitem__(self, index):
+            return {**dataset[index], "labels": bad if index == 17 else dataset[index]["labels"]}
+
+    trainer = make_trainer(make_model(), train_dataset=Mislabelled())
+    with pytest.raises(ValueError, match=rf"in 0\.\.4-1, got {bad}"):
+        trainer.train()
+    trainer.eval_dataset = Mislabelled()
+    with pytest.raises(ValueError, match=rf"in 0\.\.4-1, got {bad}"):
+        trainer.evaluate()
+
+
+def test_labels_a_transform_remaps_are_its_own_business(make_trainer, make_model, images, processor):
+    shifted = images.cast_column("label", Value("int64")).map(lambda row: {"label": row["label"] + 1})
+
+    def transform(batch):
+        pixel_values = processor([image.convert("RGB") for image in batch["image"]], return_tensors="pt")[
+            "pixel_values"
+        ]
+        return {"pixel_values": list(pixel_values), "labels": [label - 1 for label in batch["label"]]}
+
+    trainer = make_trainer(make_model(), train_dataset=shifted.with_transform(transform), num_train_epochs=2)
+    trainer.train()
+    assert trainer.state.global_step == 12
+
+
+def test_evaluate_attacks_after_an_interrupted_training(make_trainer, make_model):
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    trainer = make_trainer(make_model(), callbacks=[Interrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert "eval_expected_robustness" in trainer.evaluate()
+
+
+def test_the_models_other_inputs_reach_the_attack(make_trainer, make_model, images):
+    """24-pixel images for a 16-pixel ViT, which the plain Trainer takes with interpolate_pos_encoding."""
+    large = ViTImageProcessor(size={"height": 24, "width": 24})
+
+    def collate(examples):
+        return {**stack_examples(examples), "interpolate_pos_encoding": True}
+
+    trainer = make_trainer(
+        make_model(),
+        train_dataset=with_pixel_values(images, large),
+        num_train_epochs=2,
+        eps_schedule="constant",
+        data_collator=collate,
+        processing_class=large,
+        eval_dataset=with_pixel_values(images, large),
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_adversarial_accuracy"] <= 1
+
+
+def test_a_search_over_eps_reaches_schedule_and_evaluation(make_trainer, make_model):
+    trainer = make_trainer(make_model(), eps_schedule="constant", eval_epsilons=None)
+    trainer.args.eps = "2/255"  # as hyperparameter_search sets it
+    trainer.train()
+    assert trainer.current_eps == 2 / 255 and trainer.evaluate() and trainer.robustness_report.epsilons[-1] == 2 / 255
+
+
+def test_the_report_names_the_schedule_in_force(make_trainer, make_model):
+    trainer = make_trainer(make_model(), callbacks=[EpsilonSchedulerCallback("8/255", "constant")])
+    trainer.evaluate()
+    assert trainer.robustness_report.metadata["training"]["eps_schedule"] == "constant"

@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import assert_same_weights, run_script, weights
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -25,7 +26,7 @@ def eps_history(trainer):
     return [(entry["step"], entry["eps"]) for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
+@pytest.mark.parametrize("kind", ["vit", "resnet", "timm"])
 @pytest.mark.parametrize("changes", [{}, {"attack_random_start": True, "schedule_granularity": "step"}])
 def test_resuming_equals_an_uninterrupted_run(make_trainer, make_model, tmp_path, kind, changes):
     settings = {"save_strategy": "steps", "save_steps": 10, "logging_strategy": "steps", "logging_steps": 1, **changes}
@@ -96,6 +97,15 @@ def test_a_checkpoint_of_another_model_is_refused(make_trainer, make_model, tmp_
         trainer._load_from_checkpoint(str(tmp_path / "other"))
 
 
+def test_a_checkpoint_that_lacks_weights_is_refused(make_trainer, make_model, tmp_path):
+    make_model("vit").save_pretrained(tmp_path / "cut")
+    path = tmp_path / "cut" / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({k: v for k, v in tensors.items() if "classifier" not in k}, path, {"format": "pt"})
+    with pytest.raises(RuntimeError, match=r"does not hold this model's weights.*classifier"):
+        make_trainer(make_model("vit"))._load_from_checkpoint(str(tmp_path / "cut"))
+
+
 def test_rebuilt_callbacks_are_looked_up_and_never_stale(make_trainer, make_model):
     mine = EpsilonSchedulerCallback("8/255", "linear_warmup", 0.0, 0.9)
     settings = {**SAVING, "restore_callback_states_from_checkpoint": True}
@@ -128,7 +138,8 @@ trainer = make_trainer(make_model("vit", dropout=0.1), callbacks=[KillAt()], sav
                        attack_random_start=True)
 last = sorted(folder.glob("out/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
 trainer.train(resume_from_checkpoint=str(last[-1]) if last else None)
-torch.save(dict(weights=trainer.model.state_dict(), eps=[e["eps"] for e in trainer.state.log_history]), folder / "final.pt")
+budgets = [entry["eps"] for entry in trainer.state.log_history]
+torch.save(dict(weights=trainer.model.state_dict(), eps=budgets), folder / "final.pt")
 """
 
 

@@ -88,6 +88,8 @@ def test_labels_out_of_range_are_refused_before_training(build, labels):
     rows = Dataset.from_dict({"pixel_values": [[0.0]] * 3, "labels": labels})
     with pytest.raises(ValueError, match=r"class indices in 0\.\.4-1, found"):
         build(train_dataset=rows)
+    with pytest.raises(ValueError, match=r"class indices in 0\.\.4-1, found"):
+        build(eval_dataset={"one": rows})
 
 
 def test_another_normalisation_is_refused_at_the_first_step(build, dataset):

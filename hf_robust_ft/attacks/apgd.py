@@ -76,8 +76,10 @@ class APGD:
         generator: torch.Generator | None = None,
     ) -> AttackResult:
         """Attack `pixels` (N, C, H, W) in [0, 1]; see `apgd`."""
-        _check_arguments(pixels, labels)
+        _check_arguments(pixels, labels, eps)
         radius = threat_model.eps if eps is None else eps
+        if not isinstance(radius, Tensor):
+            radius = ThreatModel(threat_model.norm, radius).eps
         if not isinstance(radius, Tensor) and radius == 0:
             return _evaluate_only(logits_fn, pixels, labels, self.loss)
         if self.random_start and generator is None and pixels.device.type != "meta":
@@ -234,7 +236,7 @@ def _as_result(point: _Point, loss: str) -> AttackResult:
     return AttackResult(point.x, point.fooled, get_loss(loss).value(point.loss), point.predictions)
 
 
-def _check_arguments(pixels: Tensor, labels: Tensor) -> None:
+def _check_arguments(pixels: Tensor, labels: Tensor, eps: float | Tensor | None) -> None:
     if pixels.ndim != 4 or not pixels.is_floating_point():
         raise ValueError(
             f"pixels must be a float tensor (N, C, H, W) in [0, 1], got {pixels.dtype} of shape {tuple(pixels.shape)}."
@@ -244,3 +246,5 @@ def _check_arguments(pixels: Tensor, labels: Tensor) -> None:
             f"labels must be class indices of shape ({len(pixels)},), "
             f"got {labels.dtype} of shape {tuple(labels.shape)}."
         )
+    if isinstance(eps, Tensor) and eps.shape != pixels.shape[:1]:
+        raise ValueError(f"eps must be a number or one per image, ({len(pixels)},); got shape {tuple(eps.shape)}.")

@@ -16,7 +16,7 @@ def attack_mode(model: nn.Module, freeze: bool = True) -> Iterator[None]:
 
     Args:
         model: the module the attack differentiates through.
-        freeze: leave it off under FSDP1, whose flat parameters must keep their gradient flag.
+        freeze: leave it off under FSDP, which keeps copies of parameters whose gradient flag would not come back.
     """
     modes = [(module, module.training) for module in model.modules()]
     frozen = [parameter for parameter in model.parameters() if freeze and parameter.requires_grad]

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,11 @@ def align_labels(dataset: Dataset, config: Any) -> Dataset:
     if known == names:
         return dataset
     if sorted(known) == sorted(names) and len(set(known)) == len(known):
-        return dataset.align_labels_with_mapping({name: index for index, name in enumerate(known)}, "label")
+        # Not `align_labels_with_mapping`, which takes names that differ only in case for one class.
+        target = [known.index(name) for name in names]
+        features = dataset.features.copy()
+        features["label"] = ClassLabel(names=known)
+        return dataset.map(lambda label: {"label": target[label]}, input_columns="label", features=features)
     logger.warning(
         "The checkpoint names its classes %s..., the dataset %s...: they are taken to be in the same order.",
         known[:3], names[:3],

@@ -22,12 +22,14 @@ def load_image_dataset(
     validation_size: float = 0.1,
     test_size: float = 0.2,
     seed: int = 0,
+    require_train: bool = True,
     **load_options: object,
 ) -> DatasetDict:
     """Load an image classification dataset as splits `train`, `validation` and `test`.
 
-    A missing test split is the validation split if there is one, else a stratified part of train; a missing
-    validation split is a stratified part of train. What was split off is logged.
+    A split without labels (all -1, as in Hub competitions) counts as missing. A missing test split is the validation
+    split if there is one, else a stratified part of train; a missing validation split is a stratified part of train.
+    What was split off or left out is logged.
 
     Args:
         dataset_id: a Hub dataset id, a local folder (imagefolder or parquet), or `digits` (extra `demo`).
@@ -36,6 +38,7 @@ def load_image_dataset(
         validation_size: share of train to split off, in (0, 1).
         test_size: share of train to split off, in (0, 1).
         seed: of both splits.
+        require_train: without it, a dataset of test or validation images alone is returned as it is.
         load_options: passed to `datasets.load_dataset` (`revision`, `token`, `name`, `cache_dir`, ...).
 
     Returns:
@@ -48,11 +51,15 @@ def load_image_dataset(
         if not 0 < share < 1:
             raise ValueError(f"{name} must be a share between 0 and 1, got {share}.")
     splits = _load_splits(dataset_id, load_options)
-    if "train" not in splits:
+    if "train" not in splits and require_train:
         raise ValueError(f"{dataset_id} has no 'train' split, only {sorted(splits)}.")
-    image, label = _find_columns(splits["train"], dataset_id, image_column, label_column)
+    first = "train" if "train" in splits else min(splits)
+    image, label = _find_columns(splits[first], dataset_id, image_column, label_column)
     splits = DatasetDict({name: _with_two_columns(split, image, label) for name, split in splits.items()})
-    splits = _with_class_labels(splits)
+    splits = _with_class_labels(splits, first)
+    splits = DatasetDict({name: split for name, split in splits.items() if _is_labelled(split, name, dataset_id)})
+    if "train" not in splits:
+        return DatasetDict({"validation" if name in VALIDATION_NAMES else name: s for name, s in splits.items()})
     if splits["train"].features["label"].num_classes < 2:
         raise ValueError(f"{dataset_id} has one class only: {splits['train'].features['label'].names}.")
     return _with_all_splits(splits, dataset_id, validation_size, test_size, seed)
@@ -64,11 +71,14 @@ def _load_splits(dataset_id: str, load_options: dict) -> dict[str, Dataset]:
             raise ValueError(f"{dataset_id} is embedded and takes no {sorted(load_options)}.")
         return {"train": EMBEDDED_DATASETS[dataset_id]()}
     looks_like_path = os.path.isabs(dataset_id) or dataset_id.startswith((".", "~"))
-    if looks_like_path and not os.path.isdir(os.path.expanduser(dataset_id)):
+    dataset_id = os.path.expanduser(dataset_id)
+    if looks_like_path and not os.path.isdir(dataset_id):
         raise ValueError(f"{dataset_id} is not a folder. Give a Hub dataset id or a folder with train/<class>/<image>.")
     if os.path.isfile(os.path.join(dataset_id, "dataset_dict.json")):
+        if load_options:
+            raise ValueError(f"{dataset_id} was written by save_to_disk and takes no {sorted(load_options)}.")
         return dict(DatasetDict.load_from_disk(dataset_id))
-    return dict(load_dataset(os.path.expanduser(dataset_id), **load_options))
+    return dict(load_dataset(dataset_id, **load_options))
 
 
 def _find_columns(dataset: Dataset, dataset_id: str, image: str | None, label: str | None) -> tuple[str, str]:
@@ -80,8 +90,15 @@ def _find_columns(dataset: Dataset, dataset_id: str, image: str | None, label: s
     if len(images) != 1:
         found = "no image column" if not images else f"several image columns, {images}"
         raise ValueError(f"{dataset_id} has {found} among {list(features)}. Name the one to use: image_column.")
+    if not isinstance(features[images[0]], Image):
+        raise ValueError(f"Column {images[0]!r} of {dataset_id} holds {features[images[0]]}, not images.")
     labels = [label] if label else [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     labels = labels or [name for name in LABEL_NAMES if name in features]
+    if not labels and os.path.isdir(dataset_id):
+        raise ValueError(
+            f"{dataset_id} has no label column among {list(features)}: an imagefolder needs two class folders or more, "
+            "train/<class>/<image>. Otherwise name the column to use: label_column."
+        )
     if len(labels) != 1:
         found = "no label column" if not labels else f"several label columns, {labels}"
         raise ValueError(f"{dataset_id} has {found} among {list(features)}. Name the one to use: label_column.")
@@ -94,21 +111,39 @@ def _with_two_columns(dataset: Dataset, image: str, label: str) -> Dataset:
     return dataset.rename_columns(renames) if renames else dataset
 
 
-def _with_class_labels(splits: DatasetDict) -> DatasetDict:
-    """Integer and string labels become class labels with the classes of train."""
-    feature = splits["train"].features["label"]
+def _with_class_labels(splits: DatasetDict, first: str) -> DatasetDict:
+    """Integer and string labels become class labels with the classes of the split `first`."""
+    feature = splits[first].features["label"]
     if isinstance(feature, ClassLabel):
         return splits
     if not isinstance(feature, Value) or not (feature.dtype.startswith(("int", "uint")) or feature.dtype == "string"):
         raise ValueError(f"The label column holds {feature}; it must hold one class an image (integer or string).")
-    values = sorted(splits["train"].unique("label"))
+    values = sorted(value for value in splits[first].unique("label") if value is not None)
     if feature.dtype == "string":
         names = values
     elif values[0] < 0:
-        raise ValueError(f"The training labels hold {values[0]}: filter out unlabelled images first.")
+        raise ValueError(f"The labels of {first} hold {values[0]}: filter out unlabelled images first.")
     else:
         names = [str(index) for index in range(values[-1] + 1)]
     return splits.cast_column("label", ClassLabel(names=names))
+
+
+def _is_labelled(dataset: Dataset, name: str, dataset_id: str) -> bool:
+    """Whether every image has a class; False, and said so, if none has.
+
+    Raises:
+        ValueError: some have and some have not.
+    """
+    labels = dataset.with_format("arrow", columns=["label"])[:]["label"].to_pylist()
+    unlabelled = sum(label is None or label < 0 for label in labels)
+    if unlabelled == 0:
+        return True
+    if unlabelled < len(labels) or name == "train":
+        raise ValueError(
+            f"{unlabelled} of {len(labels)} images of {dataset_id} ({name}) have no label: filter them out."
+        )
+    logger.warning("%s (%s) has no labels: it is left out.", dataset_id, name)
+    return False
 
 
 def _with_all_splits(
@@ -135,7 +170,8 @@ def _split_off(train: Dataset, share: float, seed: int, dataset_id: str, name: s
             f"{dataset_id} has no {name} split and none could be split off train ({error}). "
             f"Add one, or change {name}_size={share}."
         ) from None
-    logger.warning(
+    logger.log(
+        logging.INFO if dataset_id in EMBEDDED_DATASETS else logging.WARNING,
         "%s has no %s split: %d of %d training images were split off (stratified, seed %d).",
         dataset_id, name, len(parts["test"]), len(train), seed,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """From `image` to `pixel_values`: augmentation on the image, then exactly the checkpoint's own image processor."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -34,13 +35,19 @@ def with_pixel_values(dataset: Dataset, processor: Any, augmentation: str = "non
     """
     if augmentation not in AUGMENTATIONS:
         raise ValueError(f"Unknown augmentation {augmentation!r}. Valid: {', '.join(AUGMENTATIONS)}.")
-    augment = AUGMENTATIONS[augmentation]
+    return dataset.with_transform(_ToPixelValues(processor, AUGMENTATIONS[augmentation]))
 
-    def transform(batch: dict[str, list]) -> dict[str, list]:
+
+@dataclass
+class _ToPixelValues:
+    """A class rather than a closure, since loader workers that are spawned receive it by pickle."""
+
+    processor: Any
+    augment: Callable | None
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         images = [image.convert("RGB") for image in batch["image"]]
-        if augment is not None:
-            images = [augment(image) for image in images]
-        pixel_values = processor(images, return_tensors="pt")["pixel_values"]
+        if self.augment is not None:
+            images = [self.augment(image) for image in images]
+        pixel_values = self.processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": list(pixel_values), "labels": batch["label"]}
-
-    return dataset.with_transform(transform)

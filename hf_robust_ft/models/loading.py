@@ -1,10 +1,11 @@
 """A Hub id, a local folder or the embedded model -> a plain transformers classifier and its image processor."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from hf_robust_ft.models.efficientnet_lite import load_efficientnet_lite0
 
@@ -26,12 +27,13 @@ def load_image_classifier(
         model_id: any `AutoModelForImageClassification` id or local folder (timm ids included: `timm/...`), or
             `efficientnet_lite0`, whose ImageNet weights come from a package of the extra `demo`.
         label_names: the classes, which become `id2label`; the head is re-initialised where their number differs
-            from the checkpoint's.
+            from the checkpoint's. A checkpoint with the same classes in another order keeps its own order.
         num_labels: their number, when they have no names.
         image_size: input size in pixels of the embedded model (default 224); other checkpoints keep their
             processor's.
         seed: of a new head; the global random state is left alone.
-        from_pretrained: passed to `from_pretrained` (`revision`, `token`, `dtype`, `trust_remote_code`, ...).
+        from_pretrained: passed to `from_pretrained` (`revision`, `token`, `trust_remote_code`, ...); `dtype` is
+            float32 unless given, whatever the checkpoint was stored in.
 
     Raises:
         ValueError: names and number that disagree, fewer than two classes, or an option the model does not take.
@@ -47,16 +49,29 @@ def load_image_classifier(
         labels["id2label"] = dict(enumerate(label_names))
         labels["label2id"] = {name: index for index, name in enumerate(label_names)}
 
+    model_id = os.path.expanduser(model_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if model_id in EMBEDDED_MODELS:
             if from_pretrained:
                 raise ValueError(f"{model_id} is embedded and takes no {sorted(from_pretrained)}.")
             return EMBEDDED_MODELS[model_id](image_size=image_size or 224, **labels)
+        if model_id.startswith((".", "/", "~")) and not os.path.isdir(model_id):
+            raise ValueError(f"{model_id} is not a folder. Give a checkpoint folder or a Hub model id.")
         if image_size is not None:
             raise ValueError(f"image_size is for the embedded model; {model_id} keeps its own image processor's size.")
+        dtype = from_pretrained.pop("dtype", torch.float32)
+        labels = _keep_known_order(model_id, labels, from_pretrained)
         model = AutoModelForImageClassification.from_pretrained(
-            model_id, ignore_mismatched_sizes=bool(labels), **labels, **from_pretrained
+            model_id, ignore_mismatched_sizes=bool(labels), dtype=dtype, **labels, **from_pretrained
         )
-    from_pretrained.pop("dtype", None)
     return model, AutoImageProcessor.from_pretrained(model_id, **from_pretrained)
+
+
+def _keep_known_order(model_id: str, labels: dict[str, Any], from_pretrained: dict[str, Any]) -> dict[str, Any]:
+    """Nothing to change on a head that already knows these classes, in whatever order."""
+    if "id2label" not in labels:
+        return labels
+    config = AutoConfig.from_pretrained(model_id, **from_pretrained)
+    known = list((config.id2label or {}).values())
+    return {} if sorted(known) == sorted(labels["label2id"]) else labels

@@ -71,7 +71,8 @@ def build_parser(types: Sequence[type], recipe: Mapping[str, Any], **parser_opti
     for action in parser._actions:
         if action.dest in recipe:
             action.required = False
-    parser.set_defaults(**{key: _as_argument(value) for key, value in recipe.items()})
+    takes_list = {action.dest for action in parser._actions if action.nargs == "+"}
+    parser.set_defaults(**{key: _as_argument(value, key in takes_list) for key, value in recipe.items()})
     return parser
 
 
@@ -81,6 +82,8 @@ def parse_recipe(types: Sequence[type], recipe: str | Path, overrides: Mapping[s
     return parser.parse_args_into_dataclasses([], look_for_args_file=False)
 
 
-def _as_argument(value: Any) -> Any:
-    # argparse converts strings, which makes `1e-4` (a string in YAML 1.1) a float; lists it leaves alone.
-    return [str(item) for item in value] if isinstance(value, list) else value
+def _as_argument(value: Any, takes_list: bool) -> Any:
+    """A YAML value as it would stand on the command line: argparse gives strings their types, and checks them."""
+    if takes_list and value is not None:
+        return [str(item) for item in (value if isinstance(value, list) else [value])]
+    return value if value is None or isinstance(value, dict) else str(value)

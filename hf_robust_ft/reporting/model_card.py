@@ -21,8 +21,9 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     """The text of `README.md`: Hub metadata with the results as `model-index`, and the card.
 
     Args:
-        report: its metadata may hold `model_name`, `base_model`, `dataset`, `dataset_name`, `split`, `license`,
-            `training`, `versions`, `command`, `tags`.
+        report: its metadata may hold `model_name`, `base_model` (a Hub id) or `base_model_text`, `dataset`,
+            `dataset_name`, `dataset_on_hub`, `split`, `license`, `language`, `training`, `versions`, `command`,
+            `tags`.
         pictures: file names beside the card to show.
     """
     facts = report.metadata
@@ -44,6 +45,8 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         for key, name in METRIC_NAMES.items()
     ]
     tags = ["hf_robust_ft", "adversarial-robustness", f"{norm}-{eps}".replace("/", "-over-")]
+    more_tags = facts.get("tags", [])
+    tags += [more_tags] if isinstance(more_tags, str) else list(more_tags)
     data = ModelCardData(
         model_name=facts.get("model_name") or "robust image classifier",
         library_name="transformers",
@@ -51,7 +54,8 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         license=facts.get("license"),
         base_model=facts.get("base_model"),
         datasets=[facts["dataset"]] if facts.get("dataset_on_hub") else None,
-        tags=[*tags, *facts.get("tags", [])],
+        tags=tags,
+        language=facts.get("language"),
         eval_results=results,
     )
     card = ModelCard.from_template(

@@ -20,7 +20,15 @@ def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> No
     for (label, report), colour in zip(reports.items(), COLOURS, strict=False):
         x = [eps * 255 for eps in report.epsilons]
         y = [100 * accuracy for accuracy in report.accuracies]
-        axes.plot(x, y, "o-", color=colour, markersize=4, label=f"{label}: expected {report.expected_robustness:.1%}")
+        axes.plot(
+            x,
+            y,
+            "o-",
+            color=colour,
+            markersize=4,
+            clip_on=False,
+            label=f"{label}: expected {report.expected_robustness:.1%}",
+        )
         if len(reports) == 1:
             axes.fill_between(x, y, color=colour, alpha=0.12)
     report = next(iter(reports.values()))
@@ -49,10 +57,11 @@ def plot_training(histories: Mapping[str, list[dict]], path: str | Path) -> None
         ):
             points = [(entry["epoch"], 100 * entry[key]) for entry in history if key in entry and "epoch" in entry]
             if points:
-                top.plot(*zip(*points, strict=True), style, color=colour, label=f"{label}, {name}")
+                top.plot(*zip(*points, strict=True), style, color=colour, clip_on=False, label=f"{label}, {name}")
         budget = [(entry["epoch"], 255 * entry["eps"]) for entry in history if "loss" in entry and "eps" in entry]
         if budget:
             # A log at the end of an epoch tells the eps of the steps before it.
+            budget.insert(0, (0.0, budget[0][1]))
             bottom.step(*zip(*budget, strict=True), where="pre", color=colour, label=label)
     top.set(ylabel="validation accuracy (%)", ylim=(0, 100), title="Training")
     bottom.set(xlabel="epoch", ylabel="eps (1/255)")

@@ -179,12 +179,13 @@ def test_eps_zero_is_skipped_for_one_forward(classifier, batch):
     assert calls == [False] and torch.equal(result.adversarial, pixels)
 
 
-def test_no_data_dependent_host_sync(batch):
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_no_data_dependent_host_sync(make_model, batch, kind):
+    """A meta tensor has no values: anything that reads one raises."""
     pixels, labels = (tensor.to("meta") for tensor in batch)
-    _, logits_fn = linear(4)
-    matrix_on_meta = lambda x: x.flatten(1) @ torch.empty(768, 4, device="meta")  # noqa: E731
+    classifier = PixelClassifier(make_model(kind).to("meta")).eval()
     for eps in (None, torch.empty(12, device="meta")):
-        result = apgd(matrix_on_meta, pixels, labels, LINF, steps=10, restarts=2, select="fooled", eps=eps)
+        result = apgd(classifier, pixels, labels, LINF, steps=10, restarts=2, select="fooled", eps=eps)
         assert result.adversarial.device.type == "meta" and result.adversarial.shape == pixels.shape
 
 
@@ -226,6 +227,22 @@ def test_bad_shapes_are_refused(batch):
         apgd(logits_fn, (pixels * 255).to(torch.uint8), labels, LINF)
     with pytest.raises(ValueError, match=r"labels must be class indices of shape \(12,\)"):
         apgd(logits_fn, pixels, labels[:5], LINF)
+
+
+@pytest.mark.parametrize(
+    ("eps", "message"),
+    [
+        (4, "Did you mean eps='4/255'"),
+        (-0.1, "not negative"),
+        (float("nan"), "finite"),
+        (torch.full((5,), 0.1), r"one per image, \(12,\)"),
+    ],
+    ids=["255ths", "negative", "nan", "length"],
+)
+def test_a_bad_eps_of_the_call_is_refused(batch, eps, message):
+    _, logits_fn = linear(4)
+    with pytest.raises(ValueError, match=message):
+        apgd(logits_fn, *batch, LINF, eps=eps)
 
 
 def test_settings_read_well():

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Image
@@ -43,7 +45,8 @@ def test_splitting_is_deterministic_in_its_seed(imagefolder):
 
 def test_validation_serves_as_test_where_there_is_none(images, tmp_path, caplog):
     half = images.select(range(24))
-    splits = load_image_dataset(on_disk(tmp_path, train=half, validation=images.select(range(24, 48))))
+    path = on_disk(tmp_path, train=half, validation=images.select(range(24, 48)))
+    splits = load_image_dataset(path, validation_size=0.25)
     assert len(splits["test"]) == 24 and len(splits["train"]) + len(splits["validation"]) == 24
     assert "its validation split serves as test" in caplog.text
 
@@ -89,6 +92,7 @@ def test_missing_columns_are_named(tmp_path, images):
         ({"train": "none"}, "no 'train' split, only"),
         ({"label": [[0, 1]] * 48}, "must hold one class an image"),
         ({"label": [-1] * 24 + [1] * 24}, "filter out unlabelled images"),
+        ({"label": [None] * 4 + [1, 0] * 22}, r"4 of 48 images .* have no label"),
         ({"names": ["only"]}, "one class only"),
     ],
 )
@@ -116,6 +120,33 @@ def test_a_class_too_small_to_split_is_refused_with_the_cure(images, tmp_path):
     path = on_disk(tmp_path, train=images.select([0, 4, 8, 12, 16, 20, 1]))
     with pytest.raises(ValueError, match="none could be split off train"):
         load_image_dataset(path)
+
+
+def test_an_unlabelled_test_split_counts_as_missing(images, tmp_path, caplog):
+    hidden = images.select(range(32, 48)).map(lambda _: {"label": -1})
+    path = on_disk(tmp_path, train=images.select(range(32)), test=hidden)
+    splits = load_image_dataset(path, test_size=0.25, validation_size=0.25)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 18, "validation": 6, "test": 8}
+    assert "(test) has no labels: it is left out" in caplog.text
+
+
+def test_a_dataset_of_test_images_alone(images, tmp_path):
+    path = on_disk(tmp_path, test=images)
+    with pytest.raises(ValueError, match="no 'train' split"):
+        load_image_dataset(path)
+    assert len(load_image_dataset(path, require_train=False)["test"]) == 48
+
+
+def test_a_column_that_holds_no_images_is_refused(images, tmp_path):
+    with pytest.raises(ValueError, match=r"'label' .* not images"):
+        load_image_dataset(on_disk(tmp_path, train=images), image_column="label")
+
+
+def test_one_class_folder_is_refused_with_the_reason(imagefolder):
+    for name in ("dog", "emu"):
+        shutil.rmtree(f"{imagefolder}/train/{name}")
+    with pytest.raises(ValueError, match="two class folders or more"):
+        load_image_dataset(imagefolder)
 
 
 def test_embedded_digits():

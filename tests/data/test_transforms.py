@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
+from torch.utils.data import DataLoader
 
 from hf_robust_ft import PixelSpace
 from hf_robust_ft.batch_checks import check_batch
@@ -32,9 +33,28 @@ def test_every_image_mode_becomes_rgb(mode, processor):
     assert with_pixel_values(dataset, processor)[0]["pixel_values"].shape == (3, 16, 16)
 
 
+def test_spawned_workers_can_receive_it(images, processor):
+    loader = DataLoader(
+        with_pixel_values(images, processor, "paper"),
+        batch_size=24,
+        num_workers=1,
+        multiprocessing_context="spawn",
+        collate_fn=stack_examples,
+    )
+    assert [len(batch["labels"]) for batch in loader] == [24, 24]
+
+
 def test_unknown_augmentation_lists_the_valid_ones(images, processor):
     with pytest.raises(ValueError, match="Valid: none, paper"):
         with_pixel_values(images, processor, "mixup")
+
+
+def test_class_names_that_differ_in_case_are_different_classes(images, make_model):
+    names = ["A", "a", "B", "b"]
+    config = make_model().config
+    config.id2label = dict(enumerate(["b", "B", "a", "A"]))
+    aligned = align_labels(images.cast_column("label", ClassLabel(names=names)), config)
+    assert aligned["label"][:4] == [3, 2, 1, 0]
 
 
 def test_labels_are_aligned_by_name(images, make_model):

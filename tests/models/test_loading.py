@@ -31,6 +31,17 @@ def test_a_local_checkpoint_gets_a_new_head_with_names(checkpoint):
     assert PixelSpace.from_processor(processor).mean == (0.5, 0.4, 0.3)
 
 
+def test_a_head_that_knows_the_classes_in_another_order_is_kept(make_model, processor, tmp_path):
+    model = make_model("vit")
+    model.config.id2label = dict(enumerate(reversed(NAMES)))
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    loaded, _ = load_image_classifier(str(tmp_path / "checkpoint"), label_names=NAMES)
+    assert list(loaded.config.id2label.values()) == NAMES[::-1]
+    assert loaded.dtype == torch.float32  # stored in bf16, trained in float32
+    assert torch.equal(loaded.classifier.weight, model.classifier.weight.float())
+
+
 def test_a_checkpoint_keeps_its_head_without_classes(checkpoint):
     model, _ = load_image_classifier(checkpoint)
     assert model.config.num_labels == 7

@@ -44,8 +44,16 @@ def test_flags_override_the_recipe_and_types_are_argparses(tmp_path):
 
 
 def test_unknown_keys_are_errors_that_name_the_nearest():
-    with pytest.raises(ValueError, match="Unknown recipe key 'eps_shedule'. Did you mean eps_schedule"):
+    with pytest.raises(ValueError, match=r"Unknown recipe key 'eps_shedule'\. Did you mean eps_schedule"):
         build_parser(TYPES, {"eps_shedule": "hinge"})
+
+
+def test_yaml_numbers_are_typed_and_checked_as_flags_are(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse_recipe(TYPES, "quickstart", {"seed": 1.5, "output_dir": str(tmp_path)})
+    assert "invalid int value: '1.5'" in capsys.readouterr().err
+    overrides = {"eps": "4/255", "eval_epsilons": None, "output_dir": str(tmp_path)}
+    assert len(parse_recipe(TYPES, "quickstart", overrides)[2].evaluation_grid) == 5
 
 
 @pytest.mark.parametrize(

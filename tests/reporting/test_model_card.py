@@ -60,8 +60,9 @@ def test_metadata_is_what_the_hub_reads(report):
 def test_body_says_what_was_measured_and_how_far_to_trust_it(report):
     text = render_model_card(report, ["curve.png"])
     for part in (
-        "# Swin on flowers", "90.00 %", "50.00 %", "70.00 %", "by up to 4/255 of the", "APGD-CE-10 from the clean image",
-        "200 images of someone/flowers (test split)", "![curve.png](curve.png)", "| eps_schedule | hinge |",
+        "# Swin on flowers", "90.00 %", "50.00 %", "70.00 %", "by up to 4/255 of the",
+        "APGD-CE-10 from the clean image", "200 images of someone/flowers (test split)",
+        "![curve.png](curve.png)", "| eps_schedule | hinge |",
         "`hf-robust-ft train --config paper_default`", "torch 2.14.1.", "not a certificate",
     ):  # fmt: skip
         assert part in text, part
