@@ -19,12 +19,13 @@ from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.threat_models import ThreatModel
 
 
-def adversarial_examples(library: str, classifier, pixels, labels, threat_model: ThreatModel, steps: int):
-    """The library's APGD-CE examples, from a random start with seed 0; None where it is not installed."""
+def adversarial_examples(library: str, classifier, pixels, labels, threat_model: ThreatModel, steps: int, seed: int):
+    """The library's APGD-CE examples from one random start; None where it is not installed."""
     if library == "hf_robust_ft":
         attack = APGD(steps=steps, random_start=True, select="fooled")
-        return attack(classifier, pixels, labels, threat_model).adversarial
-    options = {"norm": threat_model.norm, "eps": threat_model.eps, "seed": 0, "loss": "ce"}
+        generator = torch.Generator().manual_seed(seed)
+        return attack(classifier, pixels, labels, threat_model, generator=generator).adversarial
+    options = {"norm": threat_model.norm, "eps": threat_model.eps, "seed": seed, "loss": "ce"}
     if library == "autoattack":
         from pyautoattack.autopgd_base import APGDAttack
 
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--eps", default="16/255")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 100])
+    parser.add_argument("--seeds", type=int, default=1, help="Random starts; far from convergence one says little.")
     options = parser.parse_args()
 
     model, processor = load_image_classifier(options.model)
@@ -59,15 +61,24 @@ def main() -> None:
     with attack_mode(classifier):
         for steps in options.steps:
             for library in ("hf_robust_ft", "autoattack", "torchattacks"):
-                found = adversarial_examples(library, classifier, pixels, labels, threat_model, steps)
-                if found is None:
-                    continue
-                distance = (found - pixels).abs().max().item()
-                with torch.no_grad():
-                    accuracy = (classifier(found).argmax(1) == labels).float().mean().item()
-                rows.append(
-                    {"steps": steps, "library": library, "accuracy": round(accuracy, 4), "eps*255": distance * 255}
-                )
+                accuracies, distance = [], 0.0
+                for seed in range(options.seeds):
+                    found = adversarial_examples(library, classifier, pixels, labels, threat_model, steps, seed)
+                    if found is None:
+                        break
+                    distance = max(distance, (found - pixels).abs().max().item())
+                    with torch.no_grad():
+                        accuracies.append((classifier(found).argmax(1) == labels).float().mean().item())
+                if accuracies:
+                    rows.append(
+                        {
+                            "steps": steps,
+                            "library": library,
+                            "mean accuracy": round(sum(accuracies) / len(accuracies), 4),
+                            "by seed": [round(accuracy, 4) for accuracy in accuracies],
+                            "largest distance * 255": distance * 255,
+                        }
+                    )
     with torch.no_grad():
         clean = (classifier(pixels).argmax(1) == labels).float().mean().item()
     print(json.dumps({"images": options.images, "clean accuracy": round(clean, 4), "under attack": rows}, indent=2))

@@ -23,7 +23,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     Args:
         report: its metadata may hold `model_name`, `base_model` (a Hub id) or `base_model_text`, `dataset`,
             `dataset_name`, `dataset_on_hub`, `split`, `license`, `language`, `training`, `versions`, `command`,
-            `tags`.
+            `tags`, `notes` (sentences for the limitations).
         pictures: file names beside the card to show.
     """
     facts = report.metadata
