@@ -8,21 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput
 
 from hf_robust_ft import trainer_checks
 from hf_robust_ft.attacks import APGD, attack_mode
 from hf_robust_ft.batch_checks import CheckedCollator, check_batch
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.evaluation import RobustnessReport, build_report, predictions_under_attack
+from hf_robust_ft.mended_trainer import MendedTrainer
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
 from hf_robust_ft.reporting import library_versions, write_evidence
 from hf_robust_ft.threat_models import format_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 
 
-class AdversarialTrainer(Trainer):
+class AdversarialTrainer(MendedTrainer):
     """`Trainer` whose `compute_loss` sees the batch after an attack at the scheduled eps.
 
     Takes `Trainer`'s arguments, of which `args` must be `AdversarialTrainingArguments`; the normalisation of
@@ -31,18 +32,11 @@ class AdversarialTrainer(Trainer):
     `evaluate()` adds `clean_accuracy` and, when `args.robust_eval` says so, `adversarial_accuracy` and
     `expected_robustness`; the whole curve is then in `robustness_report`. Every log carries `eps`.
 
-    Mended against `Trainer` of transformers 5: resuming and load_best_model_at_end restore every weight; losses of
-    models that take but ignore `num_items_in_batch` are averaged over accumulated batches; a loss that is not finite
-    stops training before the weights change.
-
     Raises:
         TypeError: `args` are plain `TrainingArguments`.
         ValueError: no or no usable image processor, reentrant checkpointing, DeepSpeed ZeRO-3, more than one
             `EpsilonSchedulerCallback`, or data an attack cannot work on.
     """
-
-    # A classification loss is a mean over its batch; see `__init__` for `compute_loss_func`.
-    loss_is_scaled_for_ga = False
 
     def __init__(
         self,
@@ -86,10 +80,6 @@ class AdversarialTrainer(Trainer):
         trainer_checks.check_labels(train_dataset, self.num_labels, at_least=2)
         for dataset in datasets_of(eval_dataset):
             trainer_checks.check_labels(dataset, self.num_labels)
-        # ResNet, CLIP, Swinv2, ... accept num_items_in_batch and ignore it; trusting them would scale the loss wrongly.
-        self.model_accepts_loss_kwargs = False
-        if compute_loss_func is not None:
-            self.loss_is_scaled_for_ga = None  # it is handed num_items_in_batch: Trainer's own rule holds
         self.robustness_report: RobustnessReport | None = None
         self._first_batch_checked = False
         self._attack_generator: torch.Generator | None = None
@@ -112,6 +102,9 @@ class AdversarialTrainer(Trainer):
     @property
     def num_labels(self) -> int | None:
         return getattr(getattr(self.model, "config", None), "num_labels", None)
+
+    def describe_position(self) -> str:
+        return f"{super().describe_position()} (eps {format_eps(self.current_eps)})"
 
     # ---- Training ----------------------------------------------------------------
 
@@ -183,22 +176,6 @@ class AdversarialTrainer(Trainer):
             }
             self._attack(two, self.args.threat_model.eps, APGD(steps=1, random_start=False))
         self._first_batch_checked = True
-
-    def train(self, *args: Any, **kwargs: Any):
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            self.is_in_train = False  # also when interrupted: evaluate() then attacks as after any training
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        # note: a host sync, which `Trainer` also makes for logging_nan_inf_filter
-        if not torch.isfinite(loss).all():
-            raise FloatingPointError(
-                f"The loss is {loss.item()} at step {self.state.global_step + 1} (eps {format_eps(self.current_eps)}); "
-                f"stopped before the weights change. {self._last_checkpoint()}"
-            )
-        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         logs["eps"] = self.current_eps
@@ -281,54 +258,6 @@ class AdversarialTrainer(Trainer):
         if name and not os.path.exists(name):  # a Hub id, not a folder of this machine
             metadata["base_model"] = name
         return metadata
-
-    # ---- Checkpoints -------------------------------------------------------------
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Refuses weights that are not finite: they would take the last good checkpoint's place.
-
-        Raises:
-            FloatingPointError: a parameter holds NaN or infinity.
-        """
-        broken = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
-        if broken:
-            raise FloatingPointError(
-                f"{len(broken)} parameters are NaN or infinite after step {self.state.global_step} "
-                f"(eps {format_eps(self.current_eps)}), first {broken[0]}; nothing was saved. {self._last_checkpoint()}"
-            )
-        super().save_model(output_dir, _internal_call)
-
-    def _last_checkpoint(self) -> str:
-        folder = self.args.output_dir
-        checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
-        kept = f"The last checkpoint is {checkpoint}." if checkpoint else "No checkpoint was saved yet."
-        return f"{kept} Lower the learning rate, or train in bf16 or fp32."
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self._load_all_weights(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if not self._load_all_weights(self.state.best_model_checkpoint):
-            super()._load_best_model()
-
-    def _load_all_weights(self, checkpoint: str) -> bool:
-        """Load a checkpoint strictly, through `from_pretrained`; False where Trainer's own loading is the right one.
-
-        `save_pretrained` renames some models' weights (ViT, Swin, DINOv2, ...) and Trainer's loading drops those.
-        """
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        has_adapters = getattr(self.model, "_hf_peft_config_loaded", False)
-        if sharded or has_adapters or not isinstance(self.model, PreTrainedModel) or not os.path.isdir(checkpoint):
-            return False
-        saved, info = type(self.model).from_pretrained(
-            checkpoint, dtype=self.model.dtype, output_loading_info=True, ignore_mismatched_sizes=False
-        )
-        incomplete = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys") if info[kind]}
-        if incomplete:
-            raise RuntimeError(f"{checkpoint} does not hold this model's weights: {incomplete}.")
-        self.model.load_state_dict(saved.state_dict(), strict=True)
-        return True
 
     # ---- Publishing --------------------------------------------------------------
 

@@ -64,7 +64,8 @@ def test_too_short_a_run_warns_and_one_that_never_attacks_is_refused():
 def test_a_ramp_to_the_very_end_is_no_reason_to_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(EpsilonSchedulerCallback("8/255", "linear_warmup", end=1.0, granularity="step"), 12, 10)
+        seen = run(EpsilonSchedulerCallback("8/255", "linear_warmup", end=1.0, granularity="step"), 12, 10)
+    assert seen[-1] == pytest.approx(EPS * 119 / 120)
 
 
 def test_data_without_a_length_needs_step_granularity():

@@ -15,7 +15,7 @@ LAYERS = [
     ("reporting",),
     ("training_args",),
     ("callbacks",),
-    ("trainer_checks",),
+    ("trainer_checks", "mended_trainer"),
     ("trainer",),
     ("finetuning", "recipes"),
     ("quickstart",),
