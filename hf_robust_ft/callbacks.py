@@ -25,8 +25,8 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         granularity: let eps change at every "epoch" or at every "step".
 
     Raises:
-        ValueError: unknown schedule or granularity, or parameters out of range; at the start of training, if eps
-            would stay at 0 throughout or an epoch's length is unknown.
+        ValueError: unknown schedule or granularity, or parameters out of range; at the start of training, if an
+            epoch's length is needed and unknown.
     """
 
     def __init__(
@@ -84,14 +84,13 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         peak = self.eps_at(max_steps - 1, max_steps)
         if peak >= 0.9 * self.target_eps * self.alpha((max_steps - 1) / max_steps):
             return
-        message = (
-            f"This schedule reaches only eps={format_eps(peak)} of {format_eps(self.target_eps)} in {max_steps} steps: "
-            "training is too short for its granularity. Train for more epochs, set schedule_granularity='step', or "
-            "lower schedule_end."
+        warnings.warn(
+            f"This schedule reaches only eps={format_eps(peak)} of {format_eps(self.target_eps)} in {max_steps} steps"
+            f"{', so no attack will run at all' if peak == 0 else ''}: training is too short for its granularity. "
+            "Train for more epochs, set schedule_granularity='step', or lower schedule_end.",
+            UserWarning,
+            stacklevel=2,
         )
-        if peak == 0:
-            raise ValueError(message)
-        warnings.warn(message, UserWarning, stacklevel=2)
 
 
 def _settings(args: Any) -> dict[str, Any]:
