@@ -96,11 +96,10 @@ def evaluate(argv: Sequence[str]) -> None:
     parser, arguments = _parser("evaluate", argv, evaluate.__doc__)
     options, data_args = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     from hf_robust_ft.evaluation import evaluation_attack, resolve_epsilons
-    from hf_robust_ft.threat_models import ThreatModel, parse_eps
+    from hf_robust_ft.threat_models import ThreatModel
 
     threat_model = ThreatModel(options.norm, options.eps)
-    epsilons = options.epsilons and [parse_eps(eps) for eps in options.epsilons]
-    epsilons = resolve_epsilons(epsilons, threat_model)
+    epsilons = resolve_epsilons(options.epsilons, threat_model)
     attack = evaluation_attack(options.attack_steps, options.attack_loss)
     splits = data_args.load(require_train=False)
     if options.split not in splits:

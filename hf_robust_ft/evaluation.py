@@ -269,7 +269,8 @@ def _batches(dataset_or_loader: Any, batch_size: int) -> Iterable[dict[str, Tens
             "dataset_or_loader must be a map-style dataset or a torch DataLoader, got "
             f"{type(dataset_or_loader).__name__}."
         )
-    return DataLoader(dataset_or_loader, batch_size=batch_size, collate_fn=stack_examples)
+    # A loader without a generator of its own draws a seed from the global random state at each pass.
+    return DataLoader(dataset_or_loader, batch_size=batch_size, collate_fn=stack_examples, generator=torch.Generator())
 
 
 def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from hf_robust_ft.attacks import APGD
 from hf_robust_ft.evaluation import evaluation_attack, resolve_epsilons
 from hf_robust_ft.schedules import build_schedule
-from hf_robust_ft.threat_models import ThreatModel, parse_eps
+from hf_robust_ft.threat_models import ThreatModel
 
 GRANULARITIES = ("epoch", "step")
 ROBUST_EVAL = ("end", "epoch", "no")
@@ -112,8 +112,7 @@ class AdversarialTrainingArguments(TrainingArguments):
     @property
     def evaluation_grid(self) -> list[float]:
         """The budgets of a robust evaluation, from 0 to eps_g."""
-        epsilons = None if self.eval_epsilons is None else [parse_eps(eps) for eps in self.eval_epsilons]
-        return resolve_epsilons(epsilons, self.threat_model)
+        return resolve_epsilons(self.eval_epsilons, self.threat_model)
 
     def training_settings(self) -> dict[str, Any]:
         """What a report says of the training: the protocol, not every argument."""

@@ -150,12 +150,8 @@ def test_report_prints_the_three_numbers(report):
 
 
 def test_random_starts_do_not_touch_global_randomness(make_model, dataset, space):
-    state = torch.get_rng_state()
-    runs = [
-        evaluate_robustness(
-            make_model("resnet"), dataset, threat_model=LINF, pixel_space=space, attack=APGD(steps=2), progress=False
-        )
-        for _ in range(2)
-    ]
-    del state
-    assert runs[0] == runs[1]
+    model, state = make_model("resnet"), torch.get_rng_state()
+    options = {"threat_model": LINF, "pixel_space": space, "attack": APGD(steps=2), "progress": False}
+    first, second = (evaluate_robustness(model, dataset, **options) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == second

@@ -10,7 +10,6 @@ import pytest
 from conftest import NUM_CLASSES
 
 from hf_robust_ft.quickstart import comparison_table
-from hf_robust_ft.reporting import evidence  # noqa: F401  (the README names its files)
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
