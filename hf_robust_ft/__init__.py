@@ -14,7 +14,7 @@ _HOMES = {
     "AttackResult": "attacks",
     "apgd": "attacks",
     "evaluate_robustness": "evaluation",
-    "RobustnessReport": "evaluation",
+    "RobustnessReport": "reports",
     "hinge": "schedules",
     "linear_warmup": "schedules",
     "constant": "schedules",

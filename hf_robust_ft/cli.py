@@ -6,7 +6,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 USAGE = """\
 usage: hf-robust-ft <command> [options]
@@ -28,33 +27,6 @@ COMMON_TRAINER_ARGUMENTS = (
     "bf16", "seed", "dataloader_num_workers", "save_strategy", "resume_from_checkpoint", "push_to_hub",
     "hub_model_id", "report_to",
 )  # fmt: skip
-
-
-@dataclass
-class EvaluationArguments:
-    """How `hf-robust-ft evaluate` measures."""
-
-    model: str = field(metadata={"help": "AutoModelForImageClassification id or local checkpoint folder."})
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
-    split: str = field(default="test", metadata={"help": "Split to evaluate on: test, validation or train."})
-    norm: str = field(default="Linf", metadata={"help": "Norm of the perturbation: Linf."})
-    eps: str = field(default="4/255", metadata={"help": "Largest budget, in pixel units of [0, 1]: 4/255 or 0.0157."})
-    epsilons: list[str] | None = field(
-        default=None, metadata={"help": "Budgets, increasing from 0 to eps (default: every 1/255, the paper's grid)."}
-    )
-    attack_steps: int = field(default=10, metadata={"help": "APGD steps."})
-    attack_loss: str = field(default="ce", metadata={"help": "Loss that the attack climbs: ce."})
-    protocol: str = field(default="paper", metadata={"help": "How the curve is measured: paper."})
-    batch_size: int = field(default=64, metadata={"help": "Images at a time."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1, ... (default: cuda if there is)."})
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Write robustness_report.json, the curve and a card here (default: print only)."},
-    )
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -95,58 +67,18 @@ def evaluate(argv: Sequence[str]) -> None:
     """Measure clean accuracy, adversarial accuracy and expected robustness of a checkpoint."""
     parser, arguments = _parser("evaluate", argv, evaluate.__doc__)
     options, data_args = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
-    from hf_robust_ft.evaluation import evaluation_attack, resolve_epsilons
-    from hf_robust_ft.threat_models import ThreatModel
+    from hf_robust_ft.measuring import measure
 
-    threat_model = ThreatModel(options.norm, options.eps)
-    epsilons = resolve_epsilons(options.epsilons, threat_model)
-    attack = evaluation_attack(options.attack_steps, options.attack_loss)
-    splits = data_args.load(require_train=False)
-    if options.split not in splits:
-        raise ValueError(f"Unknown split {options.split!r}. Valid: {', '.join(splits)}.")
-
-    import torch
-
-    from hf_robust_ft.data import align_labels, with_pixel_values
-    from hf_robust_ft.evaluation import evaluate_robustness
-    from hf_robust_ft.finetuning import at_most, describe_model
-    from hf_robust_ft.models import load_image_classifier, use_fast_memory_format
-    from hf_robust_ft.pixels import PixelSpace
-    from hf_robust_ft.reporting import library_versions, write_evidence
-
-    revision = {"revision": options.model_revision} if options.model_revision else {}
-    model, processor = load_image_classifier(options.model, **revision)
-    dataset = at_most(
-        align_labels(splits[options.split], model.config),
-        data_args.max_eval_samples,
-        data_args.split_seed,
-        "max_eval_samples",
-    )
-    data = data_args.describe()
-    _warn_of_another_split(options.model, data)
-    memory_format = use_fast_memory_format(model)
-    report = evaluate_robustness(
-        model,
-        with_pixel_values(dataset, processor),
-        threat_model=threat_model,
-        pixel_space=PixelSpace.from_processor(processor),
-        epsilons=epsilons,
-        attack=attack,
-        protocol=options.protocol,
-        batch_size=options.batch_size,
-        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-    ).with_metadata(
-        **describe_model(options.model, model),
-        **data,
-        split=options.split,
-        memory_format=memory_format,
-        versions=library_versions(),
-        command=_shown_command("evaluate", argv),
-    )
+    state, report = measure(options, data_args, _shown_command("evaluate", argv))
+    if not state.is_main_process:
+        return
     print(report)
+    if report.per_class:
+        print(f"\n{report.class_table()}")
+    if report.checks:
+        print(f"\nCan these numbers be trusted?\n{report.check_lines()}")
     if options.output_dir:
-        write_evidence(report, options.output_dir)
-        print(f"Report, curve and card: {options.output_dir}")
+        print(f"\nReport, curve and card: {options.output_dir}")
 
 
 def quickstart(argv: Sequence[str]) -> None:
@@ -180,6 +112,7 @@ def _parser(command: str, argv: Sequence[str], description: str):
     known, arguments = before.parse_known_args(argv)
 
     from hf_robust_ft.finetuning import DataArguments, ModelArguments
+    from hf_robust_ft.measuring import EvaluationArguments
     from hf_robust_ft.recipes import build_parser, read_recipe
     from hf_robust_ft.training_args import AdversarialTrainingArguments
 
@@ -243,26 +176,3 @@ def _shown_command(command: str, argv: Sequence[str]) -> str:
             local = os.path.isabs(word) or word.startswith("~")
             shown.append(os.path.basename(os.path.normpath(word)) if local else word)
     return shlex.join(["hf-robust-ft", command, *shown])
-
-
-def _warn_of_another_split(model: str, data: dict) -> None:
-    """A checkpoint trained on other splits of the same data may have seen the images it is measured on."""
-    from hf_robust_ft.evaluation import RobustnessReport
-
-    path = os.path.join(model, "robustness_report.json")
-    if not os.path.isfile(path):
-        return
-    trained = RobustnessReport.from_json(path).metadata
-    if trained.get("dataset") != data["dataset"]:
-        return
-    differing = [
-        f"{name} {trained['splitting'].get(name)} -> {data['splitting'][name]}"
-        for name in ("validation_size", "test_size", "split_seed")
-        if trained.get("splitting") and trained["splitting"].get(name) != data["splitting"][name]
-    ]
-    if differing:
-        print(
-            f"warning: the checkpoint was trained on other splits of {data['dataset']} ({', '.join(differing)}): where "
-            "splits are made from train, it may have seen the images it is measured on.",
-            file=sys.stderr,
-        )

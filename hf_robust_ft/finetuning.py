@@ -9,9 +9,10 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_robust_ft.attacks import use_fast_memory_format
+from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_values
-from hf_robust_ft.evaluation import stack_examples
-from hf_robust_ft.models import load_image_classifier, use_fast_memory_format
+from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.reporting import write_evidence
 from hf_robust_ft.trainer import AdversarialTrainer
 from hf_robust_ft.training_args import AdversarialTrainingArguments

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_TINY = 1e-12  # in denominators: logits that are all equal must not divide by zero
 
-def log_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+
+def log_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
     """The logarithm of cross-entropy, in float32 whatever the precision of the logits.
 
     It has its maxima where cross-entropy has them, and gradients of the same direction. Cross-entropy's own gradient
@@ -22,20 +24,71 @@ def log_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(margin < -15, margin, F.softplus(margin.clamp(min=-15)).log())
 
 
+def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """Difference of logits ratio (Croce & Hein 2020, arXiv 2003.01690, equation 6): blind to the logits' scale.
+
+    -(z_y - max_{i != y} z_i) / (z_(1) - z_(3)), with z_(k) the k-th largest logit; at least 0 once misclassified.
+    """
+    logits = logits.float()
+    ranked = logits.topk(3, dim=1).values
+    spread = ranked[:, 0] - ranked[:, 2]
+    return _best_other(logits, labels) / (spread + _TINY)
+
+
+def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Targeted difference of logits ratio (arXiv 2003.01690, equation 7), towards the classes `targets` (N,).
+
+    -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2). With three classes there is no fourth logit, and z_(3) stands for it.
+    """
+    logits = logits.float()
+    ranked = logits.topk(min(4, logits.shape[1]), dim=1).values
+    spread = ranked[:, 0] - (ranked[:, 2] + ranked[:, -1]) / 2
+    towards = logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])
+    return towards[:, 0] / (spread + _TINY)
+
+
+def _best_other(logits: Tensor, labels: Tensor) -> Tensor:
+    """How far the highest logit of another class lies above the label's, (N,)."""
+    is_label = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
+    others = logits.masked_fill(is_label, -torch.inf).amax(1)
+    return others - logits.gather(1, labels[:, None])[:, 0]
+
+
 @dataclass(frozen=True)
 class AttackLoss:
     """A loss as an attack uses it.
 
     Attributes:
-        objective: (logits, labels) -> (N,), what is compared and differentiated.
+        name: its key in `LOSSES`.
+        objective: (logits, labels, targets) -> (N,), what is compared and differentiated.
         value: objective -> the loss as it is reported, an increasing function.
+        targeted: whether the objective needs target classes.
+        min_classes: how many classes it is defined for at least.
     """
 
-    objective: Callable[[Tensor, Tensor], Tensor]
-    value: Callable[[Tensor], Tensor]
+    name: str
+    objective: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    value: Callable[[Tensor], Tensor] = lambda objective: objective
+    targeted: bool = False
+    min_classes: int = 2
+
+    def check_num_classes(self, num_classes: int) -> None:
+        """Raise a ValueError if the loss is undefined for so few classes."""
+        if num_classes < self.min_classes:
+            raise ValueError(
+                f"The loss {self.name!r} compares the {self.min_classes} largest logits, but the model has "
+                f"{num_classes} classes. Use loss='ce'."
+            )
 
 
-LOSSES: dict[str, AttackLoss] = {"ce": AttackLoss(log_cross_entropy, torch.exp)}
+LOSSES: dict[str, AttackLoss] = {
+    loss.name: loss
+    for loss in (
+        AttackLoss("ce", log_cross_entropy, value=torch.exp),
+        AttackLoss("dlr", dlr, min_classes=3),
+        AttackLoss("dlr_targeted", dlr_targeted, targeted=True, min_classes=3),
+    )
+}
 
 
 def get_loss(name: str) -> AttackLoss:

@@ -15,12 +15,14 @@ from hf_robust_ft import trainer_checks
 from hf_robust_ft.attacks import APGD, attack_mode
 from hf_robust_ft.batch_checks import CheckedCollator, check_batch
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
-from hf_robust_ft.evaluation import RobustnessReport, build_report, predictions_under_attack
 from hf_robust_ft.mended_trainer import MendedTrainer
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
+from hf_robust_ft.protocols import attack_on_grid
 from hf_robust_ft.reporting import library_versions, write_evidence
+from hf_robust_ft.reports import RobustnessReport, build_report
 from hf_robust_ft.threat_models import format_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
+from hf_robust_ft.trust_checks import CHECKED_IMAGES, TrustCheck, run_trust_checks
 
 
 class AdversarialTrainer(MendedTrainer):
@@ -209,33 +211,37 @@ class AdversarialTrainer(MendedTrainer):
         inputs = self._prepare_inputs(inputs)
         check_batch(inputs, self.pixel_space, self.num_labels)
         loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
-        predictions = extract_logits(logits).argmax(1)[:, None]
-        if len(self._evaluation.epsilons) > 1:
-            classifier = self._classifier(inputs)
-            with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
-                predictions = predictions_under_attack(
-                    classifier,
-                    self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1),
-                    inputs["labels"],
-                    threat_model=self.args.threat_model,
-                    epsilons=self._evaluation.epsilons,
-                    attack=self.args.eval_attack,
-                    clean_predictions=predictions[:, 0],
-                    # FSDP's forward waits for every rank: no rank may attack fewer images than the others.
-                    survivors_only=not self.is_fsdp_enabled and not classifier.model_inputs,
-                )
-        self._evaluation.add(*self.accelerator.gather_for_metrics((predictions, inputs["labels"])))
+        classifier = self._classifier(inputs)
+        pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
+        with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
+            outcome = attack_on_grid(
+                classifier,
+                pixels,
+                inputs["labels"],
+                threat_model=self.args.threat_model,
+                epsilons=self._evaluation.epsilons,
+                attack=self.args.eval_attack,
+                clean_predictions=extract_logits(logits).argmax(1),
+                # FSDP's forward waits for every rank: no rank may attack fewer images than the others.
+                survivors_only=not self.is_fsdp_enabled and not classifier.model_inputs,
+            )
+        if not classifier.model_inputs:
+            self._evaluation.keep_for_checks(pixels, inputs["labels"])
+        found = (inputs["labels"], outcome.smallest_eps, outcome.wrong_classes)
+        self._evaluation.add(self.accelerator.gather_for_metrics(found))
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
     def _robustness_metrics(self, evaluation: "_Evaluation", prefix: str) -> dict[str, float]:
-        if not evaluation.predictions:
+        if not evaluation.gathered:
             return {}
+        names = getattr(getattr(self.model, "config", None), "id2label", None)
         report = build_report(
-            torch.cat(evaluation.predictions).numpy(),
-            torch.cat(evaluation.references).numpy(),
+            *(torch.cat(parts).numpy() for parts in zip(*evaluation.gathered, strict=True)),
             threat_model=self.args.threat_model,
             epsilons=evaluation.epsilons,
             attack=self.args.eval_attack,
+            checks=self._trust_checks(evaluation),
+            class_names=names,
             metadata=self._metadata(),
         )
         metrics = {f"{prefix}_clean_accuracy": report.clean_accuracy}
@@ -244,6 +250,17 @@ class AdversarialTrainer(MendedTrainer):
             metrics[f"{prefix}_adversarial_accuracy"] = report.adversarial_accuracy
             metrics[f"{prefix}_expected_robustness"] = report.expected_robustness
         return metrics
+
+    def _trust_checks(self, evaluation: "_Evaluation") -> list[TrustCheck]:
+        """On the first images of this process, after training: they cost as much as attacking 64 images 9 times."""
+        # FSDP's forward waits for every rank, and checks attack as many images as happen to be correct.
+        if self.is_in_train or self.is_fsdp_enabled or len(evaluation.epsilons) == 1 or not evaluation.kept:
+            return []
+        pixels, labels = (torch.cat(parts)[:CHECKED_IMAGES] for parts in zip(*evaluation.kept, strict=True))
+        with attack_mode(self.model):
+            return run_trust_checks(
+                self._classifier({}), pixels, labels, self.args.threat_model, self.args.eval_attack, seed=self.args.seed
+            )
 
     def _metadata(self) -> dict[str, Any]:
         schedule = self.scheduler_callback.settings  # a user's own callback may differ from the arguments
@@ -307,13 +324,17 @@ def _first(value: str | list[str] | None) -> str | None:
 
 
 class _Evaluation:
-    """Predictions gathered over one evaluation: a row per image, a column per eps."""
+    """What one evaluation found: labels, smallest fooling eps and wrong class of every image, from every process."""
 
     def __init__(self, epsilons: list[float]):
         self.epsilons = epsilons
-        self.predictions: list[Tensor] = []
-        self.references: list[Tensor] = []
+        self.gathered: list[tuple[Tensor, ...]] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, predictions: Tensor, references: Tensor) -> None:
-        self.predictions.append(predictions.cpu())
-        self.references.append(references.cpu())
+    def add(self, found: tuple[Tensor, ...]) -> None:
+        self.gathered.append(tuple(values.cpu() for values in found))
+
+    def keep_for_checks(self, pixels: Tensor, labels: Tensor) -> None:
+        """Keep the first images of this process for the trust checks."""
+        if sum(len(kept) for _, kept in self.kept) < CHECKED_IMAGES:
+            self.kept.append((pixels, labels))

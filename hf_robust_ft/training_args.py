@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_robust_ft.attacks import APGD
-from hf_robust_ft.evaluation import evaluation_attack, resolve_epsilons
+from hf_robust_ft.protocols import evaluation_attack, resolve_epsilons
 from hf_robust_ft.schedules import build_schedule
 from hf_robust_ft.threat_models import ThreatModel
 
@@ -33,7 +33,7 @@ class AdversarialTrainingArguments(TrainingArguments):
         ValueError: on construction, for anything out of range; the message names the valid values.
     """
 
-    norm: str = field(default="Linf", metadata={"help": "Norm of the perturbation: Linf."})
+    norm: str = field(default="Linf", metadata={"help": "Norm of the perturbation: Linf, L2, L1."})
     eps: str = field(
         default="4/255",
         metadata={"help": "Target budget eps_g in pixel units of [0, 1]: a fraction (4/255) or a number (0.0157)."},
@@ -61,7 +61,7 @@ class AdversarialTrainingArguments(TrainingArguments):
         },
     )
     attack_steps: int = field(default=7, metadata={"help": "APGD steps of the training attack."})
-    attack_loss: str = field(default="ce", metadata={"help": "Loss that the attacks climb: ce."})
+    attack_loss: str = field(default="ce", metadata={"help": "Loss that the attacks climb: ce, dlr, dlr_targeted."})
     attack_random_start: bool = field(
         default=False,
         metadata={"help": "Start the training attack at a random point of the ball instead of at the image."},

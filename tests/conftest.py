@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from hf_robust_ft import AdversarialTrainer, AdversarialTrainingArguments
+from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.data import with_pixel_values
-from hf_robust_ft.evaluation import stack_examples
 
 NUM_CLASSES = 4
 

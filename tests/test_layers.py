@@ -9,7 +9,9 @@ ROOT = Path(__file__).parent.parent / "hf_robust_ft"
 
 LAYERS = [
     ("threat_models", "schedules", "pixels", "losses"),
-    ("batch_checks", "attacks", "metrics"),
+    ("batch_checks", "attacks", "metrics", "results_store", "batches"),
+    ("trust_checks", "protocols"),
+    ("reports",),
     ("evaluation",),
     ("models", "data"),
     ("reporting",),
@@ -18,7 +20,7 @@ LAYERS = [
     ("trainer_checks", "mended_trainer"),
     ("trainer",),
     ("finetuning", "recipes"),
-    ("quickstart",),
+    ("quickstart", "measuring"),
     ("cli",),
     ("__main__", "benchmarks"),
 ]

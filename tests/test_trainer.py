@@ -9,8 +9,8 @@ from huggingface_hub import ModelCard
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTImageProcessor
 
 from hf_robust_ft import AdversarialTrainer, EpsilonSchedulerCallback, PixelSpace
+from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.data import with_pixel_values
-from hf_robust_ft.evaluation import stack_examples
 
 
 def accuracy(prediction):

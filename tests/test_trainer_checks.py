@@ -5,7 +5,7 @@ from datasets import Dataset
 from transformers import MobileViTImageProcessor, TrainingArguments
 
 from hf_robust_ft import AdversarialTrainer, EpsilonSchedulerCallback, PixelSpace
-from hf_robust_ft.evaluation import stack_examples
+from hf_robust_ft.batches import stack_examples
 
 
 @pytest.fixture

@@ -1,22 +1,20 @@
 """Auto-PGD (Croce & Hein 2020, arXiv 2003.01690), without a data-dependent host synchronisation.
 
 n steps cost n forwards with an input gradient and one more forward. Every decision is a `torch.where` on the
-device, so the attack also runs on `device="meta"`.
+device, so the attack also runs on `device="meta"` and under `torch.compile(fullgraph=True)`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hf_robust_ft.attacks.run import ApgdRun, Point, keep_better, visit
 from hf_robust_ft.losses import get_loss
-from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.threat_models import Ball, ThreatModel
 
 LogitsFn = Callable[[Tensor], Tensor]
-
-MOMENTUM = 0.75
-RISING_SHARE = 0.75  # a step size is kept while the loss rises in more than this share of a window's steps
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class AttackResult:
     Attributes:
         adversarial: (N, C, H, W) float32 pixels in [0, 1], inside the ball.
         fooled: (N,) bool, whether `adversarial` is misclassified.
-        loss: (N,) float32, the attack loss at `adversarial`.
+        loss: (N,) float32, the attack loss at `adversarial`; a targeted loss, towards the best target class.
         predictions: (N,) int64, the class predicted for `adversarial`.
     """
 
@@ -49,18 +47,22 @@ class APGD:
     random_start: bool = True
     restarts: int = 1
     select: str = "loss"
+    num_targets: int = 9
 
     def __post_init__(self):
         get_loss(self.loss)
-        for name in ("steps", "restarts"):
+        for name in ("steps", "restarts", "num_targets"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"APGD needs {name} to be a whole number of at least 1, got {value!r}.")
+        if not isinstance(self.random_start, bool):
+            raise ValueError(f"APGD needs random_start to be True or False, got {self.random_start!r}.")
         if self.select not in ("loss", "fooled"):
             raise ValueError(f"Unknown selection {self.select!r}. Valid: 'loss', 'fooled'.")
 
     def __str__(self) -> str:
-        parts = [f"APGD-{self.loss.upper()}-{self.steps}"]
+        parts = [f"APGD-{self.loss.upper().replace('_', '-')}-{self.steps}"]
+        parts += [f"{self.num_targets} targets"] if get_loss(self.loss).targeted else []
         parts += ["random start" if self.random_start else "clean start"]
         parts += [f"{self.restarts} restarts"] if self.restarts > 1 else []
         return ", ".join(parts)
@@ -73,23 +75,58 @@ class APGD:
         threat_model: ThreatModel,
         *,
         eps: float | Tensor | None = None,
+        start: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> AttackResult:
         """Attack `pixels` (N, C, H, W) in [0, 1]; see `apgd`."""
-        _check_arguments(pixels, labels, eps)
-        radius = threat_model.eps if eps is None else eps
-        if not isinstance(radius, Tensor):
-            radius = ThreatModel(threat_model.norm, radius).eps
-        if not isinstance(radius, Tensor) and radius == 0:
-            return _evaluate_only(logits_fn, pixels, labels, self.loss)
-        if self.random_start and generator is None and pixels.device.type != "meta":
-            # A generator of its own, at its fixed default seed: the global RNG stays untouched.
-            generator = torch.Generator(pixels.device)
+        ball = checked_ball(pixels, labels, threat_model, eps)
+        if start is not None and self.random_start:
+            raise ValueError("An attack has one starting point: pass `start` only with random_start=False.")
+        if ball is None:
+            loss = "dlr" if get_loss(self.loss).targeted else self.loss  # there is no class to aim at
+            return as_result(visit(logits_fn, pixels, labels, get_loss(loss)), loss)
         best = None
+        for x, targets in self.starts(logits_fn, ball, labels, start, generator):
+            found = single_run(self, logits_fn, ball, labels, x, targets, warm=start is not None)
+            best = found if best is None else keep_better(best, found, found.is_better_than(best, self.select))
+        return as_result(best, self.loss)
+
+    def starts(
+        self,
+        logits_fn: LogitsFn,
+        ball: Ball,
+        labels: Tensor,
+        start: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Where each run starts and which classes it aims at: one pair per restart and target class."""
+        if self.random_start and generator is None and ball.center.device.type != "meta":
+            # A generator of its own, at its fixed default seed: the global RNG stays untouched.
+            generator = torch.Generator(ball.center.device)
+        ranked = [None]
+        if get_loss(self.loss).targeted:
+            begin = ball.center if start is None else ball.project(start)
+            ranked = target_classes(logits_fn, begin, labels, self.num_targets)
         for _ in range(self.restarts):
-            run = _single_run(self, logits_fn, pixels, labels, threat_model, radius, generator)
-            best = run if best is None else _keep_better(best, run, _is_better(best, run, self.select))
-        return _as_result(best, self.loss)
+            for targets in ranked:
+                x = ball.center if start is None else ball.project(start)
+                yield ball.random_start(generator) if self.random_start else x, targets
+
+
+def single_run(
+    config: APGD,
+    logits_fn: LogitsFn,
+    ball: Ball,
+    labels: Tensor,
+    x: Tensor,
+    targets: Tensor | None = None,
+    warm: bool = False,
+) -> Point:
+    """All steps of one run from `x`, which is `warm` if it is an earlier find."""
+    run = ApgdRun(config, logits_fn, ball, labels, x, targets, warm)
+    for _ in range(config.steps):
+        run.step()
+    return run.result
 
 
 def apgd(
@@ -103,140 +140,66 @@ def apgd(
     random_start: bool = True,
     restarts: int = 1,
     select: str = "loss",
+    num_targets: int = 9,
     eps: float | Tensor | None = None,
+    start: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> AttackResult:
     """Search the ball around each image for the point of highest loss.
 
-    The first step is 2 eps long; step sizes always follow the current eps. No parameter gradient, module mode or
-    global random state is touched; wrap the call in `attack_mode(model)` to attack in evaluation mode. The iterate
-    is float32 under any autocast. At eps = 0 the images come back as they are, for one forward.
+    The first step is 2 eps long (eps under L1); step sizes always follow the current eps. No parameter gradient,
+    module mode or global random state is touched; wrap the call in `attack_mode(model)` to attack in evaluation mode.
+    The iterate is float32 under any autocast, and a loss scale that backs off keeps float16 gradients finite and
+    non-zero. At eps = 0 the images come back as they are, for one forward.
 
     Args:
         logits_fn: pixels (N, C, H, W) in [0, 1] -> logits (N, K), e.g. a `PixelClassifier`.
         pixels: float32 (N, C, H, W) in [0, 1]; not checked here, since that would wait for the device.
         labels: int64 (N,), the classes to move away from.
-        threat_model: the ball.
+        threat_model: the ball: Linf, L2, or L1 (with the sparse steps of arXiv 2103.01208).
         steps: gradient steps n.
-        loss: a key of `hf_robust_ft.losses.LOSSES`.
+        loss: a key of `hf_robust_ft.losses.LOSSES`: "ce", "dlr" or "dlr_targeted".
         random_start: start from a random point of the ball instead of the image itself.
-        restarts: independent runs, of which each image keeps its best (only useful with `random_start`).
+        restarts: independent runs, of which each image keeps its worst case (only useful with `random_start`).
         select: "loss" returns the point of highest loss visited, as training wants; "fooled" prefers misclassified
             points over any others, as AutoAttack does and evaluation wants.
+        num_targets: of a targeted loss, how many of the likeliest wrong classes to aim at, one run each; with K
+            classes at most K - 1.
         eps: radius in pixel units of [0, 1] in place of the threat model's, or one per image as a tensor (N,).
+        start: an earlier find to go on from instead of the image, (N, C, H, W); projected on the ball, left with
+            steps of eps / 2. Not with `random_start`.
         generator: source of the random starts; without one, a fresh generator at torch's default seed.
 
     Returns:
         An `AttackResult`. With `select="loss"` its loss is never below that of the starting point.
 
     Raises:
-        ValueError: unknown loss, counts below 1, or shapes that do not match.
+        ValueError: unknown loss, counts below 1, fewer classes than the loss is defined for, or shapes that do not
+            match.
     """
-    config = APGD(steps=steps, loss=loss, random_start=random_start, restarts=restarts, select=select)
-    return config(logits_fn, pixels, labels, threat_model, eps=eps, generator=generator)
-
-
-@dataclass
-class _Point:
-    """One point per image and what the model said of it; `loss` is the objective, `gradient` None where not needed."""
-
-    x: Tensor
-    loss: Tensor
-    fooled: Tensor
-    predictions: Tensor
-    gradient: Tensor | None = None
-
-
-def _single_run(
-    config: APGD,
-    logits_fn: LogitsFn,
-    pixels: Tensor,
-    labels: Tensor,
-    threat_model: ThreatModel,
-    eps: float | Tensor,
-    generator: torch.Generator | None,
-) -> _Point:
-    """One APGD run: momentum steps, halved and sent back to the best point when a window brings too little."""
-    ball = threat_model.ball(pixels.detach().float(), eps)
-    x = ball.random_start(generator) if config.random_start else ball.center
-    current = best = chosen = _visit(logits_fn, x, labels, config.loss, with_gradient=True)
-    previous_x = x
-    step_size = (2 * ball.eps).expand(len(pixels), *[1] * (pixels.ndim - 1))
-
-    window, shortest, shrink = (max(int(share * config.steps), 1) for share in (0.22, 0.06, 0.03))
-    steps_in_window = 0
-    rises = torch.zeros_like(current.loss)
-    loss_at_checkpoint = current.loss
-    halved_before = torch.ones_like(current.fooled)
-
-    for step in range(config.steps):
-        momentum = MOMENTUM if step > 0 else 1.0
-        plain = ball.project(ball.ascent_step(current.x, current.gradient, step_size))
-        x = current.x + momentum * (plain - current.x) + (1 - momentum) * (current.x - previous_x)
-        previous_x, previous_loss = current.x, current.loss
-        is_last = step == config.steps - 1
-        current = _visit(logits_fn, ball.project(x), labels, config.loss, with_gradient=not is_last)
-
-        rises = rises + (current.loss > previous_loss)
-        best = _keep_better(best, current, current.loss > best.loss)
-        if config.select == "fooled":
-            chosen = _keep_better(chosen, current, _is_better(chosen, current, "fooled"))
-        steps_in_window += 1
-        if steps_in_window == window and not is_last:
-            oscillates = rises <= RISING_SHARE * window
-            stalls = ~halved_before & (loss_at_checkpoint >= best.loss)
-            halve = oscillates | stalls
-            step_size = torch.where(_per_image(halve, step_size), step_size / 2, step_size)
-            current = _keep_better(current, best, halve)
-            loss_at_checkpoint, halved_before = best.loss, halve
-            rises = torch.zeros_like(rises)
-            window, steps_in_window = max(window - shrink, shortest), 0
-    return chosen if config.select == "fooled" else best
-
-
-def _visit(logits_fn: LogitsFn, x: Tensor, labels: Tensor, loss: str, with_gradient: bool) -> _Point:
-    with torch.set_grad_enabled(with_gradient):
-        x = x.detach().requires_grad_(with_gradient)
-        logits = logits_fn(x)
-        objective = get_loss(loss).objective(logits, labels)
-        gradient = torch.autograd.grad(objective.sum(), x)[0] if with_gradient else None
-    predictions = logits.detach().argmax(1)
-    return _Point(x.detach(), objective.detach(), predictions != labels, predictions, gradient)
-
-
-def _is_better(old: _Point, new: _Point, select: str) -> Tensor:
-    if select == "loss":
-        return new.loss > old.loss
-    return (new.fooled & ~old.fooled) | ((new.fooled == old.fooled) & (new.loss > old.loss))
-
-
-def _keep_better(old: _Point, new: _Point, better: Tensor) -> _Point:
-    """`new` where `better` (N,), `old` elsewhere."""
-    gradient = None
-    if old.gradient is not None and new.gradient is not None:
-        gradient = torch.where(_per_image(better, old.x), new.gradient, old.gradient)
-    return _Point(
-        torch.where(_per_image(better, old.x), new.x, old.x),
-        torch.where(better, new.loss, old.loss),
-        torch.where(better, new.fooled, old.fooled),
-        torch.where(better, new.predictions, old.predictions),
-        gradient,
+    config = APGD(
+        steps=steps, loss=loss, random_start=random_start, restarts=restarts, select=select, num_targets=num_targets
     )
+    return config(logits_fn, pixels, labels, threat_model, eps=eps, start=start, generator=generator)
 
 
-def _per_image(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (like.ndim - 1))
+def target_classes(logits_fn: LogitsFn, pixels: Tensor, labels: Tensor, count: int) -> list[Tensor]:
+    """The `count` likeliest wrong classes of each image, likeliest first, as tensors (N,); fewer if K is small."""
+    with torch.no_grad():
+        logits = logits_fn(pixels)
+    is_label = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
+    wrong = logits.float().masked_fill(is_label, -torch.inf)
+    return list(wrong.topk(min(count, logits.shape[1] - 1), dim=1).indices.unbind(1))
 
 
-def _evaluate_only(logits_fn: LogitsFn, pixels: Tensor, labels: Tensor, loss: str) -> AttackResult:
-    return _as_result(_visit(logits_fn, pixels, labels, loss, with_gradient=False), loss)
+def checked_ball(
+    pixels: Tensor, labels: Tensor, threat_model: ThreatModel, eps: float | Tensor | None = None
+) -> Ball | None:
+    """The ball to search, or None where its radius is 0.
 
-
-def _as_result(point: _Point, loss: str) -> AttackResult:
-    return AttackResult(point.x, point.fooled, get_loss(loss).value(point.loss), point.predictions)
-
-
-def _check_arguments(pixels: Tensor, labels: Tensor, eps: float | Tensor | None) -> None:
+    Raises:
+        ValueError: shapes, types or a radius that do not make sense.
+    """
     if pixels.ndim != 4 or not pixels.is_floating_point():
         raise ValueError(
             f"pixels must be a float tensor (N, C, H, W) in [0, 1], got {pixels.dtype} of shape {tuple(pixels.shape)}."
@@ -246,5 +209,15 @@ def _check_arguments(pixels: Tensor, labels: Tensor, eps: float | Tensor | None)
             f"labels must be class indices of shape ({len(pixels)},), "
             f"got {labels.dtype} of shape {tuple(labels.shape)}."
         )
-    if isinstance(eps, Tensor) and eps.shape != pixels.shape[:1]:
-        raise ValueError(f"eps must be a number or one per image, ({len(pixels)},); got shape {tuple(eps.shape)}.")
+    if isinstance(eps, Tensor):
+        if eps.shape != pixels.shape[:1]:
+            raise ValueError(f"eps must be a number or one per image, ({len(pixels)},); got shape {tuple(eps.shape)}.")
+    else:
+        eps = ThreatModel(threat_model.norm, threat_model.eps if eps is None else eps).eps
+        if eps == 0:
+            return None
+    return threat_model.ball(pixels.detach().float(), eps)
+
+
+def as_result(point: Point, loss: str) -> AttackResult:
+    return AttackResult(point.x, point.fooled, get_loss(loss).value(point.loss), point.predictions)

@@ -1,8 +1,9 @@
-"""What a model must look like while it is attacked, and how it is put back."""
+"""What a model must look like while it is attacked (mode, frozen parameters, memory layout), and how it is put back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -30,3 +31,34 @@ def attack_mode(model: nn.Module, freeze: bool = True) -> Iterator[None]:
             parameter.requires_grad_(True)
         for module, training in modes:
             module.training = training
+
+
+def use_fast_memory_format(model: nn.Module) -> str:
+    """Convert a convolutional model to channels_last, in place, and name the layout in use.
+
+    An attack step on EfficientNet-Lite0 takes about a third of the time in channels_last on CPU. A model counts as
+    convolutional when convolution kernels (4-D) larger than 1 x 1 stand in more than one of its layers: a vision
+    transformer has one, its patch embedding.
+    """
+    if len([parameter for parameter in _kernels(model) if parameter.shape[-1] > 1]) < 2:
+        return "contiguous"
+    model.to(memory_format=torch.channels_last)
+    return "channels_last"
+
+
+@contextmanager
+def fast_memory_format(model: nn.Module) -> Iterator[str]:
+    """`use_fast_memory_format` for a while: each parameter comes back in the layout it was in."""
+    strides = [(kernel, kernel.stride()) for kernel in _kernels(model)]
+    try:
+        yield use_fast_memory_format(model)
+    finally:
+        for kernel, stride in strides:
+            if kernel.stride() != stride:
+                kernel.data = torch.empty_strided(kernel.shape, stride, dtype=kernel.dtype, device=kernel.device).copy_(
+                    kernel.data
+                )
+
+
+def _kernels(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.ndim == 4]

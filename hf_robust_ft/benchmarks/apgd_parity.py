@@ -11,10 +11,10 @@ import json
 
 import torch
 
-from hf_robust_ft.attacks import APGD, attack_mode
+from hf_robust_ft.attacks import APGD, attack_mode, use_fast_memory_format
+from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_values
-from hf_robust_ft.evaluation import stack_examples
-from hf_robust_ft.models import load_image_classifier, use_fast_memory_format
+from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.threat_models import ThreatModel
 

@@ -4,9 +4,9 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from hf_robust_ft.evaluation import RobustnessReport
 from hf_robust_ft.reporting.model_card import render_model_card
 from hf_robust_ft.reporting.plots import plot_curves, plot_training
+from hf_robust_ft.reports import RobustnessReport
 
 REPORT_NAME = "robustness_report.json"
 CURVE_NAME = "accuracy_eps_curve.png"

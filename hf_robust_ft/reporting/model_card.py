@@ -5,7 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_robust_ft.evaluation import PROTOCOLS, RobustnessReport
+from hf_robust_ft.protocols import PROTOCOLS
+from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import format_eps
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
@@ -14,6 +15,7 @@ METRIC_NAMES = {
     "clean_accuracy": "Clean accuracy",
     "adversarial_accuracy": "Adversarial accuracy",
     "expected_robustness": "Expected robustness",
+    "autoattack_accuracy": "AutoAttack accuracy",
 }
 
 
@@ -28,7 +30,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     """
     facts = report.metadata
     norm, eps = report.threat_model["norm"], format_eps(report.threat_model["eps"])
-    attack = f"APGD-{report.attack['loss'].upper()}-{report.attack['steps']}"
+    attack = f"APGD-{report.attack['loss'].upper().replace('_', '-')}-{report.attack['steps']}"
     dataset = facts.get("dataset_name") or facts.get("dataset") or "the evaluation dataset"
     setting = {"norm": norm, "eps": eps, "attack": attack, "protocol": report.protocol, "samples": report.num_samples}
     results = [
@@ -38,11 +40,12 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
             dataset_name=dataset,
             dataset_split=facts.get("split"),
             metric_type="accuracy" if key == "clean_accuracy" else key,
-            metric_name=name if key == "clean_accuracy" else f"{name} ({norm} {eps}, {attack})",
+            metric_name=_metric_name(key, f"{norm} {eps}", attack),
             metric_value=round(getattr(report, key), 6),
-            metric_args={"samples": report.num_samples} if key == "clean_accuracy" else setting,
+            metric_args=_metric_args(key, report, setting),
         )
-        for key, name in METRIC_NAMES.items()
+        for key in METRIC_NAMES
+        if getattr(report, key) is not None
     ]
     tags = ["hf_robust_ft", "adversarial-robustness", f"{norm}-{eps}".replace("/", "-over-")]
     more_tags = facts.get("tags", [])
@@ -68,10 +71,25 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         eps=eps,
         attack=attack,
         attack_start="a random point of the ball" if report.attack["random_start"] else "the clean image",
-        protocol_text=PROTOCOLS[report.protocol],
+        protocol_text=PROTOCOLS[report.protocol].description,
+        intervals=report.confidence_intervals,
         dataset=dataset,
         pictures=pictures,
         percent=lambda value: f"{100 * value:.2f} %",
         curve=[(format_eps(e), a) for e, a in zip(report.epsilons, report.accuracies, strict=True)],
     )
     return str(card).rstrip() + "\n"
+
+
+def _metric_name(key: str, budget: str, attack: str) -> str:
+    if key == "clean_accuracy":
+        return METRIC_NAMES[key]
+    return f"{METRIC_NAMES[key]} ({budget}" + (")" if key == "autoattack_accuracy" else f", {attack})")
+
+
+def _metric_args(key: str, report: RobustnessReport, setting: dict) -> dict:
+    if key == "clean_accuracy":
+        return {"samples": report.num_samples}
+    if key == "autoattack_accuracy":
+        return {"norm": setting["norm"], "eps": setting["eps"], "samples": report.autoattack_samples}
+    return setting

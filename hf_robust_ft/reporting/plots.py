@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from hf_robust_ft.evaluation import RobustnessReport
+from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import format_eps
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe-Ito: told apart by everyone
@@ -29,8 +29,14 @@ def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> No
             clip_on=False,
             label=f"{label}: expected {report.expected_robustness:.1%}",
         )
+        bands = report.confidence_intervals.get("accuracies")
         if len(reports) == 1:
             axes.fill_between(x, y, color=colour, alpha=0.12)
+        if bands:
+            low, high = zip(*bands, strict=True)
+            edges = {"linewidth": 0.8, "linestyle": ":", "color": colour, "alpha": 0.8}
+            axes.plot(x, [100 * value for value in low], **edges)
+            axes.plot(x, [100 * value for value in high], **edges)
     report = next(iter(reports.values()))
     axes.set(
         xlabel=f"{report.threat_model['norm']} budget eps (1/255)",

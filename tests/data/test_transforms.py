@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader
 
 from hf_robust_ft import PixelSpace
 from hf_robust_ft.batch_checks import check_batch
+from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.data import align_labels, with_pixel_values
-from hf_robust_ft.evaluation import stack_examples
 
 
 def test_evaluation_is_exactly_the_processor(images, processor):

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import evaluate
@@ -12,6 +13,7 @@ from hf_robust_ft.metrics.robustness.robustness import Robustness
 
 FOLDER = Path(hf_robust_ft.__file__).parent / "metrics" / "robustness"
 QUARTERS = [eps / 255 for eps in range(5)]
+PYTHON_BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 @pytest.fixture(params=["evaluate.load", "import"])
@@ -39,6 +41,49 @@ def test_weights_give_another_distribution_of_eps(metric):
     worst = metric.compute(predictions=predictions, references=references, epsilons=grid, weights=[0, 0, 1])
     assert clean["expected_robustness"] == clean["clean_accuracy"] == 1.0
     assert worst["expected_robustness"] == worst["adversarial_accuracy"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("distribution", "expected"),
+    [
+        ("uniform", 0.7),
+        ("dirac:0", 0.9),
+        ("dirac:1/255", 0.8),
+        ("dirac:4/255", 0.5),
+        ("beta:2,1", 0.9 - 0.4 * 2 / 3),  # the curve is a line here: its value at the mean of eps
+        ("truncnorm:2/255,1/255", 0.7),
+    ],
+)
+def test_distribution_of_eps_given_as_a_spec(metric, distribution, expected):
+    fails_at = [0, 1, 2, 3, 4, 5, 5, 5, 5, 5]
+    predictions = [[7 if eps < failing else 8 for eps in range(5)] for failing in fails_at]
+    result = metric.compute(predictions=predictions, references=[7] * 10, epsilons=QUARTERS, distribution=distribution)
+    assert result["expected_robustness"] == pytest.approx(expected, abs=1e-9)
+    assert result["accuracies"] == [0.9, 0.8, 0.7, 0.6, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": [0.5, 0.5], "distribution": "uniform"}, "not both"),
+        ({"distribution": "gamma:1,2"}, "truncnorm:MEAN,STD"),
+        ({"distribution": "dirac:5/255"}, r"eps in \[0, eps_g\]"),
+    ],
+)
+def test_bad_distributions_are_refused(options, message):
+    metric = Robustness(keep_in_memory=True)
+    with pytest.raises(ValueError, match=message):
+        metric.compute(predictions=[[0, 0]], references=[0], epsilons=[0, 4 / 255], **options)
+
+
+def test_readme_examples_give_what_they_show():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    first, second = PYTHON_BLOCK.findall(text.replace("path/to/hf_robust_ft/metrics/robustness", str(FOLDER)))
+    names: dict = {}
+    exec(first, names)
+    assert f"# {names['results']}" in first
+    call, shown = second.rsplit("# ", 1)
+    assert eval(call, names) == float(shown)
 
 
 @pytest.mark.parametrize(

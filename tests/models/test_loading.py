@@ -6,7 +6,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_robust_ft import PixelSpace, load_image_classifier
-from hf_robust_ft.models import use_fast_memory_format
+from hf_robust_ft.attacks import use_fast_memory_format
 
 NAMES = ["red", "green", "blue", "yellow"]
 

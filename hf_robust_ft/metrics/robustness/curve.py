@@ -1,4 +1,7 @@
-"""The accuracy-eps curve and its integral. The only place where the formulas exist."""
+"""The accuracy-eps curve and its integral. The only place where the formulas exist.
+
+Distributions of eps other than uniform, as weights for the integral: `threat_distributions.py`.
+"""
 
 from collections.abc import Sequence
 
@@ -61,8 +64,9 @@ def expected_robustness(
     Args:
         accuracies: (E,), accuracy at each eps.
         epsilons: (E,), increasing from 0 to eps_g.
-        weights: (E,), non-negative and summing to 1, for an eps that is not uniform on [0, eps_g]; the default is
-            the trapezoid rule, exact for the piecewise-linear curve through the points.
+        weights: (E,), non-negative and summing to 1, for an eps that is not uniform on [0, eps_g], e.g. of
+            `threat_distributions.grid_weights`; the default is the trapezoid rule, exact for the piecewise-linear
+            curve through the points.
 
     Raises:
         ValueError: lengths that differ, or weights that are not a distribution.

@@ -6,11 +6,13 @@ import evaluate
 from .curve import check_epsilons
 from .curve import expected_robustness
 from .curve import robust_accuracies
+from .threat_distributions import grid_weights
+from .threat_distributions import parse_distribution
 
 _DESCRIPTION = """\
 Measures the robustness of an image classifier from its predictions under attack at increasing budgets eps:
 clean accuracy (eps = 0), adversarial accuracy (the largest eps) and expected robustness, the mean accuracy over eps,
-i.e. the area under the accuracy-eps curve divided by the largest eps.
+i.e. the area under the accuracy-eps curve divided by the largest eps, or its mean over another distribution of eps.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -18,7 +20,9 @@ Args:
     predictions: for each sample, the class predicted under attack at each eps (one row per sample).
     references: the true class of each sample.
     epsilons: the budgets, in pixel units of [0, 1], increasing from 0 (clean).
-    weights: optional, one per eps, summing to 1: a distribution of eps other than uniform on [0, eps_g].
+    weights: optional, one per eps, summing to 1, in place of the trapezoid rule (eps uniform on [0, eps_g]).
+    distribution: optional, in place of weights: "uniform", "beta:A,B", "truncnorm:MEAN,STD" or "dirac:EPS", over
+        eps in [0, the largest eps]; MEAN, STD and EPS in pixel units of [0, 1], fractions such as 4/255 allowed.
 Returns:
     clean_accuracy, adversarial_accuracy, expected_robustness (floats), accuracies (one per eps).
 Examples:
@@ -33,6 +37,14 @@ Examples:
     [1.0, 0.75, 0.5]
     >>> results["clean_accuracy"], results["adversarial_accuracy"], results["expected_robustness"]
     (1.0, 0.5, 0.75)
+    >>> results = robustness.compute(
+    ...     predictions=[[0, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]],
+    ...     references=[0, 1, 1, 0],
+    ...     epsilons=[0, 2 / 255, 4 / 255],
+    ...     distribution="dirac:2/255",
+    ... )
+    >>> results["expected_robustness"]
+    0.75
 """
 
 _CITATION = """\
@@ -60,8 +72,12 @@ class Robustness(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references, epsilons, weights=None):
+    def _compute(self, predictions, references, epsilons, weights=None, distribution=None):
         grid = check_epsilons(epsilons)
+        if weights is not None and distribution is not None:
+            raise ValueError(f"Give weights or distribution, not both; got weights and distribution={distribution!r}.")
+        if distribution is not None:
+            weights = grid_weights(parse_distribution(distribution, eps_g=grid[-1]), grid)
         widths = {len(row) for row in predictions}
         if widths != {len(grid)}:
             raise ValueError(

@@ -1,0 +1,146 @@
+"""One APGD run, a step at a time, so that a caller may drop images between the steps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_robust_ft.attacks.step_rules import per_image, step_rule, take_rows
+from hf_robust_ft.losses import AttackLoss, get_loss
+from hf_robust_ft.threat_models import Ball
+
+# Powers of two, so that scaling changes no gradient's digits. Small ones would underflow in float16: GradScaler does
+# not cover `autograd.grad`, and up to 100 % of the input gradients became zero.
+FIRST_SCALE = 2.0**10
+BACK_OFF = 2.0**-6  # on overflow
+GROWTH = 2.0**5  # where a gradient is all zeros
+LARGEST_SCALE = 2.0**15
+
+
+@dataclass
+class Point:
+    """One point per image and what the model said of it; `loss` is the objective, `gradient` None where not needed.
+
+    The gradient is known up to a positive factor per image, which no step rule depends on.
+    """
+
+    x: Tensor
+    loss: Tensor
+    fooled: Tensor
+    predictions: Tensor
+    gradient: Tensor | None = None
+
+    def is_better_than(self, other: "Point", select: str) -> Tensor:
+        """(N,) bool: a higher loss, or first of all misclassified where `select` is "fooled"."""
+        higher = self.loss > other.loss
+        if select == "loss":
+            return higher
+        return (self.fooled & ~other.fooled) | ((self.fooled == other.fooled) & higher)
+
+
+def keep_better(old: Point, new: Point, better: Tensor) -> Point:
+    """`new` where `better` (N,), `old` elsewhere."""
+    gradient = None
+    if old.gradient is not None and new.gradient is not None:
+        gradient = torch.where(per_image(better, old.x), new.gradient, old.gradient)
+    return Point(
+        torch.where(per_image(better, old.x), new.x, old.x),
+        torch.where(better, new.loss, old.loss),
+        torch.where(better, new.fooled, old.fooled),
+        torch.where(better, new.predictions, old.predictions),
+        gradient,
+    )
+
+
+def visit(
+    logits_fn: Callable[[Tensor], Tensor],
+    x: Tensor,
+    labels: Tensor,
+    loss: AttackLoss,
+    targets: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Point:
+    """Evaluate the model at `x`; with a loss scale (N,), also the scaled gradient."""
+    with torch.set_grad_enabled(scale is not None):
+        x = x.detach().requires_grad_(scale is not None)
+        logits = logits_fn(x)
+        loss.check_num_classes(logits.shape[1])
+        objective = loss.objective(logits, labels, targets)
+        gradient = None if scale is None else torch.autograd.grad((objective * scale).sum(), x)[0]
+    predictions = logits.detach().argmax(1)
+    return Point(x.detach(), objective.detach(), predictions != labels, predictions, gradient)
+
+
+class ApgdRun:
+    """The state of one run: where each image stands, and the best it has seen.
+
+    Args:
+        config: an `APGD`: its `steps`, `loss` and `select`.
+        logits_fn: pixels -> logits.
+        ball: where the search may go.
+        labels: (N,).
+        start: (N, C, H, W), inside the ball.
+        targets: (N,) classes to aim at, for a targeted loss.
+        warm: whether `start` is an earlier find (the sparse steps of L1 then begin with its support).
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        logits_fn: Callable[[Tensor], Tensor],
+        ball: Ball,
+        labels: Tensor,
+        start: Tensor,
+        targets: Tensor | None = None,
+        warm: bool = False,
+    ):
+        self.config, self.logits_fn, self.ball = config, logits_fn, ball
+        self.labels, self.targets, self.loss = labels, targets, get_loss(config.loss)
+        self.scale = torch.full((len(start),), FIRST_SCALE, dtype=start.dtype, device=start.device)
+        self.steps_done = 0
+        self.current = self._visit(start, with_gradient=True)
+        self.best, self.chosen = self.current, replace(self.current, gradient=None)
+        self.previous_x: Tensor | None = None
+        self.rule = step_rule(ball).begin(ball, start, self.current.loss, config.steps, warm)
+
+    @property
+    def result(self) -> Point:
+        """The point that the configuration selects."""
+        return self.chosen if self.config.select == "fooled" else self.best
+
+    def step(self) -> None:
+        """Move once. The last step evaluates its point without a gradient."""
+        self.steps_done += 1
+        is_last = self.steps_done >= self.config.steps
+        x = self.rule.propose(self.ball, self.current.x, self.current.gradient, self.previous_x)
+        self.previous_x, previous_loss = self.current.x, self.current.loss
+        self.current = self._visit(x, with_gradient=not is_last)
+        self.best = keep_better(self.best, self.current, self.current.loss > self.best.loss)
+        if self.config.select == "fooled":
+            self.chosen = keep_better(self.chosen, self.current, self.current.is_better_than(self.chosen, "fooled"))
+        if is_last:
+            return
+        back = self.rule.adapt(self.ball, self.current.loss > previous_loss, self.best.x, self.best.loss)
+        if back is not None:
+            self.current = keep_better(self.current, self.best, back)
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with some of the images only, given by their indices."""
+        self.ball, self.rule = self.ball.rows(index), take_rows(self.rule, index)
+        self.current, self.best, self.chosen = (take_rows(p, index) for p in (self.current, self.best, self.chosen))
+        self.labels, self.scale = self.labels[index], self.scale[index]
+        self.previous_x = None if self.previous_x is None else self.previous_x[index]
+        self.targets = None if self.targets is None else self.targets[index]
+
+    def _visit(self, x: Tensor, with_gradient: bool) -> Point:
+        point = visit(self.logits_fn, x, self.labels, self.loss, self.targets, self.scale if with_gradient else None)
+        if with_gradient:
+            size = point.gradient.abs().sum(tuple(range(1, x.ndim)))
+            usable = size.isfinite()
+            # An image whose gradient overflowed stays where it is for this step.
+            point.gradient = point.gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            grown = (self.scale * GROWTH).clamp(max=LARGEST_SCALE)
+            self.scale = torch.where(usable, torch.where(size == 0, grown, self.scale), self.scale * BACK_OFF)
+        return point

@@ -1,0 +1,94 @@
+"""From a dataset or DataLoader to numbered batches, the same ones whichever process evaluates them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
+
+
+def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """A data collator: examples with `pixel_values` (C, H, W) and `labels` (int) to one batch.
+
+    Raises:
+        ValueError: an example lacks one of them.
+    """
+    missing = sorted({"pixel_values", "labels"} - set(examples[0]))
+    if missing:
+        raise ValueError(
+            f"Examples lack {missing}; they hold {sorted(examples[0])}. Give the dataset a transform that makes "
+            "pixel_values (the image processor's output) and labels (class indices)."
+        )
+    return {
+        "pixel_values": torch.stack([torch.as_tensor(example["pixel_values"]) for example in examples]),
+        "labels": torch.tensor([example["labels"] for example in examples]),
+    }
+
+
+class NumberedBatches:
+    """The batches of a dataset or loader, dealt out to processes in turn: batch i goes to process i mod W.
+
+    So a batch holds the same images on one process or eight, and results agree to the sample.
+
+    Args:
+        dataset_or_loader: a map-style dataset of `{"pixel_values", "labels"}`, or a DataLoader of such batches, which
+            every process reads as a whole.
+        batch_size: images at a time, when given a dataset.
+        repeatable: whether every pass must bring the same batches (several processes, or a run to be resumed).
+
+    Raises:
+        ValueError: neither of the two, an empty dataset, or a loader that shuffles or shards where it must not.
+    """
+
+    def __init__(self, dataset_or_loader: Any, batch_size: int, repeatable: bool = False):
+        self.loader, self.dataset, self.batch_size = None, None, batch_size
+        if isinstance(dataset_or_loader, DataLoader):
+            self.loader = dataset_or_loader
+            self.batch_size = self.loader.batch_size
+            sampler = getattr(self.loader, "sampler", None)
+            in_order = isinstance(sampler, SequentialSampler) or not isinstance(self.loader.batch_sampler, BatchSampler)
+            if isinstance(sampler, DistributedSampler):
+                raise ValueError("The loader deals out images to processes itself: pass it without DistributedSampler.")
+            if repeatable and not in_order:
+                raise ValueError(
+                    f"The loader draws its images by a {type(sampler).__name__}, so another pass brings other batches: "
+                    "a run on several processes, or one to be resumed, needs shuffle=False."
+                )
+            return
+        if not hasattr(dataset_or_loader, "__getitem__") or not hasattr(dataset_or_loader, "__len__"):
+            raise ValueError(
+                "dataset_or_loader must be a map-style dataset or a torch DataLoader, got "
+                f"{type(dataset_or_loader).__name__}."
+            )
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
+        if len(dataset_or_loader) == 0:
+            raise ValueError("The dataset is empty: there is nothing to evaluate.")
+        self.dataset = dataset_or_loader
+
+    @property
+    def num_images(self) -> int | None:
+        """How many images there are, if the source knows."""
+        try:
+            return len(self.dataset if self.loader is None else self.loader.dataset)
+        except TypeError:
+            return None
+
+    def of_process(self, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, int, Any]]:
+        """(number, index of its first image, batch) for the batches of one process."""
+        if self.loader is None:
+            starts = range(0, len(self.dataset), self.batch_size)
+            own = [range(first, min(first + self.batch_size, len(self.dataset))) for first in starts[rank::world_size]]
+            # A loader without a generator of its own draws a seed from the global random state at each pass.
+            loader = DataLoader(self.dataset, batch_sampler=own, collate_fn=stack_examples, generator=torch.Generator())
+            for count, batch in enumerate(loader):
+                number = rank + count * world_size
+                yield number, number * self.batch_size, batch
+            return
+        first = 0
+        for number, batch in enumerate(self.loader):
+            if number % world_size == rank:
+                yield number, first, batch
+            # A batch without images is refused by whoever gets it.
+            first += len(batch["labels"]) if isinstance(batch, dict) and "labels" in batch else 0

@@ -1,0 +1,162 @@
+"""One evaluation from names to a report with its evidence; what `hf-robust-ft evaluate` does."""
+
+import os
+import sys
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import PartialState
+
+from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.data import align_labels, with_pixel_values
+from hf_robust_ft.evaluation import evaluate_robustness
+from hf_robust_ft.finetuning import DataArguments, at_most, describe_model
+from hf_robust_ft.models import load_image_classifier
+from hf_robust_ft.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.protocols import evaluation_attack, get_protocol, resolve_epsilons
+from hf_robust_ft.reporting import library_versions, save_examples, write_evidence
+from hf_robust_ft.reports import RobustnessReport
+from hf_robust_ft.threat_models import ThreatModel
+
+
+@dataclass
+class EvaluationArguments:
+    """How `hf-robust-ft evaluate` measures."""
+
+    model: str = field(metadata={"help": "AutoModelForImageClassification id or local checkpoint folder."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
+    split: str = field(default="test", metadata={"help": "Split to evaluate on: test, validation or train."})
+    norm: str = field(default="Linf", metadata={"help": "Norm of the perturbation: Linf, L2, L1."})
+    eps: str = field(default="4/255", metadata={"help": "Largest budget, in pixel units of [0, 1]: 4/255 or 0.0157."})
+    epsilons: list[str] | None = field(
+        default=None, metadata={"help": "Budgets, increasing from 0 to eps (default: every 1/255, the paper's grid)."}
+    )
+    attack_steps: int = field(default=10, metadata={"help": "APGD steps."})
+    attack_loss: str = field(default="ce", metadata={"help": "Loss that the attack climbs: ce, dlr, dlr_targeted."})
+    protocol: str = field(
+        default="paper",
+        metadata={"help": "How the curve is measured: paper (comparable), exact (stronger, no quadrature error)."},
+    )
+    eps_distributions: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Also report expected robustness for these distributions of eps: beta:2,5  truncnorm:MEAN,STD  "
+            "dirac:EPS."
+        },
+    )
+    autoattack: int = field(
+        default=0, metadata={"help": "Run standard AutoAttack on what is left of the first so many images."}
+    )
+    trust_checks: bool = field(
+        default=True, metadata={"help": "Check on the first 64 images whether the numbers can be trusted."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Images at a time."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1, ... (default: cuda if there is)."})
+    output_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Write robustness_report.json, the curve and a card here, and the results of each batch, from "
+            "which a run that was cut off goes on (default: print only)."
+        },
+    )
+    save_examples: int = field(
+        default=0, metadata={"help": "Write strips of image, adversarial example and difference for so many images."}
+    )
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
+        for name in ("autoattack", "save_examples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is a number of images, got {getattr(self, name)}.")
+        if self.save_examples and not self.output_dir:
+            raise ValueError("save_examples needs an output_dir to write to.")
+
+
+def measure(
+    options: EvaluationArguments, data_args: DataArguments, command: str
+) -> tuple[PartialState, RobustnessReport]:
+    """Load, measure and, with an `output_dir`, write; under torchrun every process takes its share of the images.
+
+    Raises:
+        ValueError: what `evaluate_robustness`, `load_image_dataset` or `load_image_classifier` refuse.
+    """
+    get_protocol(options.protocol)
+    threat_model = ThreatModel(options.norm, options.eps)
+    epsilons = resolve_epsilons(options.epsilons, threat_model)
+    attack = evaluation_attack(options.attack_steps, options.attack_loss)
+    state = PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
+    splits = data_args.load(require_train=False)
+    if options.split not in splits:
+        raise ValueError(f"Unknown split {options.split!r}. Valid: {', '.join(splits)}.")
+    revision = {"revision": options.model_revision} if options.model_revision else {}
+    model, processor = load_image_classifier(options.model, **revision)
+    dataset = at_most(
+        align_labels(splits[options.split], model.config),
+        data_args.max_eval_samples,
+        data_args.split_seed,
+        "max_eval_samples",
+    )
+    data = data_args.describe()
+    if state.is_main_process:
+        _warn_of_another_split(options.model, data)
+    dataset, pixel_space = with_pixel_values(dataset, processor), PixelSpace.from_processor(processor)
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    report = evaluate_robustness(
+        model,
+        dataset,
+        threat_model=threat_model,
+        pixel_space=pixel_space,
+        epsilons=epsilons,
+        attack=attack,
+        protocol=options.protocol,
+        distributions=options.eps_distributions,
+        autoattack=options.autoattack,
+        checks=options.trust_checks,
+        batch_size=options.batch_size,
+        device=options.device if options.device and state.num_processes == 1 else state.device,
+        results_dir=options.output_dir,
+        class_names=names,
+    ).with_metadata(
+        **describe_model(options.model, model),
+        **data,
+        split=options.split,
+        versions=library_versions(),
+        command=command,
+    )
+    if options.output_dir and state.is_main_process:
+        write_evidence(report, options.output_dir)
+        if options.save_examples:
+            chosen = range(min(options.save_examples, len(dataset)))
+            batch = stack_examples([dataset[index] for index in chosen])
+            save_examples(
+                PixelClassifier(model, pixel_space),
+                pixel_space.to_pixels(batch["pixel_values"].to(model.device)).clamp(0, 1),
+                batch["labels"].to(model.device),
+                os.path.join(options.output_dir, "examples"),
+                threat_model=threat_model,
+                attack=attack,
+                class_names=names,
+            )
+    return state, report
+
+
+def _warn_of_another_split(model: str, data: dict) -> None:
+    """A checkpoint trained on other splits of the same data may have seen the images it is measured on."""
+    path = os.path.join(model, "robustness_report.json")
+    if not os.path.isfile(path):
+        return
+    trained = RobustnessReport.from_json(path).metadata
+    if trained.get("dataset") != data["dataset"]:
+        return
+    differing = [
+        f"{name} {trained['splitting'].get(name)} -> {data['splitting'][name]}"
+        for name in ("validation_size", "test_size", "split_seed")
+        if trained.get("splitting") and trained["splitting"].get(name) != data["splitting"][name]
+    ]
+    if differing:
+        print(
+            f"warning: the checkpoint was trained on other splits of {data['dataset']} ({', '.join(differing)}): where "
+            "splits are made from train, it may have seen the images it is measured on.",
+            file=sys.stderr,
+        )

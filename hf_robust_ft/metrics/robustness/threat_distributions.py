@@ -1,0 +1,298 @@
+"""How likely each budget eps is: the distribution over [0, eps_g] that expected robustness averages over.
+
+Every eps is in pixel units of [0, 1]. `evaluate.load` copies this folder alone, so nothing here imports from the
+rest of the package.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from numbers import Real
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import betainc, erfcx, ndtr
+
+from .curve import check_epsilons
+
+
+class ThreatDistribution:
+    """A distribution of eps on [0, eps_g]: what the integrals over the accuracy-eps curve need of it.
+
+    `x` is an eps, or an array of them of any shape, which is also the shape of the result; infinities are allowed.
+    """
+
+    eps_g: float
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+                raise ValueError(f"{type(self).__name__} needs {field.name} to be a finite number, got {value!r}.")
+            object.__setattr__(self, field.name, float(value))
+        if self.eps_g <= 0:
+            raise ValueError(f"{type(self).__name__} needs an eps_g above 0, the largest budget; got {self.eps_g}.")
+
+    def cdf(self, x: ArrayLike) -> np.ndarray:
+        """P(eps <= x), right-continuous."""
+        raise NotImplementedError
+
+    def cdf_below(self, x: ArrayLike) -> np.ndarray:
+        """P(eps < x), the left limit of `cdf`: the same where no single eps has mass of its own."""
+        return self.cdf(x)
+
+    def partial_mean(self, x: ArrayLike) -> np.ndarray:
+        """E[eps; eps <= x], the mean of eps counted as 0 where it is above x."""
+        raise NotImplementedError
+
+    def _inside(self, x: ArrayLike) -> np.ndarray:
+        return np.clip(np.asarray(x, dtype=np.float64), 0, self.eps_g)
+
+
+@dataclass(frozen=True)
+class Uniform(ThreatDistribution):
+    """Every eps of [0, eps_g] alike, the default of expected robustness (arXiv 2509.23325).
+
+    Raises:
+        ValueError: eps_g not finite and above 0.
+
+    >>> print(Uniform(4 / 255))
+    uniform on [0, 4/255]
+    """
+
+    eps_g: float
+
+    def __str__(self) -> str:
+        return f"uniform on [0, {_format_eps(self.eps_g)}]"
+
+    def cdf(self, x: ArrayLike) -> np.ndarray:
+        return self._inside(x) / self.eps_g
+
+    def partial_mean(self, x: ArrayLike) -> np.ndarray:
+        return self.cdf(x) * self._inside(x) / 2
+
+
+@dataclass(frozen=True)
+class Beta(ThreatDistribution):
+    """eps_g times a Beta(a, b) variable: small eps are likelier for a < b, Beta(1, 1) is uniform.
+
+    Raises:
+        ValueError: a, b or eps_g not finite and above 0, or a or b above 1e300.
+
+    >>> print(Beta(2, 5, 4 / 255))
+    beta(2, 5) on [0, 4/255]
+    """
+
+    a: float
+    b: float
+    eps_g: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (0 < self.a <= 1e300 and 0 < self.b <= 1e300):  # a + b must not overflow
+            raise ValueError(f"Beta needs a and b above 0 and at most 1e300, got a={self.a}, b={self.b}.")
+
+    def __str__(self) -> str:
+        return f"beta({self.a:g}, {self.b:g}) on [0, {_format_eps(self.eps_g)}]"
+
+    def cdf(self, x: ArrayLike) -> np.ndarray:
+        return betainc(self.a, self.b, self._inside(x) / self.eps_g)
+
+    def partial_mean(self, x: ArrayLike) -> np.ndarray:
+        mean = self.eps_g / (1 + self.b / self.a)
+        return mean * betainc(self.a + 1, self.b, self._inside(x) / self.eps_g)
+
+
+@dataclass(frozen=True)
+class TruncatedNormal(ThreatDistribution):
+    """A normal variable of the given mean and std (before truncation), on condition that it lies in [0, eps_g].
+
+    The mean may lie far outside [0, eps_g], where the plain formula divides two vanished numbers: there the density
+    is taken relative to its peak on [0, eps_g]. For a std within [1e-9, 100] eps_g and a mean within
+    [-1000, 1000] eps_g, `cdf` and `partial_mean / eps_g` are off by less than 1e-11.
+
+    Raises:
+        ValueError: eps_g not finite and above 0, or a mean or std beyond those limits.
+
+    >>> print(TruncatedNormal(2 / 255, 1 / 255, 4 / 255))
+    normal(mean 2/255, std 1/255) truncated to [0, 4/255]
+    """
+
+    mean: float
+    std: float
+    eps_g: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1e-9 <= self.std / self.eps_g <= 100 or abs(self.mean) / self.eps_g > 1000:
+            raise ValueError(
+                f"TruncatedNormal needs, with eps_g={self.eps_g:g}, a std above 0 and within [1e-9, 100] eps_g and a "
+                f"mean within [-1000, 1000] eps_g, got mean={self.mean:g} and std={self.std:g}: beyond, float64 loses "
+                "too many digits. Take dirac for a narrower one, uniform for a wider one."
+            )
+
+    def __str__(self) -> str:
+        mean, std, eps_g = (_format_eps(eps) for eps in (self.mean, self.std, self.eps_g))
+        return f"normal(mean {mean}, std {std}) truncated to [0, {eps_g}]"
+
+    def cdf(self, x: ArrayLike) -> np.ndarray:
+        x = self._inside(x)
+        if self.mean > self.eps_g:
+            return 1 - self._mirrored().cdf(self.eps_g - x)
+        return self._mass(x) / self._mass(self.eps_g)
+
+    def partial_mean(self, x: ArrayLike) -> np.ndarray:
+        x = self._inside(x)
+        if self.mean > self.eps_g:
+            mirrored, rest = self._mirrored(), self.eps_g - x
+            return self.eps_g * self.cdf(x) - mirrored.partial_mean(self.eps_g) + mirrored.partial_mean(rest)
+        drop = self._relative_density(0.0) - self._relative_density(x)
+        return self.mean * self.cdf(x) + self.std * drop / self._mass(self.eps_g)
+
+    def _mirrored(self) -> "TruncatedNormal":
+        """The distribution of eps_g - eps."""
+        return TruncatedNormal(self.eps_g - self.mean, self.std, self.eps_g)
+
+    def _relative_density(self, x: ArrayLike) -> np.ndarray:
+        """The density at x over its largest value on [0, eps_g], for a mean of at most eps_g."""
+        peak = max(self.mean, 0.0)
+        # The difference of the two squared z-scores, factored: each may be huge where the difference is not.
+        return np.exp(-(x - peak) / self.std * ((x + peak - 2 * self.mean) / self.std) / 2)
+
+    def _mass(self, x: ArrayLike) -> np.ndarray:
+        """The integral of `_relative_density` from 0 to x, in units of std."""
+        start, end = -self.mean / self.std, (x - self.mean) / self.std
+        if start <= 0:
+            return math.sqrt(2 * math.pi) * (ndtr(end) - ndtr(start))
+        # erfcx is the normal's tail over its density, which does not vanish as the tail does.
+        tails = erfcx(start / math.sqrt(2)) - self._relative_density(x) * erfcx(end / math.sqrt(2))
+        return math.sqrt(math.pi / 2) * tails
+
+
+@dataclass(frozen=True)
+class Dirac(ThreatDistribution):
+    """Always the same eps: Dirac(0, eps_g) gives clean accuracy, Dirac(eps_g, eps_g) adversarial accuracy.
+
+    An eps that differs from eps_g by rounding only (1e-12 of it) is taken for eps_g.
+
+    Raises:
+        ValueError: eps outside [0, eps_g], or eps_g not finite and above 0.
+
+    >>> print(Dirac(2 / 255, 4 / 255))
+    always 2/255
+    """
+
+    eps: float
+    eps_g: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        if math.isclose(self.eps, self.eps_g, rel_tol=1e-12):
+            object.__setattr__(self, "eps", self.eps_g)
+        if not 0 <= self.eps <= self.eps_g:
+            raise ValueError(f"Dirac needs an eps in [0, eps_g] = [0, {self.eps_g:g}], got {self.eps:g}.")
+
+    def __str__(self) -> str:
+        return f"always {_format_eps(self.eps)}"
+
+    def cdf(self, x: ArrayLike) -> np.ndarray:
+        return np.where(np.asarray(x) >= self.eps, 1.0, 0.0)
+
+    def cdf_below(self, x: ArrayLike) -> np.ndarray:
+        return np.where(np.asarray(x) > self.eps, 1.0, 0.0)
+
+    def partial_mean(self, x: ArrayLike) -> np.ndarray:
+        return self.eps * self.cdf(x)
+
+
+DISTRIBUTIONS = {"uniform": Uniform, "beta": Beta, "truncnorm": TruncatedNormal, "dirac": Dirac}
+
+
+def parse_distribution(spec: str, eps_g: float) -> ThreatDistribution:
+    """Read "uniform", "beta:A,B", "truncnorm:MEAN,STD" or "dirac:EPS", whose numbers may be fractions ("4/255").
+
+    Args:
+        spec: a key of `DISTRIBUTIONS` and its parameters.
+        eps_g: the largest budget, in pixel units of [0, 1].
+
+    Raises:
+        ValueError: an unknown name, a missing or extra parameter, no number, or a value the distribution refuses.
+
+    >>> parse_distribution("beta:2,5", eps_g=1.0)
+    Beta(a=2.0, b=5.0, eps_g=1.0)
+    """
+    name, colon, parameters = str(spec).partition(":")
+    values = parameters.split(",") if colon else []
+    wanted = {key: [field.name for field in fields(cls)][:-1] for key, cls in DISTRIBUTIONS.items()}
+    if not isinstance(spec, str) or name not in wanted or len(values) != len(wanted[name]):
+        valid = [f"{key}:{','.join(names).upper()}".rstrip(":") for key, names in wanted.items()]
+        raise ValueError(f"{spec!r} is no distribution of eps with its parameters. Valid: {'; '.join(valid)}.")
+    return DISTRIBUTIONS[name](*(_parse_number(value, spec) for value in values), eps_g)
+
+
+def grid_weights(distribution: ThreatDistribution, epsilons: Sequence[float]) -> np.ndarray:
+    """Weights (E,), summing to 1, whose product with the accuracies is their mean over the distribution of eps.
+
+    Exact for the piecewise-linear curve through the points: each weight is the mean of the hat function of its point.
+    For `Uniform` this is the trapezoid rule.
+
+    Args:
+        distribution: of eps, on [0, eps_g].
+        epsilons: (E,), increasing from 0 to eps_g, in pixel units of [0, 1].
+
+    Raises:
+        ValueError: not such a grid.
+
+    >>> grid_weights(Uniform(eps_g=4.0), [0, 1, 2, 3, 4]).tolist()
+    [0.125, 0.25, 0.25, 0.25, 0.125]
+    >>> grid_weights(Dirac(1.5, eps_g=2.0), [0, 1, 2]).tolist()
+    [0.0, 0.5, 0.5]
+    """
+    grid, eps_g = check_epsilons(epsilons), distribution.eps_g
+    if not math.isclose(grid[-1], eps_g, rel_tol=1e-12):
+        raise ValueError(f"The grid must end at the distribution's eps_g={eps_g:g}, got {grid[-1]:g}: change either.")
+    ends = np.append(grid[:-1], eps_g)  # no mass is lost where the last eps differs by rounding
+    mass = np.maximum(np.diff(distribution.cdf(ends)), 0)
+    mean_above_left = np.diff(distribution.partial_mean(ends)) - grid[:-1] * mass
+    right = np.clip(mean_above_left / np.diff(grid), 0, mass)  # rounding would leave [0, mass]
+    weights = np.append(mass - right, 0) + np.insert(right, 0, 0)
+    weights[0] += distribution.cdf(0.0)
+    return weights
+
+
+def survival_expectation(distribution: ThreatDistribution, smallest_eps: Sequence[float]) -> float:
+    """Expected robustness from each image's smallest fooling eps: the mean of P(eps < smallest_eps), with no grid.
+
+    Args:
+        distribution: of eps, on [0, eps_g].
+        smallest_eps: (N,), in pixel units of [0, 1]; an image is correct at every eps strictly below. 0: misclassified
+            clean; inf: not fooled up to eps_g.
+
+    Raises:
+        ValueError: not a non-empty list of numbers >= 0.
+
+    >>> survival_expectation(Uniform(eps_g=4 / 255), [0, 1 / 255, 2 / 255, float("inf")])
+    0.4375
+    """
+    smallest = np.asarray(smallest_eps, dtype=np.float64)
+    if smallest.ndim != 1 or smallest.size == 0 or not (smallest >= 0).all():
+        raise ValueError(
+            "smallest_eps must be a non-empty list (N,) of numbers of at least 0 (inf for an image never fooled), "
+            f"got shape {smallest.shape} and the bad values {smallest[~(smallest >= 0)][:5].tolist()}."
+        )
+    # Rounded at the last digits, which only hold summation error.
+    return round(float(np.mean(distribution.cdf_below(smallest))), 12)
+
+
+def _parse_number(text: str, spec: str) -> float:
+    numerator, slash, denominator = text.partition("/")
+    try:
+        return float(numerator) / (float(denominator) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text!r} in the distribution {spec!r} is neither a number nor a fraction (4/255).") from None
+
+
+def _format_eps(eps: float) -> str:
+    """In 255ths where it is a whole number of them, as papers write it, else as a decimal."""
+    k = round(eps * 255)
+    return f"{k}/255" if 0 < abs(k) < 255 and math.isclose(eps * 255, k, rel_tol=1e-6) else f"{eps:g}"

@@ -1,0 +1,155 @@
+"""How the accuracy-eps curve is measured: protocols, each a function of one batch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_robust_ft.attacks import APGD, attack_until_fooled, smallest_fooling_eps
+from hf_robust_ft.attacks.apgd import LogitsFn
+from hf_robust_ft.metrics.robustness.curve import check_epsilons
+from hf_robust_ft.threat_models import ThreatModel, default_epsilons, format_eps, parse_eps
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a protocol found for a batch.
+
+    Attributes:
+        smallest_eps: (N,) float64, the smallest eps found to fool each image; 0 if misclassified as it is, infinite
+            if nothing up to eps_g fools it.
+        wrong_classes: (N,) int64, the class predicted there; the label where nothing was found.
+        adversarial: (N, C, H, W), the example of the largest budget that was tried on each image and found, or the
+            image itself.
+    """
+
+    smallest_eps: Tensor
+    wrong_classes: Tensor
+    adversarial: Tensor
+
+
+def evaluation_attack(steps: int = 10, loss: str = "ce") -> APGD:
+    """The paper protocol's attack: from the clean image, keeping any misclassified point it visits."""
+    return APGD(steps=steps, loss=loss, random_start=False, select="fooled")
+
+
+def resolve_epsilons(epsilons: Sequence[float | str] | None, threat_model: ThreatModel) -> list[float]:
+    """The evaluation grid: `epsilons`, or the default (the paper's every 1/255 up to eps under Linf).
+
+    Raises:
+        ValueError: not increasing from 0 to the threat model's eps.
+    """
+    if epsilons is None:
+        grid = default_epsilons(threat_model.eps, threat_model.norm)
+    else:
+        grid = [parse_eps(eps) for eps in epsilons]
+    check_epsilons(grid)
+    if abs(grid[-1] - threat_model.eps) > 1e-9:
+        raise ValueError(
+            f"epsilons must end at the threat model's eps ({format_eps(threat_model.eps)}), since expected robustness "
+            f"is a mean over [0, eps]; the last one is {format_eps(grid[-1])}. Change the grid together with eps."
+        )
+    return grid
+
+
+def attack_on_grid(
+    logits_fn: LogitsFn,
+    pixels: Tensor,
+    labels: Tensor,
+    *,
+    threat_model: ThreatModel,
+    epsilons: Sequence[float],
+    attack: APGD,
+    generator: torch.Generator | None = None,
+    clean_predictions: Tensor | None = None,
+    survivors_only: bool = True,
+) -> Outcome:
+    """An attack at each eps of the grid, on the images that the smaller ones did not fool.
+
+    With `survivors_only` off every image is attacked to the end at every eps, in vain if it was fooled before: the
+    same result, at a cost that does not depend on the data. `clean_predictions` (N,), if known, save a forward.
+    """
+    predictions = _predict(logits_fn, pixels) if clean_predictions is None else clean_predictions
+    smallest = torch.where(predictions == labels, torch.inf, 0.0).double()
+    adversarial = pixels
+    for eps in epsilons[1:]:
+        standing = smallest.isinf()
+        rows = standing.nonzero()[:, 0] if survivors_only else torch.arange(len(labels), device=labels.device)
+        if len(rows) == 0:
+            break
+        if survivors_only:
+            found = attack_until_fooled(
+                attack, logits_fn, pixels[rows], labels[rows], threat_model, eps=eps, generator=generator
+            )
+        else:
+            found = attack(logits_fn, pixels, labels, threat_model, eps=eps, generator=generator)
+        new = found.fooled & standing[rows]
+        smallest = smallest.index_put((rows[new],), torch.tensor(eps, dtype=torch.float64, device=smallest.device))
+        predictions = predictions.index_copy(0, rows[new], found.predictions[new])
+        adversarial = adversarial.index_copy(0, rows[new], found.adversarial[new])
+    return Outcome(smallest, predictions, adversarial)
+
+
+def attack_to_the_minimum(
+    logits_fn: LogitsFn,
+    pixels: Tensor,
+    labels: Tensor,
+    *,
+    threat_model: ThreatModel,
+    epsilons: Sequence[float],
+    attack: APGD,
+    generator: torch.Generator | None = None,
+) -> Outcome:
+    """The smallest fooling eps of each image, by `smallest_fooling_eps`."""
+    found = smallest_fooling_eps(
+        logits_fn,
+        pixels,
+        labels,
+        threat_model,
+        epsilons=epsilons,
+        attack=attack,
+        predictions=_predict(logits_fn, pixels),
+        generator=generator,
+    )
+    return Outcome(found.eps, found.predictions, found.adversarial)
+
+
+def _predict(logits_fn: LogitsFn, pixels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return logits_fn(pixels).argmax(1)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way to measure the curve: `measure` as the two functions above, `description` in the words of a card."""
+
+    measure: Callable[..., Outcome]
+    description: str
+
+
+PROTOCOLS = {
+    "paper": Protocol(
+        attack_on_grid,
+        "Protocol *paper* (arXiv 2509.23325): an attack at each eps of the grid, in the paper every 1/255 with "
+        "APGD-CE-10, and the trapezoid rule over the grid. An image misclassified at one eps counts as misclassified "
+        "at every larger one and is not attacked again.",
+    ),
+    "exact": Protocol(
+        attack_to_the_minimum,
+        "Protocol *exact*: for each image the smallest budget found to fool it, by an attack at the largest eps (on "
+        "those it does not fool also a targeted one), bisection over the grid and shrinking of what was found. It "
+        "is stronger than the paper's protocol, and the mean over eps has no quadrature error.",
+    ),
+}
+
+
+def get_protocol(name: str) -> Protocol:
+    """Look a protocol up by name.
+
+    Raises:
+        ValueError: unknown name; the message lists the valid ones.
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(f"Unknown protocol {name!r}. Valid protocols: {', '.join(PROTOCOLS)}.")
+    return PROTOCOLS[name]

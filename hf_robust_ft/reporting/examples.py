@@ -1,0 +1,69 @@
+"""Image strips: an image, its adversarial example, and the difference made visible."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor, nn
+
+from hf_robust_ft.attacks import APGD, attack_mode
+from hf_robust_ft.threat_models import ThreatModel, format_eps
+
+
+def save_examples(
+    classifier: nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    folder: str | Path,
+    *,
+    threat_model: ThreatModel,
+    attack: APGD,
+    class_names: Sequence[str],
+) -> list[Path]:
+    """Attack images at eps_g and write one strip an image, `example_000.png`, ... into `folder`.
+
+    Args:
+        classifier: a `PixelClassifier`.
+        pixels: (N, C, H, W) in [0, 1].
+        labels: (N,), the true classes.
+        attack: as in the evaluation.
+        class_names: the model's class names, by index.
+
+    Returns:
+        The files, in the order of the images.
+    """
+    with attack_mode(classifier):
+        found = attack(classifier, pixels, labels, threat_model)
+        with torch.no_grad():
+            predictions = classifier(pixels).argmax(1)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for index, (clean, adversarial) in enumerate(zip(pixels.cpu(), found.adversarial.cpu(), strict=True)):
+        names = [class_names[int(of[index])] for of in (labels, predictions, found.predictions)]
+        files.append(folder / f"example_{index:03d}.png")
+        _plot_strip(clean, adversarial, names, str(threat_model), files[-1])
+    return files
+
+
+def _plot_strip(clean: Tensor, adversarial: Tensor, names: Sequence[str], budget: str, path: Path) -> None:
+    difference = adversarial - clean
+    largest = difference.abs().max().item()
+    visible = 0.5 + difference / (2 * largest) if largest > 0 else torch.full_like(clean, 0.5)
+    label, before, after = names
+    titles = (
+        f"{label}: taken for {before}",
+        f"{budget}: taken for {after}",
+        f"difference, largest {format_eps(largest)}",
+    )
+    figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.7), layout="constrained")
+    for axis, image, title in zip(axes, (clean, adversarial, visible), titles, strict=True):
+        axis.imshow(image.clamp(0, 1).permute(1, 2, 0).expand(-1, -1, 3).numpy())
+        axis.set_title(title, fontsize=8)
+        axis.axis("off")
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    plt.close(figure)

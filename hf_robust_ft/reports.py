@@ -1,0 +1,279 @@
+"""What was measured of a model's robustness, and how: the record that prints, plots and cards are made from."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from hf_robust_ft.metrics.robustness.curve import trapezoid_weights
+from hf_robust_ft.metrics.robustness.robustness import Robustness
+from hf_robust_ft.metrics.robustness.threat_distributions import grid_weights, parse_distribution, survival_expectation
+from hf_robust_ft.threat_models import ThreatModel, format_eps
+from hf_robust_ft.trust_checks import TrustCheck, summary
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class RobustnessReport:
+    """What was measured and how. Accuracies lie in [0, 1]; every eps is in pixel units of [0, 1].
+
+    Attributes:
+        clean_accuracy: accuracy at eps = 0.
+        adversarial_accuracy: accuracy at the largest eps.
+        expected_robustness: mean accuracy over eps in [0, eps_g] (arXiv 2509.23325).
+        epsilons: the grid, increasing from 0 to eps_g.
+        accuracies: accuracy at each of them.
+        threat_model: {"norm": ..., "eps": ...}.
+        attack: settings of the attack, `APGD`'s fields.
+        protocol: a key of `PROTOCOLS`.
+        num_samples: images evaluated.
+        smallest_epsilons: per image, the smallest eps found to fool it: 0 if it is misclassified as it is, None if
+            nothing up to eps_g did. Under the protocol "paper" these are points of the grid.
+        confidence_intervals: 95 % bootstrap intervals over the images: [low, high] of the three scores, and for
+            "accuracies" one a grid point. They tell what other images would change, not what a stronger attack would.
+        per_class: the three scores and the number of images of each class.
+        distributions: expected robustness under other distributions of eps than the uniform one, by their names.
+        autoattack_accuracy: accuracy under standard AutoAttack at eps_g, if it was run.
+        autoattack_samples: on how many images, the first of the data.
+        checks: what tells whether the accuracies can be trusted (`trust_checks.TrustCheck`'s fields).
+        metadata: what else the writer knew (model, dataset, training settings, versions).
+    """
+
+    clean_accuracy: float
+    adversarial_accuracy: float
+    expected_robustness: float
+    epsilons: list[float]
+    accuracies: list[float]
+    threat_model: dict[str, Any]
+    attack: dict[str, Any]
+    protocol: str
+    num_samples: int
+    smallest_epsilons: list[float | None] = field(default_factory=list)
+    confidence_intervals: dict[str, Any] = field(default_factory=dict)
+    per_class: list[dict[str, Any]] = field(default_factory=list)
+    distributions: dict[str, float] = field(default_factory=dict)
+    autoattack_accuracy: float | None = None
+    autoattack_samples: int = 0
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the report; `from_json` reads it back equal."""
+        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "RobustnessReport":
+        """Read a report.
+
+        Raises:
+            ValueError: the file is no JSON, or holds other keys than a report's.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no JSON file: {error}.") from None
+        names = {entry.name for entry in dataclasses.fields(cls)}
+        required = {entry.name for entry in dataclasses.fields(cls) if _has_no_default(entry)}
+        if not isinstance(content, dict) or set(content) - names or required - set(content):
+            held = sorted(content) if isinstance(content, dict) else type(content).__name__
+            raise ValueError(f"{path} is no robustness report: expected the keys {sorted(names)}, found {held}.")
+        return cls(**content)
+
+    def with_metadata(self, **metadata: Any) -> "RobustnessReport":
+        """The same measurement with more said about it."""
+        return dataclasses.replace(self, metadata={**self.metadata, **metadata})
+
+    def expected_robustness_under(self, distribution: str) -> float:
+        """The mean accuracy over an eps that is not uniform on [0, eps_g].
+
+        Args:
+            distribution: "uniform", "beta:A,B", "truncnorm:MEAN,STD" or "dirac:EPS" (see
+                `metrics.robustness.threat_distributions`).
+
+        Raises:
+            ValueError: an unknown distribution, or parameters out of range.
+        """
+        parsed = parse_distribution(distribution, self.epsilons[-1])
+        if self.protocol == "exact":
+            return survival_expectation(parsed, _as_array(self.smallest_epsilons))
+        return float(grid_weights(parsed, self.epsilons) @ np.array(self.accuracies))
+
+    def accuracies_at(self, epsilons: Sequence[float]) -> list[float]:
+        """Accuracy at other points of [0, eps_g] than the grid's.
+
+        Under the protocol "exact" counted image by image; otherwise on the line between the points of the grid, as
+        the trapezoid rule has it.
+
+        Raises:
+            ValueError: an eps outside [0, eps_g].
+        """
+        wanted = np.asarray(epsilons, dtype=np.float64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() > self.epsilons[-1]):
+            raise ValueError(f"Accuracies are known for eps in [0, {format_eps(self.epsilons[-1])}], got {epsilons!r}.")
+        if self.protocol == "exact":
+            return (_as_array(self.smallest_epsilons)[:, None] > wanted).mean(0).tolist()
+        return np.interp(wanted, self.epsilons, self.accuracies).tolist()
+
+    def __str__(self) -> str:
+        eps = format_eps(self.epsilons[-1])
+        rows = [
+            ("clean_accuracy", self.clean_accuracy, ""),
+            ("adversarial_accuracy", self.adversarial_accuracy, f"at {self.threat_model['norm']} {eps}"),
+            ("expected_robustness", self.expected_robustness, f"mean accuracy over eps in [0, {eps}]"),
+        ]
+        lines = []
+        for key, value, meaning in rows:
+            low, high = self.confidence_intervals.get(key, (None, None))
+            interval = "" if low is None else f"   [{low:.1%}, {high:.1%}]"
+            lines.append(f"{key.replace('_', ' '):<22} {value:7.2%}{interval}   {meaning}".rstrip())
+        if self.autoattack_accuracy is not None:
+            where = f"at {self.threat_model['norm']} {eps}, first {self.autoattack_samples} images"
+            lines.append(f"{'autoattack accuracy':<22} {self.autoattack_accuracy:7.2%}   {where}")
+        for name, value in self.distributions.items():
+            lines.append(f"{'expected robustness':<22} {value:7.2%}   for eps ~ {name}")
+        return "\n".join(lines)
+
+    def class_table(self) -> str:
+        """The scores by class as lines of text."""
+        width = max(len(row["class"]) for row in self.per_class)
+        lines = [f"{'class':<{width}}  images    clean  adversarial  expected"]
+        for row in self.per_class:
+            clean, adversarial, expected = (
+                row[key] for key in ("clean_accuracy", "adversarial_accuracy", "expected_robustness")
+            )
+            lines.append(
+                f"{row['class']:<{width}}  {row['samples']:6}  {clean:7.1%}  {adversarial:11.1%}  {expected:8.1%}"
+            )
+        return "\n".join(lines)
+
+    def check_lines(self) -> str:
+        """The trust checks, a line each."""
+        return summary([TrustCheck(**check) for check in self.checks])
+
+
+def build_report(
+    references: Sequence[int],
+    smallest_epsilons: Sequence[float],
+    wrong_classes: Sequence[int],
+    *,
+    threat_model: ThreatModel,
+    epsilons: Sequence[float],
+    attack: Any,
+    protocol: str = "paper",
+    distributions: Sequence[str] = (),
+    autoattack: Sequence[bool] = (),
+    checks: Sequence[TrustCheck] = (),
+    class_names: Sequence[str] | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> RobustnessReport:
+    """Score what was found for each image; the `evaluate` module does the counting.
+
+    Args:
+        references: (N,), the true classes.
+        smallest_epsilons: (N,), the smallest eps found to fool each image; infinite where there is none.
+        wrong_classes: (N,), the class predicted there (anything where there is none).
+        autoattack: for the first images, whether AutoAttack left them standing.
+        class_names: names for `per_class`; without them, indices.
+    """
+    grid, labels = np.asarray(epsilons, dtype=np.float64), np.asarray(references)
+    smallest = np.asarray(smallest_epsilons, dtype=np.float64)
+    correct = smallest[:, None] > grid
+    predictions = np.where(correct, labels[:, None], np.asarray(wrong_classes)[:, None])
+    scores = Robustness(keep_in_memory=True).compute(predictions=predictions, references=labels, epsilons=list(grid))
+    # Each image's own share of the expected robustness, whose mean it is.
+    if protocol == "exact" and grid[-1] > 0:
+        shares = np.minimum(smallest, grid[-1]) / grid[-1]
+        scores["expected_robustness"] = float(shares.mean())
+    else:
+        shares = correct @ trapezoid_weights(grid)
+    report = RobustnessReport(
+        **scores,
+        epsilons=grid.tolist(),
+        threat_model={"norm": threat_model.norm, "eps": threat_model.eps},
+        attack=dataclasses.asdict(attack),
+        protocol=protocol,
+        num_samples=len(labels),
+        smallest_epsilons=[eps if np.isfinite(eps) else None for eps in smallest.tolist()],
+        confidence_intervals=_intervals(correct, shares),
+        per_class=_per_class(labels, correct, shares, class_names),
+        autoattack_accuracy=float(np.mean(autoattack)) if len(autoattack) else None,
+        autoattack_samples=len(autoattack),
+        checks=[dataclasses.asdict(check) for check in checks],
+        metadata=metadata or {},
+    )
+    under = {name: report.expected_robustness_under(name) for name in distributions}
+    return dataclasses.replace(report, distributions=under)
+
+
+def from_grid_predictions(
+    predictions: Sequence[Sequence[int]], references: Sequence[int], epsilons: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `build_report` takes, from the class predicted for each image at each eps, (N, E).
+
+    Returns:
+        Smallest fooling eps and the class predicted there, both (N,).
+    """
+    predictions, labels = np.asarray(predictions), np.asarray(references)
+    wrong = predictions != labels[:, None]
+    first = wrong.argmax(1)
+    smallest = np.where(wrong.any(1), np.asarray(epsilons, dtype=np.float64)[first], np.inf)
+    return smallest, predictions[np.arange(len(labels)), first]
+
+
+def _intervals(correct: np.ndarray, shares: np.ndarray) -> dict[str, Any]:
+    """Percentile bootstrap over the images, of every column at once; a fixed seed, since reports must reproduce."""
+    columns = np.column_stack([correct, shares])
+    if len(columns) < 2:
+        return {}
+    batch = max(1, 10_000_000 // columns.size)  # about 80 MB at a time
+    found = bootstrap(
+        (columns,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=batch,
+        axis=0,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    pairs = np.column_stack([found.low, found.high]).round(6).tolist()
+    return {
+        "level": CONFIDENCE,
+        "clean_accuracy": pairs[0],
+        "adversarial_accuracy": pairs[-2],
+        "expected_robustness": pairs[-1],
+        "accuracies": pairs[:-1],
+    }
+
+
+def _per_class(
+    labels: np.ndarray, correct: np.ndarray, shares: np.ndarray, class_names: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    rows = []
+    for label in np.unique(labels):
+        of_class = labels == label
+        rows.append(
+            {
+                "class": str(class_names[label]) if class_names is not None else str(label),
+                "samples": int(of_class.sum()),
+                "clean_accuracy": float(correct[of_class, 0].mean()),
+                "adversarial_accuracy": float(correct[of_class, -1].mean()),
+                "expected_robustness": float(shares[of_class].mean()),
+            }
+        )
+    return rows
+
+
+def _as_array(smallest_epsilons: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.inf if eps is None else eps for eps in smallest_epsilons])
+
+
+def _has_no_default(entry: dataclasses.Field) -> bool:
+    return entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
