@@ -1,6 +1,6 @@
 """From a dataset or DataLoader to numbered batches, the same ones whichever process evaluates them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,8 @@ class NumberedBatches:
         if isinstance(dataset_or_loader, DataLoader):
             self.loader = dataset_or_loader
             self.batch_size = self.loader.batch_size
-            sampler = getattr(self.loader, "sampler", None)
+            # Given a batch_sampler, a loader has a SequentialSampler of its own, which it does not use.
+            sampler = getattr(self.loader.batch_sampler, "sampler", self.loader.sampler)
             in_order = isinstance(sampler, SequentialSampler) or not isinstance(self.loader.batch_sampler, BatchSampler)
             if isinstance(sampler, DistributedSampler):
                 raise ValueError("The loader deals out images to processes itself: pass it without DistributedSampler.")
@@ -91,4 +92,4 @@ class NumberedBatches:
             if number % world_size == rank:
                 yield number, first, batch
             # A batch without images is refused by whoever gets it.
-            first += len(batch["labels"]) if isinstance(batch, dict) and "labels" in batch else 0
+            first += len(batch["labels"]) if isinstance(batch, Mapping) and "labels" in batch else 0

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -230,11 +229,12 @@ class _Work:
 
     def trust_checks(self, batches: NumberedBatches) -> list[TrustCheck]:
         """The checks on the first images."""
-        prepared = [self.prepare(batch) for _, _, batch in islice(batches.of_process(), 1)]
-        for _, first, batch in islice(batches.of_process(), 1, None):
-            if first >= CHECKED_IMAGES:
-                break
+        prepared, count = [], 0
+        for _, _, batch in batches.of_process():
             prepared.append(self.prepare(batch))
+            count += len(prepared[-1][1])
+            if count >= CHECKED_IMAGES:
+                break
         if not prepared:
             return []
         pixels, labels = (torch.cat(parts)[:CHECKED_IMAGES] for parts in zip(*prepared, strict=True))

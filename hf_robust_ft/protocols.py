@@ -138,8 +138,9 @@ PROTOCOLS = {
     "exact": Protocol(
         attack_to_the_minimum,
         "Protocol *exact*: for each image the smallest budget found to fool it, by an attack at the largest eps (on "
-        "those it does not fool also a targeted one), bisection over the grid and shrinking of what was found. It "
-        "is stronger than the paper's protocol, and the mean over eps has no quadrature error.",
+        "those it does not fool also a targeted one), a search with a budget of its own for each image, the attack "
+        "again at the next smaller points of the grid, and shrinking of what was found. It is stronger than the "
+        "paper's protocol, and the mean over eps has no quadrature error.",
     ),
 }
 

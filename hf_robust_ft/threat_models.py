@@ -202,7 +202,9 @@ class L1Ball(Ball):
             slope = _total(((shrunk > 0) & (shrunk < room)).to(x.dtype))
             low, high = torch.where(excess > 0, threshold, low), torch.where(excess > 0, high, threshold)
             newton = threshold + excess / slope.clamp(min=1)
-            threshold = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
+            # Newton's step says nothing on the flat stretches, where every change left is at its limit.
+            trusted = (slope > 0) & (newton > low) & (newton < high)
+            threshold = torch.where(trusted, newton, (low + high) / 2)
         change = torch.minimum((size - threshold).clamp(min=0), room)
         whole = torch.minimum(size, room)
         change = torch.where(_total(whole) <= target, whole, change)

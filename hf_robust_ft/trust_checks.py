@@ -37,7 +37,6 @@ LOSS_SCALES = (2.0**10, 2.0**15, 2.0**4)  # tried in turn, as half precision und
 NO_GRADIENT_ATTACK = "an attack that needs no gradients (Square, in AutoAttack)"
 LOST = f"it is misled, so the reported accuracy is too high: use more steps, random restarts or {NO_GRADIENT_ATTACK}"
 
-
 CHECKED_IMAGES = 64  # enough to see a weak attack, few enough to cost little beside the evaluation
 
 

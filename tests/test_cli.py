@@ -6,7 +6,8 @@ import sys
 import pytest
 from PIL import Image
 
-from hf_robust_ft import RobustnessReport
+import hf_robust_ft.evaluation as evaluation
+from hf_robust_ft import AttackResult, RobustnessReport
 from hf_robust_ft.cli import main
 
 
@@ -169,3 +170,123 @@ def test_unknown_command_lists_the_valid_ones(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["fit"])
     assert "Commands: train, evaluate, quickstart" in str(stop.value.code)
+
+
+@pytest.fixture
+def evaluate_flags(make_model, processor, imagefolder, tmp_path):
+    """For a checkpoint that knows the four colours."""
+    model, folder = make_model("resnet"), tmp_path / "colours_model"
+    names = ["blue", "green", "red", "yellow"]
+    model.config.id2label, model.config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return [
+        "evaluate", "--model", str(folder), "--dataset", imagefolder, "--split", "train", "--max_eval_samples", "20",
+        "--eps", "2/255", "--attack_steps", "3", "--batch_size", "8", "--device", "cpu",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The numbers of the batches that were attacked."""
+    numbers, original = [], evaluation._Work.measure_batch
+
+    def spy(self, number, *args):
+        numbers.append(number)
+        return original(self, number, *args)
+
+    monkeypatch.setattr(evaluation._Work, "measure_batch", spy)
+    return numbers
+
+
+def test_evaluate_writes_all_it_found_and_reuses_it(evaluate_flags, tmp_path, capsys, measured):
+    out = tmp_path / "out"
+    flags = [*evaluate_flags, "--protocol", "exact", "--eps_distributions", "beta:2,5", "dirac:1/255"]
+    flags += ["--save_examples", "2", "--output_dir", str(out)]
+    main(flags)
+    printed = capsys.readouterr().out
+    assert measured == [0, 1, 2]
+    report = RobustnessReport.from_json(out / "robustness_report.json")
+    assert report.protocol == "exact" and report.num_samples == 20 and list(report.distributions) == [
+        "beta:2,5", "dirac:1/255",
+    ]  # fmt: skip
+    assert report.distributions["dirac:1/255"] == pytest.approx(report.accuracies[1])
+    assert {row["class"] for row in report.per_class} <= {"blue", "green", "red", "yellow"}
+    assert str(report) in printed and report.class_table() in printed
+    assert "Can these numbers be trusted?" in printed and report.check_lines() in printed
+    card = (out / "README.md").read_text()
+    assert "Protocol *exact*" in card and "for eps ~ beta:2,5" in card and "## By class" in card
+    assert "## Can these numbers be trusted?" in card and str(tmp_path) not in card
+    strips = sorted((out / "examples").iterdir())
+    assert [path.name for path in strips] == ["example_000.png", "example_001.png"]
+    assert all(Image.open(path).size == (1080, 405) for path in strips)
+
+    (results,) = out.glob("evaluation-*.jsonl")
+    before = {path: path.read_bytes() for path in (results, out / "robustness_report.json", out / "README.md")}
+    main(flags)
+    assert measured == [0, 1, 2]
+    assert {path: path.read_bytes() for path in before} == before
+    assert capsys.readouterr().out == printed
+
+
+def test_trust_checks_and_output_can_be_left_out(evaluate_flags, tmp_path, capsys):
+    main([*evaluate_flags, "--trust_checks", "false", "--output_dir", str(tmp_path / "out")])
+    assert "trusted" not in capsys.readouterr().out + (tmp_path / "out" / "README.md").read_text()
+    assert RobustnessReport.from_json(tmp_path / "out" / "robustness_report.json").checks == []
+    before = sorted(tmp_path.rglob("*"))
+    main(evaluate_flags)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "budget", "attack"),
+    [
+        (["--norm", "L2", "--eps", "0.5"], {"norm": "L2", "eps": 0.5}, "ce"),
+        (["--norm", "L1", "--eps", "4"], {"norm": "L1", "eps": 4.0}, "ce"),
+        (["--attack_loss", "dlr_targeted"], {"norm": "Linf", "eps": 2 / 255}, "dlr_targeted"),
+        (["--attack_loss", "dlr", "--protocol", "exact"], {"norm": "Linf", "eps": 2 / 255}, "dlr"),
+    ],
+    ids=["L2", "L1", "dlr_targeted", "dlr"],
+)
+def test_other_norms_and_losses(evaluate_flags, tmp_path, capsys, changes, budget, attack):
+    main([*evaluate_flags, *changes, "--output_dir", str(tmp_path / "out")])
+    report = RobustnessReport.from_json(tmp_path / "out" / "robustness_report.json")
+    assert report.threat_model == budget and report.attack["loss"] == attack
+    assert report.epsilons[0] == 0 and report.epsilons[-1] == budget["eps"] and len(report.epsilons) >= 3
+    assert f"at {budget['norm']} " in capsys.readouterr().out
+    assert f"APGD-{attack.upper().replace('_', '-')}-3" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_autoattack_is_printed_and_in_the_card(evaluate_flags, tmp_path, capsys, monkeypatch):
+    def fools_none(logits_fn, pixels, labels, threat_model, *, seed):
+        return AttackResult(pixels, labels < 0, labels.float(), labels)
+
+    monkeypatch.setattr(evaluation, "autoattack", fools_none)
+    main([*evaluate_flags, "--autoattack", "10", "--output_dir", str(tmp_path / "out")])
+    report = RobustnessReport.from_json(tmp_path / "out" / "robustness_report.json")
+    standing = sum(eps is None for eps in report.smallest_epsilons[:10]) / 10
+    assert standing > 0 and report.autoattack_accuracy == standing and report.autoattack_samples == 10
+    assert f"autoattack accuracy    {standing:7.2%}   at Linf 2/255, first 10 images" in capsys.readouterr().out
+    assert "autoattack_accuracy" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--save_examples", "2"], "save_examples needs an output_dir"),
+        (["--save_examples", "-1"], "save_examples is a number of images, got -1"),
+        (["--autoattack", "-1"], "autoattack is a number of images, got -1"),
+        (["--batch_size", "0"], "batch_size must be at least 1, got 0"),
+        (["--protocol", "fast"], "Unknown protocol 'fast'. Valid protocols: paper, exact."),
+        (["--attack_loss", "cw"], "Valid losses: ce, dlr, dlr_targeted"),
+        (["--norm", "L0"], "Valid norms: Linf, L2, L1"),
+        (["--eps_distributions", "beta:2"], "'beta:2' is no distribution of eps with its parameters"),
+        (["--epsilons", "0", "1/255"], "must end at the threat model's eps (2/255)"),
+    ],
+    ids=lambda value: "_".join(value).strip("-").replace("/", "_") if isinstance(value, list) else "",
+)
+def test_bad_evaluation_options_are_one_line(evaluate_flags, capsys, measured, changes, message):
+    with pytest.raises(SystemExit) as stop:
+        main([*evaluate_flags, *changes])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and "Traceback" not in error and measured == []

@@ -3,11 +3,22 @@ import json
 
 import pytest
 import torch
+from colour_classifier import ColourClassifier
 from torch.utils.data import DataLoader
 
-from hf_robust_ft import APGD, PixelClassifier, PixelSpace, RobustnessReport, ThreatModel, evaluate_robustness
+import hf_robust_ft.evaluation as evaluation
+from hf_robust_ft import (
+    APGD,
+    AttackResult,
+    PixelClassifier,
+    PixelSpace,
+    RobustnessReport,
+    ThreatModel,
+    evaluate_robustness,
+)
 from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.protocols import attack_on_grid, resolve_epsilons
+from hf_robust_ft.trust_checks import CHECKED_IMAGES, OPENINGS
 
 LINF = ThreatModel("Linf", "4/255")
 
@@ -162,3 +173,116 @@ def test_random_starts_do_not_touch_global_randomness(make_model, dataset, space
     first, second = (evaluate_robustness(model, dataset, **options) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert first == second
+
+
+@pytest.fixture
+def measure(dataset, space):
+    """48 images in batches of 10, of which some withstand 8/255."""
+
+    def run(data=dataset, model=None, **changes):
+        options = {"threat_model": ThreatModel("Linf", "8/255"), "pixel_space": space, "progress": False}
+        options |= {"batch_size": 10, "checks": False} | changes
+        return evaluate_robustness(model if model is not None else ColourClassifier(), data, **options)
+
+    return run
+
+
+def test_trust_checks_are_in_the_report_unless_switched_off(measure, tmp_path):
+    report = measure(checks=True)
+    assert [check["name"] for check in report.checks] == list(OPENINGS)
+    assert all(check["passed"] for check in report.checks)
+    report.to_json(tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["checks"] == report.checks
+    assert report.check_lines().count("\n") == 5 and "on 48 images" in report.check_lines()
+    without = measure(checks=False)
+    assert without.checks == [] and dataclasses.replace(report, checks=[]) == without
+
+
+def test_a_failed_check_is_in_the_report(measure):
+    class Rounding(ColourClassifier):
+        def forward(self, pixel_values):
+            return super().forward((255 * pixel_values).round() / 255)
+
+    report = measure(model=Rounding(), checks=True, epsilons=[0, "8/255"])
+    assert "gradients" in [check["name"] for check in report.checks if not check["passed"]]
+    assert "WARN gradients: The attack cannot see where to go" in report.check_lines()
+
+
+@pytest.mark.parametrize("source", ["dataset", "loader"])
+def test_the_first_images_are_checked_and_read_once(measure, dataset, monkeypatch, source):
+    checked = []
+    monkeypatch.setattr(
+        evaluation, "run_trust_checks", lambda _, pixels, labels, *args, **options: checked.append(labels) or []
+    )
+    read = []
+
+    class Repeated(torch.utils.data.Dataset):
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, index):
+            read.append(index)
+            return dataset[index % 48]
+
+    data = Repeated() if source == "dataset" else DataLoader(Repeated(), batch_size=10, collate_fn=stack_examples)
+    measure(data, checks=True, epsilons=[0, "8/255"], attack=APGD(steps=1))
+    assert checked[0].tolist() == [index % 4 for index in range(48)] + [index % 4 for index in range(16)]
+    assert len(checked[0]) == CHECKED_IMAGES and read == [*range(70), *range(100)]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The labels AutoAttack is asked about; it fools those of class 0."""
+    labels_seen = []
+
+    def stub(logits_fn, pixels, labels, threat_model, *, seed):
+        labels_seen.append(labels.tolist())
+        return AttackResult(pixels, labels == 0, labels.float(), labels)
+
+    monkeypatch.setattr(evaluation, "autoattack", stub)
+    return labels_seen
+
+
+@pytest.mark.parametrize("protocol", ["paper", "exact"])
+@pytest.mark.parametrize("count", [1, 10, 25, 48, 1000])
+def test_autoattack_runs_on_the_survivors_of_the_first_images(measure, dataset, asked, protocol, count):
+    report = measure(autoattack=count, protocol=protocol, epsilons=[0, "8/255"])
+    first = min(count, 48)
+    labels = [example["labels"] for example in dataset]
+    survivors = [
+        label for label, eps in zip(labels[:first], report.smallest_epsilons[:first], strict=True) if eps is None
+    ]
+    assert [label for batch in asked for label in batch] == survivors
+    assert report.autoattack_samples == first
+    assert report.autoattack_accuracy == pytest.approx(sum(label != 0 for label in survivors) / first)
+    assert report.autoattack_accuracy <= len(survivors) / first
+
+
+def test_without_autoattack_nothing_is_reported_of_it(measure, asked):
+    report = measure()
+    assert asked == [] and report.autoattack_accuracy is None and report.autoattack_samples == 0
+    assert measure(autoattack=20).accuracies == report.accuracies and asked  # which it has no part in
+
+
+def test_real_autoattack_is_at_least_as_strong(measure):
+    report = measure(autoattack=3, epsilons=[0, "8/255"])
+    standing = sum(eps is None for eps in report.smallest_epsilons[:3])
+    assert standing > 0 and 0 <= report.autoattack_accuracy <= standing / 3
+
+
+@pytest.mark.parametrize("count", [-1, 2.5, True])
+def test_a_number_that_is_none_of_images_is_refused_for_autoattack(measure, count):
+    model = ColourClassifier()
+    with pytest.raises(ValueError, match=f"1 or more; got {count}"):
+        measure(model=model, autoattack=count)
+    assert model.forwards == 0
+
+
+def test_autoattack_needs_four_classes_and_says_so(dataset, measure):
+    class Three(ColourClassifier):
+        def forward(self, pixel_values):
+            return super().forward(pixel_values)[:, :3]
+
+    few = [example for example in dataset if example["labels"] < 3]
+    with pytest.raises(ValueError, match="4 classes"):
+        measure(few, Three(), autoattack=20, epsilons=[0, "8/255"])

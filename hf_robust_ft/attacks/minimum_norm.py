@@ -27,9 +27,9 @@ from hf_robust_ft.losses import LOSSES
 from hf_robust_ft.threat_models import Ball, ThreatModel
 
 # Chosen on a quickstart and a flowers12 checkpoint, for the lowest curve at a quarter of the grid's cost.
-REFINING_SHARE = 0.4  # steps of the targeted attack, as a share of the attack's
-DESCENT_SHARE = 0.6  # steps of the descent, likewise
-FIRST_SHRINKS, LAST_SHRINKS = 1, 2  # halvings of the way between an image and its example
+REFINING_SHARE = 0.3  # steps of the targeted attack, as a share of the attack's
+DESCENT_SHARE = 0.5  # steps of the descent, likewise
+FIRST_SHRINKS, LAST_SHRINKS = 1, 1  # halvings of the way between an image and its example
 RADIUS_CHANGE = 0.4  # of the ball per step of the descent, falling to a tenth of it
 STEP_SIZE = 0.3  # of the descent, in radii, falling to a tenth of it
 

@@ -23,7 +23,8 @@ LARGEST_SCALE = 2.0**15
 class Point:
     """One point per image and what the model said of it; `loss` is the objective, `gradient` None where not needed.
 
-    The gradient is known up to a positive factor per image, which no step rule depends on.
+    The gradient is known up to a positive factor per image, which no step rule depends on. `usable` tells where it
+    neither overflowed nor vanished in float16.
     """
 
     x: Tensor
@@ -31,6 +32,7 @@ class Point:
     fooled: Tensor
     predictions: Tensor
     gradient: Tensor | None = None
+    usable: Tensor | None = None
 
     def is_better_than(self, other: "Point", select: str) -> Tensor:
         """(N,) bool: a higher loss, or first of all misclassified where `select` is "fooled"."""
@@ -42,15 +44,17 @@ class Point:
 
 def keep_better(old: Point, new: Point, better: Tensor) -> Point:
     """`new` where `better` (N,), `old` elsewhere."""
-    gradient = None
+    gradient = usable = None
     if old.gradient is not None and new.gradient is not None:
         gradient = torch.where(per_image(better, old.x), new.gradient, old.gradient)
+        usable = torch.where(better, new.usable, old.usable)
     return Point(
         torch.where(per_image(better, old.x), new.x, old.x),
         torch.where(better, new.loss, old.loss),
         torch.where(better, new.fooled, old.fooled),
         torch.where(better, new.predictions, old.predictions),
         gradient,
+        usable,
     )
 
 
@@ -101,7 +105,7 @@ class ApgdRun:
         self.scale = torch.full((len(start),), FIRST_SCALE, dtype=start.dtype, device=start.device)
         self.steps_done = 0
         self.current = self._visit(start, with_gradient=True)
-        self.best, self.chosen = self.current, replace(self.current, gradient=None)
+        self.best, self.chosen = self.current, replace(self.current, gradient=None, usable=None)
         self.previous_x: Tensor | None = None
         self.rule = step_rule(ball).begin(ball, start, self.current.loss, config.steps, warm)
 
@@ -122,9 +126,13 @@ class ApgdRun:
             self.chosen = keep_better(self.chosen, self.current, self.current.is_better_than(self.chosen, "fooled"))
         if is_last:
             return
-        back = self.rule.adapt(self.ball, self.current.loss > previous_loss, self.best.x, self.best.loss)
+        # Before the first step the reference implementation has a loss of 0: the first step always counts as a rise of
+        # cross-entropy, and of DLR only if it fools. With 10 steps that makes DLR stronger, by 7 points on digits.
+        rose = self.current.loss > previous_loss if self.steps_done > 1 else self.loss.value(self.current.loss) > 0
+        back = self.rule.adapt(self.ball, rose, self.best.x, self.best.loss)
         if back is not None:
-            self.current = keep_better(self.current, self.best, back)
+            # Without a gradient there it would be stuck: it stays, with one that has the scale in use now.
+            self.current = keep_better(self.current, self.best, back & self.best.usable)
 
     def keep(self, index: Tensor) -> None:
         """Go on with some of the images only, given by their indices."""
@@ -138,9 +146,10 @@ class ApgdRun:
         point = visit(self.logits_fn, x, self.labels, self.loss, self.targets, self.scale if with_gradient else None)
         if with_gradient:
             size = point.gradient.abs().sum(tuple(range(1, x.ndim)))
-            usable = size.isfinite()
-            # An image whose gradient overflowed stays where it is for this step.
+            finite, vanished = size.isfinite(), size == 0
+            point.usable = finite & ~vanished
+            # Pixels whose gradient overflowed stay where they are for this step.
             point.gradient = point.gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
             grown = (self.scale * GROWTH).clamp(max=LARGEST_SCALE)
-            self.scale = torch.where(usable, torch.where(size == 0, grown, self.scale), self.scale * BACK_OFF)
+            self.scale = torch.where(finite, torch.where(vanished, grown, self.scale), self.scale * BACK_OFF)
         return point

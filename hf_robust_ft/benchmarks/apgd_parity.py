@@ -1,9 +1,8 @@
-"""Robust accuracy under our APGD-CE and other libraries', on the same images of the same checkpoint.
+"""Robust accuracy under our APGD and other libraries', on the same images of the same checkpoint.
 
     python -m hf_robust_ft.benchmarks.apgd_parity --model quickstart --dataset digits --eps 16/255
 
-AutoAttack's APGD comes from pyautoattack (extra `bench`). torchattacks pins a `requests` too old for `datasets`, so it
-is measured only where it was installed with `pip install --no-deps torchattacks`.
+AutoAttack's APGD comes from pyautoattack, torchattacks' knows no L1 (both in the extra `bench`).
 """
 
 import argparse
@@ -18,31 +17,43 @@ from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.threat_models import ThreatModel
 
+NUM_TARGETS = 3
 
-def adversarial_examples(library: str, classifier, pixels, labels, threat_model: ThreatModel, steps: int, seed: int):
-    """The library's APGD-CE examples from one random start; None where it is not installed."""
+
+def adversarial_examples(
+    library: str, classifier, pixels, labels, threat_model: ThreatModel, steps: int, seed: int, loss: str
+):
+    """The library's APGD examples from one random start; None where it has no such attack."""
     if library == "hf_robust_ft":
-        attack = APGD(steps=steps, random_start=True, select="fooled")
+        attack = APGD(steps=steps, loss=loss, random_start=True, select="fooled", num_targets=NUM_TARGETS)
         generator = torch.Generator().manual_seed(seed)
         return attack(classifier, pixels, labels, threat_model, generator=generator).adversarial
-    options = {"norm": threat_model.norm, "eps": threat_model.eps, "seed": seed, "loss": "ce"}
+    options = {"norm": threat_model.norm, "eps": threat_model.eps, "seed": seed}
     if library == "autoattack":
-        from pyautoattack.autopgd_base import APGDAttack
+        from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
-        attack = APGDAttack(classifier, n_iter=steps, device="cpu", **options)
-        return attack.perturb(pixels, labels)
-    try:
-        import torchattacks
-    except ImportError:
+        options |= {"n_iter": steps, "device": "cpu"}
+        if loss == "dlr_targeted":
+            return APGDAttack_targeted(classifier, n_target_classes=NUM_TARGETS, **options).perturb(pixels, labels)
+        return APGDAttack(classifier, loss=loss, **options).perturb(pixels, labels)
+    import torchattacks
+
+    if threat_model.norm == "L1":
         return None
-    return torchattacks.APGD(classifier, steps=steps, **options)(pixels, labels)
+    if loss == "dlr_targeted":
+        attack = torchattacks.APGDT(classifier, steps=steps, n_classes=NUM_TARGETS + 1, **options)
+    else:
+        attack = torchattacks.APGD(classifier, steps=steps, loss=loss, **options)
+    return attack(pixels, labels)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="Checkpoint folder or Hub id.")
     parser.add_argument("--dataset", default="digits", help="As in hf-robust-ft evaluate.")
+    parser.add_argument("--norm", default="Linf")
     parser.add_argument("--eps", default="16/255")
+    parser.add_argument("--loss", default="ce", help="ce, dlr or dlr_targeted (towards 3 classes).")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--seeds", type=int, default=1, help="Random starts; far from convergence one says little.")
@@ -54,19 +65,21 @@ def main() -> None:
     dataset = with_pixel_values(align_labels(load_image_dataset(options.dataset)["test"], model.config), processor)
     batch = stack_examples([dataset[index] for index in range(options.images)])
     pixels, labels = space.to_pixels(batch["pixel_values"]).clamp(0, 1), batch["labels"]
-    threat_model = ThreatModel("Linf", options.eps)
+    threat_model = ThreatModel(options.norm, options.eps)
     classifier = PixelClassifier(model, space).eval()
 
-    rows = []
+    ball, rows = threat_model.ball(pixels), []
     with attack_mode(classifier):
         for steps in options.steps:
             for library in ("hf_robust_ft", "autoattack", "torchattacks"):
                 accuracies, distance = [], 0.0
                 for seed in range(options.seeds):
-                    found = adversarial_examples(library, classifier, pixels, labels, threat_model, steps, seed)
+                    found = adversarial_examples(
+                        library, classifier, pixels, labels, threat_model, steps, seed, options.loss
+                    )
                     if found is None:
                         break
-                    distance = max(distance, (found - pixels).abs().max().item())
+                    distance = max(distance, ball.distance(found).max().item())
                     with torch.no_grad():
                         accuracies.append((classifier(found).argmax(1) == labels).float().mean().item())
                 if accuracies:
@@ -76,7 +89,7 @@ def main() -> None:
                             "library": library,
                             "mean accuracy": round(sum(accuracies) / len(accuracies), 4),
                             "by seed": [round(accuracy, 4) for accuracy in accuracies],
-                            "largest distance * 255": distance * 255,
+                            "largest distance / eps": distance / threat_model.eps,
                         }
                     )
     with torch.no_grad():

@@ -11,6 +11,13 @@ from hf_robust_ft.threat_models import format_eps
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
+# What the attacker may do, in words.
+THREATS = {
+    "Linf": "every pixel by up to {eps} of the\npixel range",
+    "L2": "the image by up to {eps} in\nEuclidean distance, pixels in [0, 1]",
+    "L1": "the image by up to {eps} in the sum\nof absolute differences, pixels in [0, 1]",
+}
+
 METRIC_NAMES = {
     "clean_accuracy": "Clean accuracy",
     "adversarial_accuracy": "Adversarial accuracy",
@@ -69,6 +76,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         training=facts.get("training", {}),
         norm=norm,
         eps=eps,
+        threat=THREATS[norm].format(eps=eps),
         attack=attack,
         attack_start="a random point of the ball" if report.attack["random_start"] else "the clean image",
         protocol_text=PROTOCOLS[report.protocol].description,

@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import re
 
 import pytest
@@ -94,3 +96,102 @@ def test_pictures_are_drawn_and_repeat_byte_for_byte(report, tmp_path):
         assert first == second
         colours = Image.open(tmp_path / f"{name}_a.png").convert("RGB").getcolors(maxcolors=1 << 20)
         assert len(colours) > 20  # axes, text and lines, not a blank page
+
+
+def table(text: str, heading: str) -> list[list[str]]:
+    """The cells of the first table that begins with `heading`."""
+    start = text.splitlines().index(heading)
+    rows = itertools.takewhile(lambda line: line.startswith("|"), text.splitlines()[start:])
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+@pytest.fixture
+def full(report):
+    """A report with everything in it."""
+    return dataclasses.replace(
+        report,
+        confidence_intervals={
+            "level": 0.95,
+            "clean_accuracy": [0.85, 0.94],
+            "adversarial_accuracy": [0.44, 0.56],
+            "expected_robustness": [0.66, 0.75],
+            "accuracies": [[0.85, 0.94], [0.6, 0.8], [0.44, 0.56]],
+        },
+        per_class=[
+            {"class": f"flower {index}", "samples": 100 + index, "clean_accuracy": 0.9, "adversarial_accuracy": 0.5,
+             "expected_robustness": 0.7}
+            for index in range(2)
+        ],
+        distributions={"beta:2,5": 0.76},
+        autoattack_accuracy=0.4375,
+        autoattack_samples=64,
+        checks=[
+            {"name": "monotone", "passed": True, "value": 0.0, "sentence": "More room does not hinder."},
+            {"name": "converged", "passed": False, "value": 0.1, "sentence": "The attack stopped early."},
+        ],
+    )  # fmt: skip
+
+
+def test_results_have_an_interval_where_there_is_one(full, report):
+    assert table(render_model_card(full), "| metric | value | 95 % interval |")[2:] == [
+        ["Clean accuracy", "90.00 %", "85.00 % to 94.00 %"],
+        ["Adversarial accuracy at Linf 4/255", "50.00 %", "44.00 % to 56.00 %"],
+        ["Expected robustness (mean accuracy over eps in [0, 4/255])", "70.00 %", "66.00 % to 75.00 %"],
+        ["Expected robustness for eps ~ beta:2,5", "76.00 %", ""],
+        ["Accuracy under standard AutoAttack at Linf 4/255 (first 64 images)", "43.75 %", ""],
+    ]
+    plain = render_model_card(report)
+    assert [len(row) for row in table(plain, "| metric | value |")] == [2] * 5
+    for absent in ("interval", "AutoAttack", "## By class", "## Can these numbers be trusted?", "eps ~"):
+        assert absent not in plain, absent
+
+
+@pytest.mark.parametrize(
+    "drop", ["confidence_intervals", "distributions", "autoattack_accuracy", "checks", "per_class"]
+)
+def test_every_table_is_whole_whatever_is_missing(full, report, drop):
+    text = render_model_card(dataclasses.replace(full, **{drop: getattr(report, drop)}), ["curve.png"])
+    lines = text.splitlines()
+    for above, line, below in zip(lines, lines[1:], lines[2:], strict=False):
+        if line.startswith("|") and not above.startswith("|"):
+            assert above == "" and below.startswith("|---"), line
+        if line.startswith("|") and below.startswith("|"):
+            assert line.count("|") == below.count("|"), below
+        if line.startswith("## "):
+            assert above == "" and below == "", line
+    assert "\n\n\n" not in text and "None" not in text
+
+
+def test_failed_checks_are_warnings(full):
+    section = render_model_card(full).split("## Can these numbers be trusted?")[1].split("##")[0]
+    assert section.split("\n\n")[1].splitlines() == [
+        "- More room does not hinder.",
+        "- **Warning.** The attack stopped early.",
+    ]
+
+
+def test_autoattack_is_a_result_of_its_own(full, report):
+    results = {result.metric_type: result for result in ModelCard(render_model_card(full)).data.eval_results}
+    assert results["autoattack_accuracy"].metric_value == 0.4375
+    assert results["autoattack_accuracy"].metric_name == "AutoAttack accuracy (Linf 4/255)"
+    assert results["autoattack_accuracy"].metric_args == {"norm": "Linf", "eps": "4/255", "samples": 64}
+    assert len(ModelCard(render_model_card(report)).data.eval_results) == 3
+
+
+@pytest.mark.parametrize(("count", "shown"), [(2, True), (20, True), (21, False)])
+def test_classes_are_listed_up_to_twenty(full, count, shown):
+    rows = [{**full.per_class[0], "class": f"flower {index}"} for index in range(count)]
+    text = render_model_card(dataclasses.replace(full, per_class=rows))
+    assert ("## By class" in text) == shown
+    if shown:
+        found = table(text, "| class | images | clean | adversarial | expected |")[2:]
+        assert found == [[f"flower {index}", "100", "90.00 %", "50.00 %", "70.00 %"] for index in range(count)]
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("protocol", ["paper", "exact"])
+def test_threat_model_and_protocol_are_told_in_words(full, norm, protocol):
+    changed = dataclasses.replace(full, threat_model={"norm": norm, "eps": 0.5}, protocol=protocol)
+    text = render_model_card(changed)
+    assert f"({norm} 0.5)" in text and f"Protocol *{protocol}*" in text
+    assert ("every pixel by up to" in text) == (norm == "Linf")

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+from colour_classifier import ColourClassifier
+from PIL import Image
+
+from hf_robust_ft import APGD, PixelClassifier, PixelSpace, ThreatModel
+from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.reporting import save_examples
+from hf_robust_ft.reporting.examples import _plot_strip
+
+NAMES = ["red", "green", "blue", "yellow"]
+
+
+@pytest.fixture
+def classifier(processor):
+    return PixelClassifier(ColourClassifier(), PixelSpace.from_processor(processor))
+
+
+@pytest.fixture
+def batch(dataset, processor):
+    found = stack_examples(list(dataset)[:5])
+    return PixelSpace.from_processor(processor).to_pixels(found["pixel_values"]).clamp(0, 1), found["labels"]
+
+
+def panels(path) -> list[np.ndarray]:
+    """The three pictures of a strip, without titles and margins: (H, W, 3) in [0, 1] each."""
+    strip = np.asarray(Image.open(path).convert("RGB"), dtype=float) / 255
+    assert strip.shape == (405, 1080, 3)
+    thirds = np.split(strip, 3, axis=1)
+    return [third[160:340, 90:270] for third in thirds]
+
+
+def test_a_strip_an_image_in_order(classifier, batch, tmp_path):
+    files = save_examples(
+        classifier,
+        *batch,
+        tmp_path / "new" / "folder",
+        threat_model=ThreatModel("Linf", "8/255"),
+        attack=APGD(steps=5, random_start=False, select="fooled"),
+        class_names=NAMES,
+    )
+    assert [path.name for path in files] == [f"example_{index:03d}.png" for index in range(5)]
+    assert sorted((tmp_path / "new" / "folder").iterdir()) == files
+    for path, pixels in zip(files, batch[0], strict=True):
+        clean, adversarial, difference = panels(path)
+        assert np.abs(clean.mean((0, 1)) - pixels.mean((1, 2)).numpy()).max() < 0.1  # the image of this number
+        assert 0 < np.abs(adversarial - clean).max() <= 8 / 255 + 3 / 255  # 8 bit rounding of both
+        # The difference is stretched to all of [0, 1], where the images themselves differ by 8/255.
+        assert difference.min() < 0.05 and difference.max() > 0.95
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_norms_whose_pixels_differ_unequally_are_visible(classifier, batch, tmp_path, norm):
+    (path,) = save_examples(
+        classifier,
+        batch[0][:1],
+        batch[1][:1],
+        tmp_path,
+        threat_model=ThreatModel(norm, {"L2": 0.5, "L1": 6.0}[norm]),
+        attack=APGD(steps=5, random_start=False),
+        class_names=NAMES,
+    )
+    difference = panels(path)[2]
+    assert max(abs(difference.min() - 0.5), abs(difference.max() - 0.5)) > 0.3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_no_difference_is_grey(tmp_path, channels):
+    image = torch.rand((channels, 8, 8), generator=torch.Generator().manual_seed(0))
+    _plot_strip(image, image.clone(), ["red", "red", "red"], "Linf 0", tmp_path / "same.png")
+    clean, adversarial, difference = panels(tmp_path / "same.png")
+    assert np.array_equal(clean, adversarial) and np.abs(difference - 0.5).max() < 0.01
+
+
+def test_the_model_keeps_its_mode_and_files_repeat_byte_for_byte(classifier, batch, tmp_path):
+    classifier.train()
+    options = {"threat_model": ThreatModel("Linf", "8/255"), "class_names": NAMES}
+    attack = APGD(steps=2, random_start=False)
+    first, second = (
+        save_examples(classifier, batch[0][:1], batch[1][:1], tmp_path / name, attack=attack, **options)[0]
+        for name in ("a", "b")
+    )
+    assert classifier.training and all(parameter.grad is None for parameter in classifier.parameters())
+    assert first.read_bytes() == second.read_bytes()

@@ -1,0 +1,104 @@
+import itertools
+
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler
+from transformers import BatchFeature
+
+from hf_robust_ft.batches import NumberedBatches, stack_examples
+
+
+class Numbers(torch.utils.data.Dataset):
+    """11 images, whose every pixel is their label."""
+
+    def __len__(self):
+        return 11
+
+    def __getitem__(self, index):
+        return {"pixel_values": torch.full((3, 2, 2), float(index)), "labels": index}
+
+
+def loader(**options):
+    return DataLoader(Numbers(), **({"batch_size": 4, "collate_fn": stack_examples} | options))
+
+
+def contents(batches, rank=0, world_size=1):
+    return [(number, first, batch["labels"].tolist()) for number, first, batch in batches.of_process(rank, world_size)]
+
+
+@pytest.mark.parametrize("source", [Numbers, loader], ids=["dataset", "loader"])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_processes_share_the_batches_of_one(source, world_size):
+    whole = [(0, 0, [0, 1, 2, 3]), (1, 4, [4, 5, 6, 7]), (2, 8, [8, 9, 10])]
+    batches = NumberedBatches(source(), 4, repeatable=True)
+    shares = [contents(batches, rank, world_size) for rank in range(world_size)]
+    assert sorted(itertools.chain(*shares)) == whole == contents(batches)
+    assert all(number % world_size == rank for rank, share in enumerate(shares) for number, _, _ in share)
+    assert batches.num_images == 11 and batches.batch_size == 4
+
+
+def test_a_process_reads_only_its_own_images_of_a_dataset():
+    read = []
+
+    class Spy(Numbers):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    list(NumberedBatches(Spy(), 2).of_process(1, 3))
+    assert read == [2, 3, 8, 9]
+
+
+def test_a_pass_over_a_dataset_leaves_global_randomness_alone():
+    state = torch.get_rng_state()
+    list(NumberedBatches(Numbers(), 4).of_process())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_first_images_are_counted_in_any_mapping():
+    feature = loader(collate_fn=lambda examples: BatchFeature(stack_examples(examples)))
+    assert [first for _, first, _ in NumberedBatches(feature, 4).of_process()] == [0, 4, 8]
+
+
+def test_batches_of_different_sizes_are_numbered_by_order():
+    batches = NumberedBatches(loader(batch_size=1, batch_sampler=[[0], [1, 2, 3], [4, 5]]), 64, repeatable=True)
+    assert contents(batches) == [(0, 0, [0]), (1, 1, [1, 2, 3]), (2, 4, [4, 5])]
+
+
+SHUFFLED = {
+    "shuffle": {"shuffle": True},
+    "sampler": {"sampler": RandomSampler(Numbers())},
+    "batch_sampler": {"batch_size": 1, "batch_sampler": BatchSampler(RandomSampler(Numbers()), 4, drop_last=False)},
+}
+
+
+@pytest.mark.parametrize("options", SHUFFLED.values(), ids=SHUFFLED)
+def test_shuffling_is_refused_where_every_pass_must_agree(options):
+    with pytest.raises(ValueError, match=r"by a RandomSampler.*needs shuffle=False"):
+        NumberedBatches(loader(**options), 4, repeatable=True)
+    once = contents(NumberedBatches(loader(**options), 4))
+    assert sorted(label for _, _, labels in once for label in labels) == list(range(11))
+
+
+def test_a_sharded_loader_is_refused():
+    sampler = DistributedSampler(Numbers(), num_replicas=2, rank=0)
+    with pytest.raises(ValueError, match="without DistributedSampler"):
+        NumberedBatches(loader(sampler=sampler), 4)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, True, None])
+def test_a_batch_size_that_is_no_number_of_images_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be a whole number of at least 1, got {batch_size!r}"):
+        NumberedBatches(Numbers(), batch_size)
+
+
+def test_what_is_no_dataset_is_refused():
+    with pytest.raises(ValueError, match="map-style dataset or a torch DataLoader, got list_iterator"):
+        NumberedBatches(iter([]), 4)
+    with pytest.raises(ValueError, match="dataset is empty"):
+        NumberedBatches([], 4)
+
+
+def test_examples_without_labels_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"Examples lack \['labels'\]; they hold \['image', 'pixel_values'\]"):
+        stack_examples([{"pixel_values": torch.zeros(3, 2, 2), "image": 0}])
