@@ -6,10 +6,10 @@ The limit is n input gradients and one forward. Tools run in turn on the same ba
 ratio compares times of one round only. Freezing favours the peers, which do not do it themselves. Neither peer skips
 an image that is fooled within a restart, so all run every step on the whole batch; that is counted, not assumed.
 
-AutoAttack's APGD comes from pyautoattack (extra `bench`). torchattacks pins a `requests` too old for `datasets`, so it
-is measured only where it was installed with `pip install --no-deps torchattacks`. Memory is how far it rises in a fresh
-process, warmed up on two images: on CUDA what torch allocated, else resident memory (Linux only). The training step
-is forward, backward and the first step of AdamW, whose moments it thus allocates.
+AutoAttack's APGD comes from pyautoattack, torchattacks is 3.3.0, the last one that does not pin a `requests` too
+old for `datasets` (both in the extra `bench`; one that is not installed is left out). Memory is how far it rises in a
+fresh process, warmed up on two images: on CUDA what torch allocated, else resident memory (Linux only). The training
+step is forward, backward and the first step of AdamW, whose moments it thus allocates.
 """
 
 import argparse
