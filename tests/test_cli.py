@@ -262,11 +262,11 @@ def test_autoattack_is_printed_and_in_the_card(evaluate_flags, tmp_path, capsys,
         return AttackResult(pixels, labels < 0, labels.float(), labels)
 
     monkeypatch.setattr(evaluation, "autoattack", fools_none)
-    main([*evaluate_flags, "--autoattack", "10", "--output_dir", str(tmp_path / "out")])
+    main([*evaluate_flags, "--autoattack", "19", "--eps", "0.001", "--output_dir", str(tmp_path / "out")])
     report = RobustnessReport.from_json(tmp_path / "out" / "robustness_report.json")
-    standing = sum(eps is None for eps in report.smallest_epsilons[:10]) / 10
-    assert standing > 0 and report.autoattack_accuracy == standing and report.autoattack_samples == 10
-    assert f"autoattack accuracy    {standing:7.2%}   at Linf 2/255, first 10 images" in capsys.readouterr().out
+    standing = sum(eps is None for eps in report.smallest_epsilons[:19]) / 19
+    assert standing > 0 and report.autoattack_accuracy == standing and report.autoattack_samples == 19
+    assert f"autoattack accuracy    {standing:7.2%}   at Linf 0.001, first 19 images" in capsys.readouterr().out
     assert "autoattack_accuracy" in (tmp_path / "out" / "README.md").read_text()
 
 
