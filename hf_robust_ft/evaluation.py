@@ -93,6 +93,9 @@ def evaluate_robustness(
         "seed": seed,
         "batch_size": batches.batch_size,
         "pixel_space": dataclasses.asdict(pixel_space),
+        "normalisation": dataclasses.asdict(classifier.pixel_space),
+        "model_inputs": sorted(classifier.model_inputs),
+        "torch": torch.__version__,
     }
     if device is not None:
         classifier.to(device)

@@ -261,7 +261,7 @@ def _per_class(
         of_class = labels == label
         rows.append(
             {
-                "class": str(class_names[label]) if class_names is not None else str(label),
+                "class": _class_name(class_names, int(label)),
                 "samples": int(of_class.sum()),
                 "clean_accuracy": float(correct[of_class, 0].mean()),
                 "adversarial_accuracy": float(correct[of_class, -1].mean()),
@@ -269,6 +269,11 @@ def _per_class(
             }
         )
     return rows
+
+
+def _class_name(class_names: Sequence[str] | None, label: int) -> str:
+    """A name, or the index where there is none: a measured run must not fail for a label's name."""
+    return str(class_names[label]) if class_names is not None and label < len(class_names) else str(label)
 
 
 def _as_array(smallest_epsilons: Sequence[float | None]) -> np.ndarray:

@@ -259,7 +259,13 @@ class AdversarialTrainer(MendedTrainer):
         pixels, labels = (torch.cat(parts)[:CHECKED_IMAGES] for parts in zip(*evaluation.kept, strict=True))
         with attack_mode(self.model):
             return run_trust_checks(
-                self._classifier({}), pixels, labels, self.args.threat_model, self.args.eval_attack, seed=self.args.seed
+                self._classifier({}),
+                pixels,
+                labels,
+                self.args.threat_model,
+                self.args.eval_attack,
+                seed=self.args.seed,
+                batch_size=self.args.per_device_eval_batch_size,
             )
 
     def _metadata(self) -> dict[str, Any]:
