@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from hf_robust_ft.attacks import APGD, attack_mode, autoattack, fast_memory_format
-from hf_robust_ft.attacks.autoattack import check_autoattack
+from hf_robust_ft.attacks.autoattack import check_autoattack, check_num_classes
 from hf_robust_ft.batch_checks import check_batch
 from hf_robust_ft.batches import NumberedBatches
+from hf_robust_ft.losses import get_loss
 from hf_robust_ft.metrics.robustness.threat_distributions import parse_distribution
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.protocols import evaluation_attack, get_protocol, resolve_epsilons
@@ -104,7 +106,7 @@ def evaluate_robustness(
         if results_dir is None:
             records = work.all_of(batches, rank, world_size, {}, None, progress)
         else:
-            settings["model"] = model_fingerprint(model)
+            settings["model"] = model_fingerprint(classifier.model)
             with ResultsStore(results_dir, settings, rank=rank, world_size=world_size) as store:
                 records = work.all_of(batches, rank, world_size, store.done, store, progress)
     records, found_checks = _gather(records, found_checks, world_size)
@@ -199,6 +201,9 @@ class _Work:
             with torch.no_grad():
                 self.num_labels = self.classifier(pixels[:1]).shape[1]
             check_batch(batch, self.pixel_space, self.num_labels)
+            get_loss(self.attack.loss).check_num_classes(self.num_labels)
+            if self.autoattack:
+                check_num_classes(self.num_labels)
         return pixels, batch["labels"].to(self.device)
 
     def measure_batch(self, number: int, first: int, pixels: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -246,6 +251,9 @@ class _Work:
 
 def _as_classifier(model: nn.Module, pixel_space: PixelSpace | None) -> tuple[PixelClassifier, PixelSpace]:
     """The classifier to attack, and the map from the data's `pixel_values` to pixels."""
+    if isinstance(model, DistributedDataParallel):
+        # Its forward waits for the other processes, which attack other numbers of images.
+        model = model.module
     if not isinstance(model, PixelClassifier):
         pixel_space = pixel_space or PixelSpace()
         return PixelClassifier(model, pixel_space), pixel_space

@@ -70,7 +70,10 @@ def attack_on_grid(
     With `survivors_only` off every image is attacked to the end at every eps, in vain if it was fooled before: the
     same result, at a cost that does not depend on the data. `clean_predictions` (N,), if known, save a forward.
     """
-    predictions = _predict(logits_fn, pixels) if clean_predictions is None else clean_predictions
+    predictions = clean_predictions
+    if predictions is None:
+        with torch.no_grad():
+            predictions = logits_fn(pixels).argmax(1)
     smallest = torch.where(predictions == labels, torch.inf, 0.0).double()
     adversarial = pixels
     for eps in epsilons[1:]:
@@ -109,15 +112,9 @@ def attack_to_the_minimum(
         threat_model,
         epsilons=epsilons,
         attack=attack,
-        predictions=_predict(logits_fn, pixels),
         generator=generator,
     )
     return Outcome(found.eps, found.predictions, found.adversarial)
-
-
-def _predict(logits_fn: LogitsFn, pixels: Tensor) -> Tensor:
-    with torch.no_grad():
-        return logits_fn(pixels).argmax(1)
 
 
 @dataclass(frozen=True)

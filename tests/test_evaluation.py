@@ -283,6 +283,29 @@ def test_autoattack_needs_four_classes_and_says_so(dataset, measure):
         def forward(self, pixel_values):
             return super().forward(pixel_values)[:, :3]
 
-    few = [example for example in dataset if example["labels"] < 3]
+    few, model = [example for example in dataset if example["labels"] < 3], Three()
     with pytest.raises(ValueError, match="4 classes"):
-        measure(few, Three(), autoattack=20, epsilons=[0, "8/255"])
+        measure(few, model, autoattack=20, epsilons=[0, "8/255"])
+    assert model.forwards == 1  # to count the classes: nothing was attacked yet
+
+
+def test_a_loss_that_ranks_more_logits_than_there_are_is_refused_at_once(dataset, measure):
+    class Two(ColourClassifier):
+        def forward(self, pixel_values):
+            return super().forward(pixel_values)[:, :2]
+
+    few, model = [example for example in dataset if example["labels"] < 2], Two()
+    with pytest.raises(ValueError, match="Use loss='ce'"):
+        measure(few, model, attack=APGD(loss="dlr", random_start=False))
+    assert model.forwards == 1
+
+
+def test_a_model_wrapped_for_distributed_training_is_unwrapped(make_model, dataset, space, report, tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(make_model("resnet"))
+        model.forward = None  # whose call would wait for other processes
+        again = evaluate_robustness(model, dataset, threat_model=LINF, pixel_space=space, progress=False)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert again == report

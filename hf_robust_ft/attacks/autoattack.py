@@ -73,7 +73,7 @@ def autoattack(
     with _side_effects_undone(logits_fn):
         torch.manual_seed(seed)
         logits = _logits(logits_fn, adversarial, batch_size)
-        _check_num_classes(logits.shape[1], version)
+        check_num_classes(logits.shape[1], version)
         right = (logits.argmax(1) == labels).nonzero()[:, 0]
         if ball is not None and len(right):
             for targeted in (adversary.apgd_targeted, adversary.fab):
@@ -141,7 +141,8 @@ def _check_arguments(logits_fn: nn.Module, pixels: Tensor, version: str, seed: i
         )
 
 
-def _check_num_classes(num_classes: int, version: str) -> None:
+def check_num_classes(num_classes: int, version: str = "standard") -> None:
+    """Raise a ValueError if a version of AutoAttack is undefined for so few classes."""
     if num_classes < MIN_CLASSES[version]:
         raise ValueError(
             f"AutoAttack {version!r} needs at least {MIN_CLASSES[version]} classes, the model has {num_classes}: its "

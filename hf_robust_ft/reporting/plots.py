@@ -17,8 +17,10 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # 
 def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> None:
     """Accuracy against eps, one line a report, with the area that expected robustness averages shaded."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    first = next(iter(reports.values()))
+    unit, unit_name = (255, " (1/255)") if first.threat_model["norm"] == "Linf" else (1, "")
     for (label, report), colour in zip(reports.items(), COLOURS, strict=False):
-        x = [eps * 255 for eps in report.epsilons]
+        x = [eps * unit for eps in report.epsilons]
         y = [100 * accuracy for accuracy in report.accuracies]
         axes.plot(
             x,
@@ -37,14 +39,13 @@ def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> No
             edges = {"linewidth": 0.8, "linestyle": ":", "color": colour, "alpha": 0.8}
             axes.plot(x, [100 * value for value in low], **edges)
             axes.plot(x, [100 * value for value in high], **edges)
-    report = next(iter(reports.values()))
     axes.set(
-        xlabel=f"{report.threat_model['norm']} budget eps (1/255)",
+        xlabel=f"{first.threat_model['norm']} budget eps{unit_name}",
         ylabel="accuracy under attack (%)",
         ylim=(0, 100),
-        xlim=(0, report.epsilons[-1] * 255),
-        title=f"Robustness up to {report.threat_model['norm']} {format_eps(report.epsilons[-1])}, "
-        f"{report.num_samples} images",
+        xlim=(0, first.epsilons[-1] * unit),
+        title=f"Robustness up to {first.threat_model['norm']} {format_eps(first.epsilons[-1])}, "
+        f"{first.num_samples} images",
     )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
