@@ -19,18 +19,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_robust_ft.attacks.apgd import APGD, LogitsFn
-from hf_robust_ft.attacks.run import FIRST_SCALE, visit
-from hf_robust_ft.attacks.step_rules import per_image, step_rule
-from hf_robust_ft.attacks.until_fooled import attack_until_fooled
+from hf_robust_ft.attacks.apgd import APGD, AttackResult, LogitsFn
+from hf_robust_ft.attacks.run import FIRST_SCALE, Point, visit, with_usable_gradient
+from hf_robust_ft.attacks.step_rules import per_image, step_rule, take_rows
+from hf_robust_ft.attacks.until_fooled import attack_until_fooled, visit_images
 from hf_robust_ft.losses import LOSSES
 from hf_robust_ft.threat_models import Ball, ThreatModel
 
 # Chosen on a quickstart and a flowers12 checkpoint, for a low curve at about a quarter of the naive grid's passes.
-REFINING_SHARE = 0.3  # steps of the targeted attack, as a share of the attack's
-DESCENT_SHARE = 0.5  # steps of the descent, likewise
+REFINING_SHARE = 0.2  # steps of the targeted attack, as a share of the attack's
+DESCENT_SHARE = 0.8  # steps of the descent, likewise
 FIRST_SHRINKS, LAST_SHRINKS = 1, 1  # halvings of the way between an image and its example
-RADIUS_CHANGE = 0.4  # of the ball per step of the descent, falling to a tenth of it
+RADIUS_CHANGE = 0.5  # of the ball per step of the descent, falling to a tenth of it
 STEP_SIZE = 0.3  # of the descent, in radii, falling to a tenth of it
 
 
@@ -57,7 +57,6 @@ def smallest_fooling_eps(
     *,
     epsilons: Sequence[float],
     attack: APGD,
-    predictions: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> MinimumNormResult:
     """Bound the smallest eps in [0, eps_g] that fools each image from above.
@@ -66,18 +65,16 @@ def smallest_fooling_eps(
         logits_fn, pixels, labels, threat_model: as in `apgd`; eps_g is the threat model's.
         epsilons: increasing from 0 to eps_g, the points at which the bound is made sure of (step 4 above).
         attack: what an image must withstand; its steps set the cost of everything else.
-        predictions: (N,), the clean predictions, if known: saves a forward.
         generator: of the attack's random starts, where it has any.
     """
-    if predictions is None:
-        with torch.no_grad():
-            predictions = logits_fn(pixels).argmax(1)
+    predictions, clean = visit_images(attack, logits_fn, pixels, labels)
     found = _Found(logits_fn, threat_model.ball(pixels, threat_model.eps), labels, predictions)
     if threat_model.eps > 0:
-        _attack_standing(found, threat_model, attack, generator)
+        search = _Search(found, threat_model, attack, generator, clean)
+        search.attack_standing()
         found.shrink(FIRST_SHRINKS)
         _descend(found, max(1, round(DESCENT_SHARE * attack.steps)))
-        _attack_below(found, threat_model, epsilons, attack, generator)
+        search.attack_below(epsilons)
         found.shrink(LAST_SHRINKS)
     return MinimumNormResult(found.x, found.eps, found.predictions)
 
@@ -128,24 +125,62 @@ class _Found:
             low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
 
 
-def _attack_standing(found: _Found, threat_model: ThreatModel, attack: APGD, generator: torch.Generator | None) -> None:
-    rows = found.standing
-    if len(rows) == 0:
-        return
-    pixels, labels = found.ball.center, found.labels
-    first = attack_until_fooled(attack, found.logits_fn, pixels[rows], labels[rows], threat_model, generator=generator)
-    found.enter(rows, first.adversarial, first.predictions)
-    left = ~first.fooled
-    if not left.any():
-        return
-    rows, start = rows[left], first.adversarial[left]
-    with torch.no_grad():
-        num_classes = found.logits_fn(start[:1]).shape[1]
-    loss = "dlr_targeted" if num_classes >= LOSSES["dlr_targeted"].min_classes else "ce"
-    steps = max(1, round(REFINING_SHARE * attack.steps))
-    refining = APGD(steps=steps, loss=loss, random_start=False, num_targets=1)
-    second = attack_until_fooled(refining, found.logits_fn, pixels[rows], labels[rows], threat_model, start=start)
-    found.enter(rows, second.adversarial, second.predictions)
+@dataclass
+class _Search:
+    """The attack at a budget, on some of the images."""
+
+    found: _Found
+    threat_model: ThreatModel
+    attack: APGD
+    generator: torch.Generator | None
+    clean: Point | None
+
+    def attack_at(self, rows: Tensor, eps: float | Tensor) -> AttackResult:
+        """From the images `rows` themselves."""
+        result = attack_until_fooled(
+            self.attack,
+            self.found.logits_fn,
+            self.found.ball.center[rows],
+            self.found.labels[rows],
+            self.threat_model,
+            eps=eps,
+            generator=self.generator,
+            clean=None if self.clean is None else take_rows(self.clean, rows),
+        )
+        self.found.enter(rows, result.adversarial, result.predictions)
+        return result
+
+    def attack_standing(self) -> None:
+        """Attack at eps_g what is classified correctly, and go on with a targeted attack where that fails."""
+        found = self.found
+        rows = found.standing
+        if len(rows) == 0:
+            return
+        result = self.attack_at(rows, self.threat_model.eps)
+        rows, start = rows[~result.fooled], result.adversarial[~result.fooled]
+        if len(rows) == 0:
+            return
+        with torch.no_grad():
+            num_classes = found.logits_fn(start[:1]).shape[1]
+        loss = "dlr_targeted" if num_classes >= LOSSES["dlr_targeted"].min_classes else "ce"
+        steps = max(1, round(REFINING_SHARE * self.attack.steps))
+        refining = APGD(steps=steps, loss=loss, random_start=False, num_targets=1)
+        result = attack_until_fooled(
+            refining, found.logits_fn, found.ball.center[rows], found.labels[rows], self.threat_model, start=start
+        )
+        found.enter(rows, result.adversarial, result.predictions)
+
+    def attack_below(self, epsilons: Sequence[float]) -> None:
+        """Attack fooled images at the point of the grid below what was found, and on until that fails."""
+        rows = self.found.attacked
+        grid = torch.tensor(list(epsilons), dtype=torch.float64, device=rows.device)
+        while True:
+            # The smallest point of the grid that fools each image; the point before it is the one to try.
+            index = torch.searchsorted(grid, self.found.eps[rows])
+            rows, index = rows[index > 1], index[index > 1]
+            if len(rows) == 0:
+                return
+            rows = rows[self.attack_at(rows, grid[index - 1]).fooled]
 
 
 def _descend(found: _Found, steps: int) -> None:
@@ -163,38 +198,12 @@ def _descend(found: _Found, steps: int) -> None:
         falling = 0.1 + 0.9 * (1 + math.cos(math.pi * step / steps)) / 2
         point = visit(found.logits_fn, x, labels, loss, scale=scale)
         found.enter(rows, x, point.predictions)
+        point, scale = with_usable_gradient(point, scale)
         smaller = torch.minimum(radius, found.eps[rows]) * (1 - falling * RADIUS_CHANGE)
         larger = torch.minimum(radius * (1 + falling * RADIUS_CHANGE), found.eps[rows] * (1 - 0.1 * RADIUS_CHANGE))
         radius = torch.where(point.fooled, smaller, larger)
         ball = make_ball(center, radius)
+        rule.follow(ball, x)
         rule.step_size = falling * STEP_SIZE * ball.eps
-        x = rule.propose(ball, x, torch.nan_to_num(point.gradient, 0.0, 0.0, 0.0), None)
+        x = rule.propose(ball, x, point.gradient, None)
     found.try_points(rows, x)
-
-
-def _attack_below(
-    found: _Found,
-    threat_model: ThreatModel,
-    epsilons: Sequence[float],
-    attack: APGD,
-    generator: torch.Generator | None,
-) -> None:
-    grid = torch.tensor(list(epsilons), dtype=torch.float64, device=found.eps.device)
-    rows = found.attacked
-    while True:
-        # The smallest point of the grid that fools each image; the point before it is the one to try.
-        index = torch.searchsorted(grid, found.eps[rows])
-        rows, index = rows[index > 1], index[index > 1]
-        if len(rows) == 0:
-            return
-        below = attack_until_fooled(
-            attack,
-            found.logits_fn,
-            found.ball.center[rows],
-            found.labels[rows],
-            threat_model,
-            eps=grid[index - 1],
-            generator=generator,
-        )
-        found.enter(rows, below.adversarial, below.predictions)
-        rows = rows[below.fooled]

@@ -77,6 +77,17 @@ def visit(
     return Point(x.detach(), objective.detach(), predictions != labels, predictions, gradient)
 
 
+def with_usable_gradient(point: Point, scale: Tensor) -> tuple[Point, Tensor]:
+    """The point with `usable` noted, and the loss scales (N,) for the next one: other ones where it is not usable."""
+    size = point.gradient.abs().sum(tuple(range(1, point.x.ndim)))
+    finite, vanished = size.isfinite(), size == 0
+    grown = (scale * GROWTH).clamp(max=LARGEST_SCALE)
+    scale = torch.where(finite, torch.where(vanished, grown, scale), scale * BACK_OFF)
+    # Pixels whose gradient overflowed stay where they are for this step.
+    gradient = point.gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return replace(point, gradient=gradient, usable=finite & ~vanished), scale
+
+
 class ApgdRun:
     """The state of one run: where each image stands, and the best it has seen.
 
@@ -88,6 +99,7 @@ class ApgdRun:
         start: (N, C, H, W), inside the ball.
         targets: (N,) classes to aim at, for a targeted loss.
         warm: whether `start` is an earlier find (the sparse steps of L1 then begin with its support).
+        first: what `visit` found at `start`, with gradients scaled by `FIRST_SCALE`; saves that visit.
     """
 
     def __init__(
@@ -99,12 +111,15 @@ class ApgdRun:
         start: Tensor,
         targets: Tensor | None = None,
         warm: bool = False,
+        first: Point | None = None,
     ):
         self.config, self.logits_fn, self.ball = config, logits_fn, ball
         self.labels, self.targets, self.loss = labels, targets, get_loss(config.loss)
         self.scale = torch.full((len(start),), FIRST_SCALE, dtype=start.dtype, device=start.device)
         self.steps_done = 0
-        self.current = self._visit(start, with_gradient=True)
+        if first is None:
+            first = visit(logits_fn, start, labels, self.loss, targets, self.scale)
+        self.current, self.scale = with_usable_gradient(first, self.scale)
         self.best, self.chosen = self.current, replace(self.current, gradient=None, usable=None)
         self.previous_x: Tensor | None = None
         self.rule = step_rule(ball).begin(ball, start, self.current.loss, config.steps, warm)
@@ -120,7 +135,10 @@ class ApgdRun:
         is_last = self.steps_done >= self.config.steps
         x = self.rule.propose(self.ball, self.current.x, self.current.gradient, self.previous_x)
         self.previous_x, previous_loss = self.current.x, self.current.loss
-        self.current = self._visit(x, with_gradient=not is_last)
+        scale = None if is_last else self.scale
+        self.current = visit(self.logits_fn, x, self.labels, self.loss, self.targets, scale)
+        if not is_last:
+            self.current, self.scale = with_usable_gradient(self.current, scale)
         self.best = keep_better(self.best, self.current, self.current.loss > self.best.loss)
         if self.config.select == "fooled":
             self.chosen = keep_better(self.chosen, self.current, self.current.is_better_than(self.chosen, "fooled"))
@@ -141,15 +159,3 @@ class ApgdRun:
         self.labels, self.scale = self.labels[index], self.scale[index]
         self.previous_x = None if self.previous_x is None else self.previous_x[index]
         self.targets = None if self.targets is None else self.targets[index]
-
-    def _visit(self, x: Tensor, with_gradient: bool) -> Point:
-        point = visit(self.logits_fn, x, self.labels, self.loss, self.targets, self.scale if with_gradient else None)
-        if with_gradient:
-            size = point.gradient.abs().sum(tuple(range(1, x.ndim)))
-            finite, vanished = size.isfinite(), size == 0
-            point.usable = finite & ~vanished
-            # Pixels whose gradient overflowed stay where they are for this step.
-            point.gradient = point.gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-            grown = (self.scale * GROWTH).clamp(max=LARGEST_SCALE)
-            self.scale = torch.where(finite, torch.where(vanished, grown, self.scale), self.scale * BACK_OFF)
-        return point

@@ -65,6 +65,9 @@ class HalvingSteps:
             return plain
         return ball.project(torch.lerp(x, plain, MOMENTUM).add_(x - previous_x, alpha=1 - MOMENTUM))
 
+    def follow(self, ball: Ball, x: Tensor) -> None:
+        """Nothing here depends on where a search stands."""
+
     def adapt(self, ball: Ball, rose: Tensor, best_x: Tensor, best_loss: Tensor) -> Tensor | None:
         """Note whether each loss rose; at a checkpoint adapt the steps, and tell which images go back to their best."""
         self.rises = self.rises + rose
@@ -113,6 +116,11 @@ class SparseSteps:
     def propose(self, ball: L1Ball, x: Tensor, gradient: Tensor, previous_x: Tensor | None) -> Tensor:
         return ball.project(ball.ascent_step(x, gradient, self.step_size, self.share))
 
+    def follow(self, ball: L1Ball, x: Tensor) -> None:
+        """Take the share of the pixels to change next from those that differ at `x`."""
+        self.support = _support(ball, x)
+        self.share = self.support / x[0].numel() / SPARSER
+
     def adapt(self, ball: L1Ball, rose: Tensor, best_x: Tensor, best_loss: Tensor) -> Tensor | None:
         self.steps_in_window += 1
         if self.steps_in_window < self.window:
@@ -122,7 +130,7 @@ class SparseSteps:
         shrinks = support < SETTLED * self.support
         shorter = torch.maximum(self.step_size / SPARSER, SLOWEST * self.eps)
         self.step_size = torch.where(per_image(shrinks, shorter), self.eps, shorter)
-        self.share, self.support = support / best_x[0].numel() / SPARSER, support
+        self.follow(ball, best_x)
         return shrinks
 
 
