@@ -8,19 +8,22 @@ import pytest
 ROOT = Path(__file__).parent.parent / "hf_robust_ft"
 
 LAYERS = [
-    ("threat_models", "schedules", "pixels", "losses"),
-    ("batch_checks", "attacks", "metrics", "results_store", "batches"),
+    ("threat_models", "schedules", "pixels", "losses", "downloads"),
+    ("batch_checks", "attacks", "metrics", "results_store", "batches", "shared_work", "evaluated_model"),
     ("trust_checks", "protocols"),
     ("reports",),
     ("evaluation",),
     ("models", "data"),
-    ("reporting",),
+    ("reporting", "run_arguments"),
+    ("mended_trainer",),
+    ("tuning",),
     ("training_args",),
     ("callbacks",),
-    ("trainer_checks", "mended_trainer"),
+    ("trainer_checks", "evaluation_record"),
     ("trainer",),
-    ("finetuning", "recipes"),
-    ("quickstart", "measuring"),
+    ("finetuning", "recipes", "search"),
+    ("quickstart", "measuring", "searching", "planning"),
+    ("options",),
     ("cli",),
     ("__main__", "benchmarks"),
 ]

@@ -1,12 +1,21 @@
-import subprocess
-import sys
-
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from PIL import Image
+from transformers import (
+    ConvNextConfig,
+    ConvNextModel,
+    Dinov2Config,
+    Dinov2Model,
+    SiglipConfig,
+    SiglipModel,
+    SwinConfig,
+    SwinModel,
+    ViTImageProcessor,
+)
 
 from hf_robust_ft import PixelSpace, load_image_classifier
 from hf_robust_ft.attacks import use_fast_memory_format
+from hf_robust_ft.models.heads import head_parameter_names
 
 NAMES = ["red", "green", "blue", "yellow"]
 
@@ -52,7 +61,7 @@ def test_a_checkpoint_keeps_its_head_without_classes(checkpoint):
     [
         ({"label_names": NAMES, "num_labels": 3}, "disagrees with the 4 label_names"),
         ({"num_labels": 1}, "at least 2 classes, got 1"),
-        ({"image_size": 64, "num_labels": 4}, "image_size is for the embedded model"),
+        ({"image_size": 64, "num_labels": 4}, "takes images of 16 x 16 pixels only, not of image_size=64"),
     ],
 )
 def test_bad_options_are_refused(checkpoint, options, message):
@@ -65,33 +74,6 @@ def test_the_embedded_model_refuses_what_it_cannot_do():
         load_image_classifier("efficientnet_lite0", num_labels=4, image_size=100)
     with pytest.raises(ValueError, match=r"takes no \['revision'\]"):
         load_image_classifier("efficientnet_lite0", num_labels=4, revision="main")
-
-
-def test_the_embedded_model_is_a_plain_checkpoint_elsewhere(tmp_path):
-    """Loaded by `pipeline` in a Python that cannot import hf_robust_ft, with the same logits."""
-    model, processor = load_image_classifier("efficientnet_lite0", label_names=NAMES, image_size=32)
-    model.eval().save_pretrained(tmp_path)
-    images = torch.rand(2, 3, 32, 32)
-    torch.save({"images": images, "logits": model(images).logits.detach()}, tmp_path / "expected.pt")
-    script = f"""
-import sys
-sys.modules["hf_robust_ft"] = None
-import numpy as np, torch
-from PIL import Image
-from transformers import pipeline
-classify = pipeline("image-classification", {str(tmp_path)!r})
-saved = torch.load({str(tmp_path / "expected.pt")!r}, weights_only=True)
-assert torch.allclose(classify.model(saved["images"]).logits, saved["logits"], atol=1e-5)
-answer = classify(Image.fromarray(np.full((50, 50, 3), 9, np.uint8)), top_k=4)
-assert {{entry["label"] for entry in answer}} == set({NAMES!r}), answer
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    reloaded = AutoModelForImageClassification.from_pretrained(tmp_path)
-    assert reloaded.config.id2label == dict(enumerate(NAMES))
-    assert PixelSpace.from_processor(AutoImageProcessor.from_pretrained(tmp_path)) == PixelSpace.from_processor(
-        processor
-    )
 
 
 def test_the_embedded_weights_are_pretrained():
@@ -109,3 +91,34 @@ def test_only_convolutional_models_change_their_layout(make_model):
     assert use_fast_memory_format(model) == "channels_last"
     kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4 and parameter.shape[1] > 1]
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "image_size": 32,
+    "patch_size": 8,
+}
+PRETRAINED = {
+    "dinov2": lambda: Dinov2Model(Dinov2Config(**SMALL)),
+    "siglip": lambda: SiglipModel(SiglipConfig(vision_config=SMALL)),
+    "swin": lambda: SwinModel(SwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[1], window_size=4)),
+    "convnext": lambda: ConvNextModel(ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[4, 4, 8, 8])),
+}
+
+
+@pytest.mark.parametrize("kind", PRETRAINED)
+def test_pretrained_transformers_models_get_a_head_on_their_own_weights(kind, tmp_path):
+    torch.manual_seed(0)
+    pretrained = PRETRAINED[kind]()
+    pretrained.save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    model, processor = load_image_classifier(str(tmp_path), label_names=NAMES)
+    assert head_parameter_names(model) == {"classifier.weight", "classifier.bias"}
+    saved = {tensor.sum().item() for tensor in pretrained.state_dict().values()}
+    body = [tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier")]
+    assert body and all(tensor.sum().item() in saved for tensor in body)
+    pixel_values = processor(Image.new("RGB", (40, 40)), return_tensors="pt")["pixel_values"]
+    assert model(pixel_values).logits.shape == (1, 4)

@@ -1,0 +1,44 @@
+import pytest
+import timm
+
+from hf_robust_ft.models import BACKBONES, load_image_classifier
+from hf_robust_ft.models.backbones import nearest_names
+
+
+def test_the_six_are_the_papers():
+    assert {entry.paper_name for entry in BACKBONES.values()} == {"ViT", "SWIN", "CNX", "R50", "ClipViT", "ClipCNX"}
+    assert all(alias == entry.alias and entry.image_size == 224 for alias, entry in BACKBONES.items())
+
+
+@pytest.mark.parametrize("alias", ["vit", "swin", "cnx", "r50", "clip_vit"])
+def test_timm_knows_each_checkpoint_with_its_licence(alias):
+    backbone = BACKBONES[alias]
+    stated = timm.get_pretrained_cfg(backbone.hub_id.removeprefix("timm/"), allow_unregistered=False)
+    assert stated.hf_hub_id == backbone.hub_id and stated.license == backbone.licence
+
+
+def test_open_clip_knows_the_text_towers():
+    import open_clip
+
+    name, tag = BACKBONES["clip_vit"].text_tower_id.removeprefix("open_clip:").split("/")
+    assert tag in open_clip.list_pretrained_tags_by_model(name)
+    listed = open_clip.get_pretrained_cfg("convnext_base_w", "laion2b_s13b_b82k")["hf_hub"]
+    assert listed.rstrip("/") == BACKBONES["clip_cnx"].hub_id == BACKBONES["clip_cnx"].text_tower_id
+
+
+@pytest.mark.parametrize(
+    ("wrong", "offered"),
+    [("swin_base", "swin"), ("R50", "r50"), ("clipcnx", "clip_cnx"), ("efficientnet-lite2", "efficientnet_lite2")],
+)
+def test_an_unknown_name_offers_the_nearest(wrong, offered):
+    with pytest.raises(ValueError, match=f"Unknown model '{wrong}'. Nearest: .*{offered}"):
+        load_image_classifier(wrong, num_labels=4)
+
+
+def test_a_name_like_no_other_offers_all():
+    assert nearest_names("qqqqq", ["b", "a"]) == "a, b"
+
+
+def test_zero_shot_of_a_backbone_without_text_tower_is_refused():
+    with pytest.raises(ValueError, match=r"text tower, which r50 has not. Of the six: clip_vit, clip_cnx"):
+        load_image_classifier("r50", label_names=["cat", "dog"], head="zero_shot")
