@@ -15,7 +15,7 @@ from hf_robust_ft import trainer_checks
 from hf_robust_ft.attacks import APGD, attack_mode
 from hf_robust_ft.batch_checks import CheckedCollator, check_batch
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
-from hf_robust_ft.mended_trainer import MendedTrainer
+from hf_robust_ft.evaluation_record import EvaluationRecord
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
 from hf_robust_ft.protocols import attack_on_grid
 from hf_robust_ft.reporting import library_versions, write_evidence
@@ -23,9 +23,10 @@ from hf_robust_ft.reports import RobustnessReport, build_report
 from hf_robust_ft.threat_models import format_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 from hf_robust_ft.trust_checks import CHECKED_IMAGES, TrustCheck, run_trust_checks
+from hf_robust_ft.tuning import TuningTrainer
 
 
-class AdversarialTrainer(MendedTrainer):
+class AdversarialTrainer(TuningTrainer):
     """`Trainer` whose `compute_loss` sees the batch after an attack at the scheduled eps.
 
     Takes `Trainer`'s arguments, of which `args` must be `AdversarialTrainingArguments`; the normalisation of
@@ -86,7 +87,7 @@ class AdversarialTrainer(MendedTrainer):
         self._first_batch_checked = False
         self._attack_generator: torch.Generator | None = None
         self._attack_generator_step = -1
-        self._evaluation: _Evaluation | None = None
+        self._evaluation: EvaluationRecord | None = None
 
     @property
     def scheduler_callback(self) -> EpsilonSchedulerCallback:
@@ -195,7 +196,7 @@ class AdversarialTrainer(MendedTrainer):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         attacks = self.args.robust_eval == "epoch" or (self.args.robust_eval == "end" and not self.is_in_train)
-        self._evaluation = _Evaluation(self.args.evaluation_grid if attacks else [0.0])
+        self._evaluation = EvaluationRecord(self.args.evaluation_grid if attacks else [0.0])
         try:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -231,7 +232,7 @@ class AdversarialTrainer(MendedTrainer):
         self._evaluation.add(self.accelerator.gather_for_metrics(found))
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
-    def _robustness_metrics(self, evaluation: "_Evaluation", prefix: str) -> dict[str, float]:
+    def _robustness_metrics(self, evaluation: EvaluationRecord, prefix: str) -> dict[str, float]:
         if not evaluation.gathered:
             return {}
         names = getattr(getattr(self.model, "config", None), "id2label", None)
@@ -251,7 +252,7 @@ class AdversarialTrainer(MendedTrainer):
             metrics[f"{prefix}_expected_robustness"] = report.expected_robustness
         return metrics
 
-    def _trust_checks(self, evaluation: "_Evaluation") -> list[TrustCheck]:
+    def _trust_checks(self, evaluation: EvaluationRecord) -> list[TrustCheck]:
         """On the first images of this process, after training: they cost as much as attacking 64 images 9 times."""
         # FSDP's forward waits for every rank, and checks attack as many images as happen to be correct.
         if self.is_in_train or self.is_fsdp_enabled or len(evaluation.epsilons) == 1 or not evaluation.kept:
@@ -327,20 +328,3 @@ def datasets_of(eval_dataset: Any) -> list:
 
 def _first(value: str | list[str] | None) -> str | None:
     return value[0] if isinstance(value, list) and value else value or None
-
-
-class _Evaluation:
-    """What one evaluation found: labels, smallest fooling eps and wrong class of every image, from every process."""
-
-    def __init__(self, epsilons: list[float]):
-        self.epsilons = epsilons
-        self.gathered: list[tuple[Tensor, ...]] = []
-        self.kept: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, found: tuple[Tensor, ...]) -> None:
-        self.gathered.append(tuple(values.cpu() for values in found))
-
-    def keep_for_checks(self, pixels: Tensor, labels: Tensor) -> None:
-        """Keep the first images of this process for the trust checks."""
-        if sum(len(kept) for _, kept in self.kept) < CHECKED_IMAGES:
-            self.kept.append((pixels, labels))

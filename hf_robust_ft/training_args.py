@@ -5,12 +5,11 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import TrainingArguments
-
 from hf_robust_ft.attacks import APGD
 from hf_robust_ft.protocols import evaluation_attack, resolve_epsilons
 from hf_robust_ft.schedules import build_schedule
 from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.tuning import TuningArguments
 
 GRANULARITIES = ("epoch", "step")
 ROBUST_EVAL = ("end", "epoch", "no")
@@ -22,12 +21,13 @@ ZERO_3_REFUSED = (
 
 
 @dataclass
-class AdversarialTrainingArguments(TrainingArguments):
+class AdversarialTrainingArguments(TuningArguments):
     """`TrainingArguments` for `AdversarialTrainer`.
 
     Groups: the threat model (`norm`, `eps`), its schedule (`eps_schedule`, `schedule_*`), the training attack
-    (`attack_*`) and the robust evaluation (`eval_attack_steps`, `eval_epsilons`, `robust_eval`). Everything else is
-    `TrainingArguments`, with its defaults unchanged. Defaults are those of arXiv 2509.23325.
+    (`attack_*`), the robust evaluation (`eval_attack_steps`, `eval_epsilons`, `robust_eval`), and `TuningArguments`'
+    fine-tuning settings. Everything else is `TrainingArguments`, with its defaults unchanged. Defaults are those of
+    arXiv 2509.23325.
 
     Raises:
         ValueError: on construction, for anything out of range; the message names the valid values.
@@ -119,10 +119,10 @@ class AdversarialTrainingArguments(TrainingArguments):
         names = (
             "norm", "eps", "eps_schedule", "schedule_start", "schedule_end", "schedule_granularity", "attack_steps",
             "attack_loss", "attack_random_start", "num_train_epochs", "max_steps", "per_device_train_batch_size",
-            "gradient_accumulation_steps", "world_size", "learning_rate", "weight_decay", "warmup_steps",
-            "label_smoothing_factor", "seed", "bf16", "fp16",
+            "gradient_accumulation_steps", "world_size", "learning_rate", "weight_decay", "warmup_steps", "adam_beta1",
+            "adam_beta2", "label_smoothing_factor", "seed", "bf16", "fp16",
         )  # fmt: skip
-        settings = {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in names} | self.tuning_settings()
         return {**settings, "optim": str(self.optim.value), "lr_scheduler_type": str(self.lr_scheduler_type.value)}
 
 
