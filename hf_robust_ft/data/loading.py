@@ -1,17 +1,28 @@
-"""A Hub id, a local folder or the embedded digits -> train, validation and test splits of `image` and `label`."""
+"""A name, Hub id or local path -> train, validation and test splits of upright RGB images and class labels."""
 
 import logging
-import os
+from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
+from datasets import Dataset, DatasetDict
 
-from hf_robust_ft.data.digits import load_digits_dataset
+from hf_robust_ft.data.bad_images import without_bad_images
+from hf_robust_ft.data.columns import find_columns, is_labelled, two_columns, with_class_labels
+from hf_robust_ft.data.images import RGBImage
+from hf_robust_ft.data.sources import EMBEDDED_DATASETS, disk_errors_explained, load_source, loaded_commit
+from hf_robust_ft.data.specs import SPECS, DatasetSpec
+from hf_robust_ft.data.splits import SplitSizes, canonical_names, check_source, split_by_spec, with_all_splits
+from hf_robust_ft.data.streaming import Streaming, stream_splits
 
-EMBEDDED_DATASETS = {"digits": load_digits_dataset}
-VALIDATION_NAMES = ("validation", "valid", "val", "dev")
-LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 
-logger = logging.getLogger(__name__)
+class ImageSplits(DatasetDict):
+    """The splits, and in `facts` what a report should say of where they come from.
+
+    `split_sizes` (a stream has none), and where they apply: `dataset_commit` (what the Hub resolved the revision to),
+    `skipped_images` (by split of the source, a list of `index`, `file`, `reason`); of the paper's datasets also
+    `dataset_hub_id`, `paper_split_sizes`, `dataset_license`, `dataset_citation`, `dataset_note`.
+    """
+
+    facts: dict[str, Any]
 
 
 def load_image_dataset(
@@ -23,156 +34,130 @@ def load_image_dataset(
     test_size: float = 0.2,
     seed: int = 0,
     require_train: bool = True,
+    skip_bad_images: bool = False,
+    streaming: bool | Streaming = False,
     **load_options: object,
-) -> DatasetDict:
+) -> ImageSplits:
     """Load an image classification dataset as splits `train`, `validation` and `test`.
 
-    A split without labels (all -1, as in Hub competitions) counts as missing. A missing test split is the validation
-    split if there is one, else a stratified part of train; a missing validation split is a stratified part of train.
-    What was split off or left out is logged.
+    The paper's datasets (`SPECS`) have the paper's splits. In any other, a split without labels (all -1, as in Hub
+    competitions) counts as missing; a missing test split is the validation split if there is one, else a stratified
+    part of train; a missing validation split is a stratified part of train. What was split off or left out is logged.
 
     Args:
-        dataset_id: a Hub dataset id, a local folder (imagefolder or parquet), or `digits` (extra `demo`).
+        dataset_id: one of the paper's (`caltech256`, `cub200`, `stanford_dogs`, `stanford_cars`, `fgvc_aircraft`),
+            `digits` (embedded, extra `demo`), a Hub dataset id, a folder (imagefolder or parquet), or a parquet file.
         image_column: the images; found by its type if there is only one.
         label_column: the classes, as class labels, integers or strings; found by type or name if there is only one.
         validation_size: share of train to split off, in (0, 1).
         test_size: share of train to split off, in (0, 1).
-        seed: of both splits.
+        seed: of what is split off, drawn or shuffled.
         require_train: without it, a dataset of test or validation images alone is returned as it is.
+        skip_bad_images: leave out images that cannot be decoded, and log them; decodes every image once. In a stream
+            they are logged as they are met, and not counted. Without it, such an image raises when it is read.
+        streaming: store nothing on disk: `train` is a shuffled stream (train on it with `max_steps`), and a bounded
+            number of `validation` and `test` images is kept in memory, as `Streaming` says.
         load_options: passed to `datasets.load_dataset` (`revision`, `token`, `name`, `cache_dir`, ...).
 
     Returns:
-        A `DatasetDict` whose splits have the columns `image` and `label` (a `ClassLabel`).
+        A `DatasetDict` whose splits have the columns `image` (decoded upright and in RGB) and `label` (a
+        `ClassLabel`), with `facts` for the report.
 
     Raises:
-        ValueError: no train split, columns not found or ambiguous, fewer than two classes, or a bad share.
+        ValueError: no such dataset or no access to it, fewer images than one of the paper's datasets has, no train
+            split, columns not found, ambiguous or not one class an image, fewer than two classes, or a bad share.
+        OSError: the disk is full, or the Hub does not answer.
     """
-    for name, share in (("validation_size", validation_size), ("test_size", test_size)):
-        if not 0 < share < 1:
-            raise ValueError(f"{name} must be a share between 0 and 1, got {share}.")
-    splits = _load_splits(dataset_id, load_options)
-    if "train" not in splits and require_train:
-        raise ValueError(f"{dataset_id} has no 'train' split, only {sorted(splits)}.")
-    first = "train" if "train" in splits else min(splits)
-    image, label = _find_columns(splits[first], dataset_id, image_column, label_column)
-    splits = DatasetDict({name: _with_two_columns(split, image, label) for name, split in splits.items()})
-    splits = _with_class_labels(splits, first)
-    splits = DatasetDict({name: split for name, split in splits.items() if _is_labelled(split, name, dataset_id)})
-    if "train" not in splits:
-        return DatasetDict({"validation" if name in VALIDATION_NAMES else name: s for name, s in splits.items()})
-    if splits["train"].features["label"].num_classes < 2:
-        raise ValueError(f"{dataset_id} has one class only: {splits['train'].features['label'].names}.")
-    return _with_all_splits(splits, dataset_id, validation_size, test_size, seed)
+    spec, sizes = SPECS.get(dataset_id), SplitSizes(validation_size, test_size, seed)
+    if spec is not None:
+        sizes.check_unchanged(spec)
+        image_column, label_column = image_column or spec.image_column, label_column or spec.label_column
+        load_options = {"revision": spec.revision, **load_options}
+    if streaming:
+        _check_can_stream(dataset_id, spec)
+        load_options = {**load_options, "streaming": True}
+    with disk_errors_explained(dataset_id, load_options.get("cache_dir")):
+        source = canonical_names(load_source(spec.hub_id if spec else dataset_id, load_options))
+        if spec is not None:
+            source = {name: split for name, split in source.items() if name in spec.source_sizes}
+        if "train" not in source and require_train:
+            raise ValueError(f"{dataset_id} has no 'train' split, only {sorted(source)}.")
+        facts, columns = _facts(spec, source), (image_column, label_column)
+        if streaming:
+            options = streaming if isinstance(streaming, Streaming) else Streaming()
+            splits = stream_splits(source, dataset_id, columns, sizes.for_stream(spec), options, skip_bad_images)
+        else:
+            source = _prepared(source, dataset_id, spec, columns)
+            if skip_bad_images:
+                source, facts["skipped_images"] = _without_bad_images(source, dataset_id)
+            splits = _split(source, dataset_id, spec, sizes)
+    return _finished(splits, facts, dataset_id)
 
 
-def _load_splits(dataset_id: str, load_options: dict) -> dict[str, Dataset]:
+def _check_can_stream(dataset_id: str, spec: DatasetSpec | None) -> None:
     if dataset_id in EMBEDDED_DATASETS:
-        if load_options:
-            raise ValueError(f"{dataset_id} is embedded and takes no {sorted(load_options)}.")
-        return {"train": EMBEDDED_DATASETS[dataset_id]()}
-    looks_like_path = os.path.isabs(dataset_id) or dataset_id.startswith((".", "~"))
-    dataset_id = os.path.expanduser(dataset_id)
-    if looks_like_path and not os.path.isdir(dataset_id):
-        raise ValueError(f"{dataset_id} is not a folder. Give a Hub dataset id or a folder with train/<class>/<image>.")
-    if os.path.isfile(os.path.join(dataset_id, "dataset_dict.json")):
-        if load_options:
-            raise ValueError(f"{dataset_id} was written by save_to_disk and takes no {sorted(load_options)}.")
-        return dict(DatasetDict.load_from_disk(dataset_id))
-    return dict(load_dataset(dataset_id, **load_options))
+        raise ValueError(f"{dataset_id} is embedded: there is nothing to stream.")
+    if spec is not None and spec.pooled:
+        raise ValueError(f"The splits of {dataset_id} are drawn over all its images: load it without streaming.")
 
 
-def _find_columns(dataset: Dataset, dataset_id: str, image: str | None, label: str | None) -> tuple[str, str]:
-    features = dataset.features
-    for name in (image, label):
-        if name is not None and name not in features:
-            raise ValueError(f"{dataset_id} has no column {name!r}; it has {list(features)}.")
-    images = [image] if image else [name for name, feature in features.items() if isinstance(feature, Image)]
-    if len(images) != 1:
-        found = "no image column" if not images else f"several image columns, {images}"
-        raise ValueError(f"{dataset_id} has {found} among {list(features)}. Name the one to use: image_column.")
-    if not isinstance(features[images[0]], Image):
-        raise ValueError(f"Column {images[0]!r} of {dataset_id} holds {features[images[0]]}, not images.")
-    labels = [label] if label else [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    labels = labels or [name for name in LABEL_NAMES if name in features]
-    if not labels and os.path.isdir(dataset_id):
+def _prepared(
+    source: dict[str, Dataset], dataset_id: str, spec: DatasetSpec | None, columns: tuple[str | None, str | None]
+) -> dict[str, Dataset]:
+    """The labelled splits with the columns `image` and `label`."""
+    if spec is not None:
+        check_source(source, spec)
+    first = "train" if "train" in source else min(source)
+    image, label = find_columns(source[first].features, dataset_id, *columns)
+    source = {name: two_columns(split, image, label) for name, split in source.items()}
+    source = with_class_labels(source, first)
+    classes = source[first].features["label"].num_classes
+    if spec is not None and classes != spec.num_classes:
         raise ValueError(
-            f"{dataset_id} has no label column among {list(features)}: an imagefolder needs two class folders or more, "
-            "train/<class>/<image>. Otherwise name the column to use: label_column."
+            f"{dataset_id} has {spec.num_classes} classes, the column {label!r} of this copy {classes}: name another "
+            "label_column, or load it by its Hub id."
         )
-    if len(labels) != 1:
-        found = "no label column" if not labels else f"several label columns, {labels}"
-        raise ValueError(f"{dataset_id} has {found} among {list(features)}. Name the one to use: label_column.")
-    return images[0], labels[0]
+    return {name: split for name, split in source.items() if is_labelled(split, name, dataset_id)}
 
 
-def _with_two_columns(dataset: Dataset, image: str, label: str) -> Dataset:
-    dataset = dataset.select_columns([image, label])
-    renames = {old: new for old, new in ((image, "image"), (label, "label")) if old != new}
-    return dataset.rename_columns(renames) if renames else dataset
+def _without_bad_images(source: dict[str, Dataset], dataset_id: str) -> tuple[dict[str, Dataset], dict[str, list]]:
+    checked = {name: without_bad_images(split, dataset_id, name) for name, split in source.items()}
+    return {name: split for name, (split, _) in checked.items()}, {name: bad for name, (_, bad) in checked.items()}
 
 
-def _with_class_labels(splits: DatasetDict, first: str) -> DatasetDict:
-    """Integer and string labels become class labels with the classes of the split `first`."""
-    feature = splits[first].features["label"]
-    if isinstance(feature, ClassLabel):
-        return splits
-    if not isinstance(feature, Value) or not (feature.dtype.startswith(("int", "uint")) or feature.dtype == "string"):
-        raise ValueError(f"The label column holds {feature}; it must hold one class an image (integer or string).")
-    values = sorted(value for value in splits[first].unique("label") if value is not None)
-    if feature.dtype == "string":
-        names = values
-    elif values[0] < 0:
-        raise ValueError(f"The labels of {first} hold {values[0]}: filter out unlabelled images first.")
-    else:
-        names = [str(index) for index in range(values[-1] + 1)]
-    return splits.cast_column("label", ClassLabel(names=names))
+def _split(source: dict[str, Dataset], dataset_id: str, spec: DatasetSpec | None, sizes: SplitSizes) -> DatasetDict:
+    if "train" not in source:
+        return DatasetDict(source)
+    names = source["train"].features["label"].names
+    if len(names) < 2:
+        raise ValueError(f"{dataset_id} has one class only: {names}.")
+    if spec is not None and set(spec.source_sizes) <= set(source):
+        return split_by_spec(source, spec, sizes.seed)
+    level = logging.INFO if dataset_id in EMBEDDED_DATASETS else logging.WARNING
+    return with_all_splits(source, dataset_id, sizes, level)
 
 
-def _is_labelled(dataset: Dataset, name: str, dataset_id: str) -> bool:
-    """Whether every image has a class; False, and said so, if none has.
-
-    Raises:
-        ValueError: some have and some have not.
-    """
-    labels = dataset.with_format("arrow", columns=["label"])[:]["label"].to_pylist()
-    unlabelled = sum(label is None or label < 0 for label in labels)
-    if unlabelled == 0:
-        return True
-    if unlabelled < len(labels) or name == "train":
-        raise ValueError(
-            f"{unlabelled} of {len(labels)} images of {dataset_id} ({name}) have no label: filter them out."
-        )
-    logger.warning("%s (%s) has no labels: it is left out.", dataset_id, name)
-    return False
+def _facts(spec: DatasetSpec | None, source: dict[str, Dataset]) -> dict[str, Any]:
+    commits = {loaded_commit(split) for split in source.values()}
+    facts: dict[str, Any] = {"dataset_commit": commits.pop() if len(commits) == 1 else None}
+    if spec is not None:
+        facts |= {
+            "dataset_hub_id": spec.hub_id,
+            "paper_split_sizes": dict(spec.paper_sizes),
+            "dataset_license": spec.license,
+            "dataset_citation": spec.citation,
+            "dataset_note": spec.note,
+        }
+    return {name: value for name, value in facts.items() if value}
 
 
-def _with_all_splits(
-    splits: DatasetDict, dataset_id: str, validation_size: float, test_size: float, seed: int
-) -> DatasetDict:
-    train = splits["train"]
-    validation = next((splits[name] for name in VALIDATION_NAMES if name in splits), None)
-    test = splits.get("test")
-    if test is None and validation is not None:
-        test, validation = validation, None
-        logger.warning("%s has no test split: its validation split serves as test.", dataset_id)
-    if test is None:
-        train, test = _split_off(train, test_size, seed, dataset_id, "test")
-    if validation is None:
-        train, validation = _split_off(train, validation_size, seed, dataset_id, "validation")
-    return DatasetDict({"train": train, "validation": validation, "test": test})
-
-
-def _split_off(train: Dataset, share: float, seed: int, dataset_id: str, name: str) -> tuple[Dataset, Dataset]:
-    try:
-        parts = train.train_test_split(test_size=share, seed=seed, stratify_by_column="label")
-    except ValueError as error:
-        raise ValueError(
-            f"{dataset_id} has no {name} split and none could be split off train ({error}). "
-            f"Add one, or change {name}_size={share}."
-        ) from None
-    logger.log(
-        logging.INFO if dataset_id in EMBEDDED_DATASETS else logging.WARNING,
-        "%s has no %s split: %d of %d training images were split off (stratified, seed %d).",
-        dataset_id, name, len(parts["test"]), len(train), seed,
-    )  # fmt: skip
-    return parts["train"], parts["test"]
+def _finished(splits: DatasetDict, facts: dict[str, Any], dataset_id: str) -> ImageSplits:
+    named = {
+        name: split.cast_column("image", RGBImage(id=f"{dataset_id} ({name})")) if isinstance(split, Dataset) else split
+        for name, split in splits.items()
+    }
+    result = ImageSplits(named)
+    result.facts = facts | {
+        "split_sizes": {name: len(split) for name, split in named.items() if isinstance(split, Dataset)}
+    }
+    return result

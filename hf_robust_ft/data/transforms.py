@@ -1,29 +1,25 @@
 """From `image` to `pixel_values`: augmentation on the image, then exactly the checkpoint's own image processor."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset
-from torchvision.transforms import v2
+from datasets import Dataset, Image, IterableDataset
+from PIL import Image as PILImage
 
-# The paper's: flip 0.5, colour jitter 0.25, a small rotation (2 degrees in the group's sibling code base).
-AUGMENTATIONS: dict[str, Callable | None] = {
-    "none": None,
-    "paper": v2.Compose(
-        [
-            v2.RandomHorizontalFlip(0.5),
-            v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.25),
-            v2.RandomRotation(2),
-        ]
-    ),
-}
+from hf_robust_ft.data.augmentation import AUGMENTATIONS, AugmentationState
+from hf_robust_ft.data.images import UndecodableImageError, decode_rgb, image_bytes
+
+STREAM_BATCH = 16  # images transformed at a time; a stream may end in fewer
 
 
-def with_pixel_values(dataset: Dataset, processor: Any, augmentation: str = "none") -> Dataset:
+def with_pixel_values(
+    dataset: Dataset | IterableDataset, processor: Any, augmentation: str = "none"
+) -> Dataset | IterableDataset:
     """The dataset with a lazy transform to `pixel_values` (C, H, W) and `labels`.
 
-    Train on it with `remove_unused_columns=False`.
+    Images of any kind become upright RGB first (`data/images.py`). Train on it with `remove_unused_columns=False`, and
+    with the callback `SeededAugmentation` for augmentations that do not depend on the number of workers.
 
     Args:
         dataset: with columns `image` and `label`.
@@ -31,11 +27,19 @@ def with_pixel_values(dataset: Dataset, processor: Any, augmentation: str = "non
         augmentation: a key of `AUGMENTATIONS`; "none" for evaluation.
 
     Raises:
-        ValueError: unknown augmentation.
+        ValueError: unknown augmentation; when read, an image that cannot be decoded (`UndecodableImageError`, naming
+            dataset, index and file).
     """
     if augmentation not in AUGMENTATIONS:
         raise ValueError(f"Unknown augmentation {augmentation!r}. Valid: {', '.join(AUGMENTATIONS)}.")
-    return dataset.with_transform(_ToPixelValues(processor, AUGMENTATIONS[augmentation]))
+    name = getattr(dataset.features["image"], "id", None) or "the dataset"
+    # Undecoded, so that an image that fails can be named, and each image's bytes can seed its augmentation.
+    dataset = dataset.cast_column("image", Image(decode=False))
+    if isinstance(dataset, IterableDataset):
+        transform = _ToPixelValues(processor, AUGMENTATIONS[augmentation], name)
+        return dataset.map(transform, batched=True, batch_size=STREAM_BATCH, remove_columns=list(dataset.features))
+    images = dataset.with_format(None).select_columns("image")
+    return dataset.with_transform(_ToPixelValues(processor, AUGMENTATIONS[augmentation], name, images))
 
 
 @dataclass
@@ -44,10 +48,26 @@ class _ToPixelValues:
 
     processor: Any
     augment: Callable | None
+    name: str
+    images: Dataset | None = None  # to find the index of an image that fails; a stream has none
+    state: AugmentationState = field(default_factory=AugmentationState)
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        images = [image.convert("RGB") for image in batch["image"]]
-        if self.augment is not None:
-            images = [self.augment(image) for image in images]
+        images = [self._image(value) for value in batch["image"]]
         pixel_values = self.processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": list(pixel_values), "labels": batch["label"]}
+
+    def _image(self, value: dict) -> PILImage.Image:
+        try:
+            image = decode_rgb(value)
+        except UndecodableImageError as error:
+            index = next((index for index, row in enumerate(self.images or ()) if row["image"] == value), None)
+            where = self.name if index is None else f"{index} of {self.name}"
+            raise UndecodableImageError(
+                f"Image {where} cannot be decoded: {error}. Replace the file, or load the dataset with "
+                "skip_bad_images=True."
+            ) from error.__cause__
+        if self.augment is None:
+            return image
+        with self.state.drawing_for(image_bytes(value) or value["path"].encode()):
+            return self.augment(image)

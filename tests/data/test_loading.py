@@ -2,7 +2,7 @@ import shutil
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
 from PIL import Image as PILImage
 
 from hf_robust_ft import load_image_dataset
@@ -68,6 +68,38 @@ def test_plain_labels_become_class_labels(images, tmp_path, labels):
     assert names == (["a", "b", "c"] if isinstance(labels[0], str) else ["0", "1", "2"])
 
 
+def test_string_classes_that_train_lacks_are_refused(images, tmp_path):
+    train, test = (
+        images.remove_columns("label").add_column("label", [names[index % 2] for index in range(48)])
+        for names in ("ab", "bc")
+    )
+    with pytest.raises(ValueError, match=r"split test holds the labels \['c'\], which train lacks"):
+        load_image_dataset(on_disk(tmp_path, train=train, test=test))
+
+
+def test_integer_classes_without_images_are_said(images, tmp_path, caplog):
+    dataset = images.remove_columns("label").add_column("label", [1, 4] * 24)
+    splits = load_image_dataset(on_disk(tmp_path, train=dataset))
+    assert splits["train"].features["label"].names == list("01234")
+    assert "3 classes have no image" in caplog.text
+
+
+def test_images_come_upright_and_in_rgb(images, tmp_path):
+    transparent = images.map(lambda row: {"image": PILImage.new("LA", (6, 4), (0, 0))})
+    splits = load_image_dataset(on_disk(tmp_path, train=transparent))
+    assert all(
+        row["image"].mode == "RGB" and row["image"].getpixel((0, 0)) == (255,) * 3
+        for split in splits.values()
+        for row in split
+    )
+
+
+def test_the_parts_can_be_put_together_again(imagefolder):
+    splits = load_image_dataset(imagefolder)
+    whole = concatenate_datasets(list(splits.values()))
+    assert len(whole) == sum(splits.facts["split_sizes"].values()) == 36
+
+
 def test_columns_are_found_or_asked_for(images, tmp_path):
     two = images.add_column("coarse", images["label"]).cast_column("coarse", ClassLabel(names=list("abcd")))
     path = on_disk(tmp_path, train=two.rename_column("image", "photo"))
@@ -90,7 +122,9 @@ def test_missing_columns_are_named(tmp_path, images):
     ("changes", "message"),
     [
         ({"train": "none"}, "no 'train' split, only"),
-        ({"label": [[0, 1]] * 48}, "must hold one class an image"),
+        ({"label": [[0, 1]] * 48}, r"Column 'label' of .* must hold one class an image .*multi-hot"),
+        ({"label": [0.5] * 48}, r"Column 'label' of .* holds Value\('float64'\); it must hold one class an image"),
+        ({"label": [True, False] * 24}, r"Column 'label' of .* holds Value\('bool'\)"),
         ({"label": [-1] * 24 + [1] * 24}, "filter out unlabelled images"),
         ({"label": [None] * 4 + [1, 0] * 22}, r"4 of 48 images .* have no label"),
         ({"names": ["only"]}, "one class only"),

@@ -1,0 +1,104 @@
+"""The transforms of a run in words and values, for its report and card."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image as PILImage
+
+from hf_robust_ft.data.augmentation import AUGMENTATION_WORDS
+
+
+def describe_transforms(processor: Any, augmentation: str = "none") -> dict[str, Any]:
+    """What happens to an image before the model sees it, as plain JSON values.
+
+    Args:
+        processor: the checkpoint's image processor (transformers or timm's wrapper).
+        augmentation: a key of `AUGMENTATIONS`, for training images.
+
+    Returns:
+        `train` and `eval`, lists of steps in words; `resize` (`shortest_edge`, or `height` and `width`), `crop`
+        (`height`, `width`), `interpolation`, `mean` and `std` as values, None where the processor does no such thing;
+        `text`, a sentence or two for a card.
+
+    Raises:
+        ValueError: unknown augmentation.
+    """
+    if augmentation not in AUGMENTATION_WORDS:
+        raise ValueError(f"Unknown augmentation {augmentation!r}. Valid: {', '.join(AUGMENTATION_WORDS)}.")
+    values = _timm_values(processor) if hasattr(processor, "val_transforms") else _processor_values(processor)
+    evaluation = ["upright RGB (EXIF orientation applied, transparency on white)"]
+    if values["resize"]:
+        sides = values["resize"]
+        target = f"{sides['height']} x {sides['width']}" if "height" in sides else f"shorter side {_edge(sides)}"
+        evaluation.append(f"resize to {target}" + (f" ({values['interpolation']})" if values["interpolation"] else ""))
+    if values["crop"]:
+        evaluation.append(f"centre crop {values['crop']['height']} x {values['crop']['width']}")
+    evaluation.append("pixels in [0, 1]")
+    if values["mean"]:
+        evaluation.append(f"normalisation with mean {_rounded(values['mean'])} and std {_rounded(values['std'])}")
+    words = AUGMENTATION_WORDS[augmentation]
+    training = [evaluation[0], *words, *evaluation[1:]]
+    text = f"Evaluation images: {', '.join(evaluation)}. "
+    text += (
+        f"Training images: the same, with {', '.join(words)} before resizing."
+        if words
+        else "Training images: the same."
+    )
+    return {"train": training, "eval": evaluation, **values, "text": text}
+
+
+def _processor_values(processor: Any) -> dict[str, Any]:
+    def setting(switch: str, name: str) -> Any:
+        return getattr(processor, name, None) if getattr(processor, switch, False) else None
+
+    resize, crop = _sides(setting("do_resize", "size")), _sides(setting("do_center_crop", "crop_size"))
+    crop_pct = getattr(processor, "crop_pct", None)
+    if resize and crop_pct and "shortest_edge" in resize:  # ConvNeXt: what to crop to, if below 384
+        edge = resize["shortest_edge"]
+        resize = {"shortest_edge": int(edge / crop_pct)} if edge < 384 else {"height": edge, "width": edge}
+        crop = {"height": edge, "width": edge} if edge < 384 else None
+    resample = setting("do_resize", "resample")
+    mean, std = (setting("do_normalize", name) for name in ("image_mean", "image_std"))
+    return {
+        "resize": resize,
+        "crop": crop,
+        "interpolation": None if resample is None else PILImage.Resampling(int(resample)).name.lower(),
+        "mean": None if mean is None else [float(value) for value in mean],
+        "std": None if std is None else [float(value) for value in std],
+    }
+
+
+def _timm_values(processor: Any) -> dict[str, Any]:
+    """Read off the transforms that run: timm rounds and places sizes by rules of its own."""
+    values: dict[str, Any] = dict.fromkeys(("resize", "crop", "interpolation", "mean", "std"))
+    for transform in processor.val_transforms.transforms:
+        name = type(transform).__name__
+        if name.startswith("Resize"):
+            values["resize"] = _sides(transform.size)
+            values["interpolation"] = processor.data_config["interpolation"]
+        elif name.startswith("CenterCrop"):
+            values["crop"] = _sides(transform.size)
+        elif name == "Normalize":
+            values["mean"], values["std"] = (
+                [float(value) for value in part] for part in (transform.mean, transform.std)
+            )
+    return values
+
+
+def _sides(size: Any) -> dict[str, int] | None:
+    if size is None:
+        return None
+    if isinstance(size, int):
+        return {"shortest_edge": size}
+    if isinstance(size, (list, tuple)):
+        return {"height": int(size[0]), "width": int(size[-1])}
+    sides = dict(size) if isinstance(size, Mapping) else dict(vars(size))
+    return {name: int(value) for name, value in sides.items() if value is not None}
+
+
+def _edge(sides: dict[str, int]) -> str:
+    return " / ".join(str(value) for value in sides.values())
+
+
+def _rounded(values: list[float]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
