@@ -1,7 +1,6 @@
-"""The command line: `hf-robust-ft train | evaluate | quickstart`."""
+"""The command line: `hf-robust-ft train | search | evaluate | quickstart`."""
 
 import argparse
-import dataclasses
 import os
 import shlex
 import sys
@@ -14,19 +13,13 @@ Make a pretrained vision model robust, and measure how robust it is.
 
 commands:
   quickstart   train and measure the embedded example (real weights, real data, no network; minutes on 2 cores)
-  train        fine-tune a Hub model or local checkpoint robustly, measure it, write checkpoint and model card
+  train        fine-tune a Hub model or local checkpoint robustly, measure it, write checkpoint and model card;
+               with --dry-run only tell what that would cost
+  search       find learning rates and weight decay for a model and a dataset, as the paper does
   evaluate     measure clean accuracy, adversarial accuracy and expected robustness of a checkpoint
 
 hf-robust-ft <command> --help tells the options of a command.
 """
-
-# Of Trainer's own arguments, those that `train --help` shows; `--help_all` shows every one.
-COMMON_TRAINER_ARGUMENTS = (
-    "output_dir", "num_train_epochs", "max_steps", "learning_rate", "weight_decay", "lr_scheduler_type",
-    "warmup_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "bf16", "seed", "dataloader_num_workers", "save_strategy", "resume_from_checkpoint", "push_to_hub",
-    "hub_model_id", "report_to",
-)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,24 +44,60 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(argv: Sequence[str]) -> None:
-    """Fine-tune a pretrained image classifier robustly."""
-    parser, arguments = _parser("train", argv, train.__doc__)
-    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
-    from hf_robust_ft.finetuning import fine_tune
+    """Fine-tune a pretrained image classifier robustly, by default with the protocol of arXiv 2509.23325."""
+    from hf_robust_ft.finetuning import DataArguments, ModelArguments, fine_tune, refuse_to_overwrite
+    from hf_robust_ft.options import BASE_RECIPE, filled_in, parse_options
+    from hf_robust_ft.planning import PlanArguments, plan_run
+    from hf_robust_ft.training_args import AdversarialTrainingArguments
 
-    trainer = fine_tune(model_args, data_args, args, {"command": _shown_command("train", argv)})
+    types = (ModelArguments, DataArguments, AdversarialTrainingArguments, PlanArguments)
+    titles = ("model", "data", "threat model, schedule, attacks and fine-tuning", "dry run")
+    options = parse_options("train", argv, types, titles, train.__doc__, BASE_RECIPE)
+    model_args, data_args, args, plan_args = options.parsed
+    told = filled_in(options, model_args.model, data_args.dataset)
+    if told and args.process_index == 0:
+        print(told, flush=True)
+    if plan_args.dry_run:
+        plan = plan_run(model_args, data_args, args, plan_args)
+        if args.process_index == 0:
+            print(plan)
+            if plan_args.plan_json:
+                plan.to_json(plan_args.plan_json)
+        return
+    refuse_to_overwrite(args)
+    metadata = {"command": _shown_command("train", argv), "recipes": options.recipes}
+    trainer = fine_tune(model_args, data_args, args, metadata)
     if trainer.is_world_process_zero():
         measured = trainer.robustness_report
         print(measured if measured is not None else f"Not attacked (robust_eval={args.robust_eval}, eps={args.eps}).")
         print(f"Checkpoint{'' if measured is None else ', report, pictures and card'}: {args.output_dir}")
 
 
+def search(argv: Sequence[str]) -> None:
+    """Find learning rate and weight decay by clean accuracy at a fixed eps, and write them as a recipe for train."""
+    from hf_robust_ft.finetuning import DataArguments, ModelArguments
+    from hf_robust_ft.options import BASE_RECIPE, filled_in, parse_options
+    from hf_robust_ft.searching import SearchArguments
+    from hf_robust_ft.searching import search as run
+    from hf_robust_ft.training_args import AdversarialTrainingArguments
+
+    types = (ModelArguments, DataArguments, AdversarialTrainingArguments, SearchArguments)
+    titles = ("model", "data", "threat model, schedule, attacks and fine-tuning", "search")
+    options = parse_options("search", argv, types, titles, search.__doc__, BASE_RECIPE)
+    model_args, data_args, _, search_args = options.parsed
+    print(filled_in(options, model_args.model, data_args.dataset), flush=True)
+    result = run(*options.parsed)
+    print(f"\n{result.to_recipe()}\nReuse: hf-robust-ft train --config {BASE_RECIPE} --config {search_args.recipe} ...")
+
+
 def evaluate(argv: Sequence[str]) -> None:
     """Measure clean accuracy, adversarial accuracy and expected robustness of a checkpoint."""
-    parser, arguments = _parser("evaluate", argv, evaluate.__doc__)
-    options, data_args = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
-    from hf_robust_ft.measuring import measure
+    from hf_robust_ft.finetuning import DataArguments
+    from hf_robust_ft.measuring import EvaluationArguments, measure
+    from hf_robust_ft.options import parse_options
 
+    types, titles = (EvaluationArguments, DataArguments), ("evaluation", "data")
+    options, data_args = parse_options("evaluate", argv, types, titles, evaluate.__doc__).parsed
     state, report = measure(options, data_args, _shown_command("evaluate", argv))
     if not state.is_main_process:
         return
@@ -101,68 +130,7 @@ def quickstart(argv: Sequence[str]) -> None:
     run(options.output_dir, compare=options.compare, seeds=options.seeds)
 
 
-COMMANDS = {"train": train, "evaluate": evaluate, "quickstart": quickstart}
-
-
-def _parser(command: str, argv: Sequence[str], description: str):
-    """The parser of a command with its recipe's values as defaults, and the arguments left for it."""
-    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    before.add_argument("--config")
-    before.add_argument("--help_all", "--help-all", action="store_true")
-    known, arguments = before.parse_known_args(argv)
-
-    from hf_robust_ft.finetuning import DataArguments, ModelArguments
-    from hf_robust_ft.measuring import EvaluationArguments
-    from hf_robust_ft.recipes import build_parser, read_recipe
-    from hf_robust_ft.training_args import AdversarialTrainingArguments
-
-    types = {
-        "train": (ModelArguments, DataArguments, AdversarialTrainingArguments),
-        "evaluate": (EvaluationArguments, DataArguments),
-    }[command]
-    parser = build_parser(
-        types,
-        read_recipe(known.config) if known.config else {},
-        prog=f"hf-robust-ft {command}",
-        usage=f"hf-robust-ft {command} [--config RECIPE] [options]",
-        description=f"{description} Values come from the recipe, a YAML file of the options below; flags override it.",
-        epilog="Shipped recipes: quickstart, paper_default.",
-    )
-    # For --help alone: both were taken out of the arguments above, and belong to no dataclass.
-    parser.add_argument(
-        "--config", default=argparse.SUPPRESS, help="Recipe: a YAML file, or the name of a shipped one."
-    )
-    if command == "train":
-        parser.add_argument(
-            "--help_all",
-            action="store_true",
-            default=argparse.SUPPRESS,
-            help="Show all of Trainer's arguments as well.",
-        )
-        _tidy_help(parser, types, everything=known.help_all)
-    return parser, ["--help"] if known.help_all else arguments
-
-
-def _tidy_help(parser, types: Sequence[type], everything: bool) -> None:
-    """Show our arguments in groups and Trainer's common ones; hide the other hundred unless asked."""
-    from transformers import TrainingArguments
-
-    inherited = {entry.name for entry in dataclasses.fields(TrainingArguments)}
-    titles = ("model", "data", "threat model, schedule and attacks")
-    groups = {title: parser.add_argument_group(title) for title in (*titles, "training (transformers.Trainer)")}
-    home = {
-        entry.name: "training (transformers.Trainer)" if entry.name in inherited else title
-        for each, title in zip(types, titles, strict=True)
-        for entry in dataclasses.fields(each)
-    }
-    options = parser._action_groups[1]
-    for action in list(options._group_actions):
-        if action.dest not in home:
-            continue
-        options._group_actions.remove(action)
-        groups[home[action.dest]]._group_actions.append(action)
-        if not everything and action.dest in inherited and action.dest not in COMMON_TRAINER_ARGUMENTS:
-            action.help = argparse.SUPPRESS
+COMMANDS = {"train": train, "search": search, "evaluate": evaluate, "quickstart": quickstart}
 
 
 def _shown_command(command: str, argv: Sequence[str]) -> str:

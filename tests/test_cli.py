@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -50,9 +51,12 @@ def test_train_then_evaluate(train_flags, imagefolder, tmp_path, capsys):
     report = RobustnessReport.from_json(run / "robustness_report.json")
     assert report.num_samples == 16 and len(report.epsilons) == 9
     assert report.metadata["training"]["eps_schedule"] == "hinge" and report.metadata["dataset"] == "colours"
+    assert report.metadata["split_sizes"] == {"train": 24, "validation": 8, "test": 16}
+    assert "rotation by up to 2 degrees" in report.metadata["transforms"]["text"]
     card = (run / "README.md").read_text()
     assert str(tmp_path) not in card and f"{report.expected_robustness:.2%}".replace("%", " %") in card
-    assert "expected robustness" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "expected robustness" in printed and "From recipe paper_default: augmentation=paper" in printed
 
     flags = ["--model", str(run), "--dataset", imagefolder, "--eps", "8/255", "--attack_steps", "2"]
     main(["evaluate", *flags, "--output_dir", str(tmp_path / "again"), "--device", "cpu"])
@@ -79,6 +83,18 @@ def test_a_finished_run_is_not_overwritten_and_can_be_resumed(train_flags, tmp_p
         (["--eps", "4/0"], "divides by zero"),
         (["--norm", "L3"], "Valid norms: Linf"),
         (["--eps_schedule", "hing"], "Valid schedules: constant, linear_warmup, hinge"),
+        (["--schedule", "hing"], "Valid schedules: constant, linear_warmup, hinge"),
+        (["--schedule", "hinge", "--eps_schedule", "hinge"], "--schedule and --eps_schedule are the same option"),
+        (["--schedule", "hinge", "--eps-schedule=hinge"], "--schedule and --eps_schedule are the same option"),
+        (["--model", "swim"], "Unknown model 'swim'. Nearest: swin"),
+        (["--head", "old"], "Unknown head 'old'. Valid: auto, new, keep, zero_shot"),
+        (["--prompts", "a {}"], "prompts are for head='zero_shot'"),
+        (["--architecture", "timm/resnet18"], "architecture is for weight files"),
+        (["--shuffle_buffer", "10"], "shuffle_buffer does nothing without --streaming"),
+        (["--lora_alpha", "8"], "do nothing without lora_rank"),
+        (["--freeze", "backbone"], "leave head_learning_rate unset"),
+        (["--gpu", "t4"], "gpu: only with --dry_run"),
+        (["--dry-run", "--gpu", "h10"], "Unknown gpu 'h10'. Did you mean h100"),
         (["--attack_loss", "cw"], "Valid losses: ce"),
         (["--augmentation", "mixup"], "Valid: none, paper"),
         (["--schedule_start", "0.9"], "is after schedule_end"),
@@ -87,7 +103,8 @@ def test_a_finished_run_is_not_overwritten_and_can_be_resumed(train_flags, tmp_p
         (["--max_train_samples", "0"], "must be at least 1"),
         (["--resume_from_checkpoint", "last"], "no checkpoint to resume from"),
         (["--resume_from_checkpoint", "nowhere"], "is not a folder"),
-        (["--no_such_flag", "1"], "no_such_flag"),
+        (["--no_such_flag", "1"], "Unknown option --no_such_flag"),
+        (["--learning-rat=1"], "Unknown option --learning-rat=1. Did you mean --learning_rate"),
         (["--config", "no_such_recipe"], "There is no recipe 'no_such_recipe'"),
         (["--max_eval_samples", "-3"], "max_eval_samples must be at least 1"),
     ],
@@ -100,6 +117,81 @@ def test_bad_input_is_one_line_and_writes_nothing(train_flags, tmp_path, capsys,
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_results_without_checkpoints_are_not_overwritten_either(train_flags, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.safetensors").write_text("somebody's work")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *train_flags])
+    assert stop.value.code == 2
+    assert "holds the results of an earlier run (model.safetensors)" in capsys.readouterr().err
+    assert (run / "model.safetensors").read_text() == "somebody's work" and len(list(run.iterdir())) == 1
+
+
+def test_recipes_compose_and_flags_override_them(train_flags, tmp_path, capsys):
+    (tmp_path / "short.yaml").write_text("num_train_epochs: 9\nattack_steps: 1\nrobust_eval: 'no'\nema_decay: 0.9\n")
+    flags = ["--config", "paper_default", "--config", "linear_probe", "--config", str(tmp_path / "short.yaml")]
+    main(["train", *flags, *train_flags, "--num_train_epochs", "1", "--schedule", "constant", "--ema_decay", "none"])
+    printed = capsys.readouterr().out
+    assert "From recipe paper_default + linear_probe + short: augmentation=paper" in printed
+    assert "learning_rate=0.004" in printed and "freeze=backbone" in printed and "num_train_epochs=" not in printed
+    assert "Not attacked (robust_eval=no" in printed
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["num_train_epochs"] == 1 and state["log_history"][0]["eps"] == pytest.approx(8 / 255)
+
+
+def test_fine_tuning_settings_and_skipped_images_are_in_report_and_card(train_flags, imagefolder, tmp_path):
+    (Path(imagefolder) / "train" / "red" / "broken.png").write_bytes(b"no image")
+    settings = ["--freeze", "1", "--ema_decay", "0.9", "--layer_decay", "0.5", "--head_learning_rate", "none"]
+    main(["train", *train_flags, "--num_train_epochs", "1", "--skip_bad_images", *settings])
+    report = RobustnessReport.from_json(tmp_path / "run" / "robustness_report.json")
+    training = report.metadata["training"]
+    assert (training["freeze"], training["ema_decay"], training["layer_decay"]) == ("1", 0.9, 0.5)
+    assert "head_learning_rate" not in training and training["adam_beta2"] == 0.95
+    (skipped,) = report.metadata["skipped_images"]["train"]
+    assert skipped["file"] == "broken.png" and str(tmp_path) not in json.dumps(report.metadata)
+    card = (tmp_path / "run" / "README.md").read_text()
+    for part in (
+        "## Data", "24 images in train, 8 images in validation, 16 images in test", "Left out, because they cannot be",
+        "horizontal flip with probability 0.5", "| freeze | 1 |", "average over training steps",
+        "Recipes: paper_default.",
+    ):  # fmt: skip
+        assert part in card, part
+
+
+def test_a_dry_run_tells_what_would_be_done_and_does_none_of_it(train_flags, tmp_path, capsys):
+    main(["train", *train_flags, "--dry-run", "--bf16", "--gpu", "a100", "--plan_json", str(tmp_path / "plan.json")])
+    printed = capsys.readouterr().out
+    for part in ("train 24, validation 8, test 16", "4 epochs of 3 steps", "NVIDIA A100, bf16, peak 312 TFLOPS"):
+        assert part in printed, part
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["configuration"]["head_learning_rate"] == 0.004 and plan["gpu_hours"] > 0
+    assert not (tmp_path / "run").exists() and str(tmp_path) not in printed
+
+
+def test_the_output_folder_tells_the_run(train_flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    where = train_flags.index("--output_dir")
+    main(["train", *train_flags[:where], *train_flags[where + 2 :], "--seed", "3", "--dry-run"])
+    assert "runs/pretrained-colours-Linf-8_255-hinge-seed3" in capsys.readouterr().out
+
+
+def test_what_a_search_finds_is_a_recipe_for_train(train_flags, tmp_path, capsys):
+    found = tmp_path / "found.yaml"
+    flags = [*train_flags, "--num_train_epochs", "1", "--trials", "2", "--pruner", "none", "--recipe", str(found)]
+    main(["search", *flags])
+    printed = capsys.readouterr().out
+    assert "best of 2 trials" in printed and not (tmp_path / "run" / "model.safetensors").exists()
+    main(["train", "--config", "paper_default", "--config", str(found), *train_flags, "--dry-run"])
+    assert "From recipe paper_default + found" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["search", *flags])
+    assert "found.yaml exists. Name another file with --recipe" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["search", *flags[:-1], str(tmp_path / "new.yaml"), "--learning_rates", "0.1"])
+    assert "learning_rates are the two ends of a range, got [0.1]" in capsys.readouterr().err
 
 
 def test_no_token_or_folder_of_this_machine_is_published(train_flags, tmp_path):
@@ -151,8 +243,13 @@ def test_help_is_short_and_grouped(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = capsys.readouterr().out
-    assert "threat model, schedule and attacks" in text and "--eps_schedule" in text and "--learning_rate" in text
-    assert "--fsdp" not in text and "--eps-schedule" not in text and text.count("\n") < 180
+    assert (
+        "threat model, schedule, attacks and fine-tuning" in text
+        and "--schedule" in text
+        and "--eps_schedule" in text
+        and "--learning_rate" in text
+    )
+    assert "--fsdp" not in text and "--eps-schedule" not in text and text.count("\n") < 260
     with pytest.raises(SystemExit):
         main(["train", "--help_all"])
     assert "--fsdp" in capsys.readouterr().out
@@ -162,14 +259,14 @@ def test_program_help_is_quick_and_names_the_commands():
     done = subprocess.run([sys.executable, "-X", "importtime", "-m", "hf_robust_ft", "--help"],
                           capture_output=True, text=True, env={**os.environ})  # fmt: skip
     assert done.returncode == 0
-    assert all(command in done.stdout for command in ("quickstart", "train", "evaluate"))
+    assert all(command in done.stdout for command in ("quickstart", "train", "search", "evaluate"))
     assert "| torch" not in done.stderr and "transformers" not in done.stderr
 
 
 def test_unknown_command_lists_the_valid_ones(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["fit"])
-    assert "Commands: train, evaluate, quickstart" in str(stop.value.code)
+    assert "Commands: train, search, evaluate, quickstart" in str(stop.value.code)
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-"""YAML recipes, one run a file, and how they become arguments."""
+"""YAML recipes, which compose, and how they become arguments."""
 
-from hf_robust_ft.recipes.parsing import build_parser, parse_recipe, read_recipe
+from hf_robust_ft.recipes.parsing import build_parser, compose_recipes, parse_recipe, read_recipe, shipped_recipes
 
-__all__ = ["build_parser", "parse_recipe", "read_recipe"]
+__all__ = ["build_parser", "compose_recipes", "parse_recipe", "read_recipe", "shipped_recipes"]

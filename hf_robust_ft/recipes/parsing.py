@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     if not path.is_file():
         path = FOLDER / f"{recipe}.yaml"
     if not path.is_file():
-        shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
-        raise ValueError(f"There is no recipe {str(recipe)!r}: give a YAML file, or one of {shipped}.")
+        raise ValueError(
+            f"There is no recipe {str(recipe)!r}: give a YAML file, or one of {', '.join(shipped_recipes())}."
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -41,6 +42,23 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} must map argument names to values, e.g. 'eps: 4/255'.")
     return content
+
+
+def compose_recipes(recipes: Sequence[str | Path]) -> dict[str, Any]:
+    """Several recipes as one; where they say different things, the later one counts.
+
+    Raises:
+        ValueError: as `read_recipe`.
+    """
+    composed: dict[str, Any] = {}
+    for recipe in recipes:
+        composed |= read_recipe(recipe)
+    return composed
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the recipes in this package."""
+    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -69,6 +87,8 @@ def build_parser(types: Sequence[type], recipe: Mapping[str, Any], **parser_opti
     parser = HfArgumentParser(types, allow_abbrev=False, formatter_class=HelpFormatter, **parser_options)
     parser.set_defaults(**{key: value for key, value in RUN_DEFAULTS.items() if key in valid})
     for action in parser._actions:
+        if action.type in (int, float) and action.default is None and not action.required:
+            action.type = _number_or_none(action.type)
         if action.dest in recipe:
             action.required = False
     takes_list = {action.dest for action in parser._actions if action.nargs == "+"}
@@ -80,6 +100,16 @@ def parse_recipe(types: Sequence[type], recipe: str | Path, overrides: Mapping[s
     """The dataclasses a recipe describes, with `overrides` in place of its values."""
     parser = build_parser(types, {**read_recipe(recipe), **overrides})
     return parser.parse_args_into_dataclasses([], look_for_args_file=False)
+
+
+def _number_or_none(number: type) -> Callable[[str], Any]:
+    """The type of a number that may be unset: a flag can then undo a recipe."""
+
+    def parse(text: str):
+        return None if text.lower() == "none" else number(text)
+
+    parse.__name__ = number.__name__  # for argparse's messages
+    return parse
 
 
 def _as_argument(value: Any, takes_list: bool) -> Any:

@@ -30,9 +30,13 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     """The text of `README.md`: Hub metadata with the results as `model-index`, and the card.
 
     Args:
-        report: its metadata may hold `model_name`, `base_model` (a Hub id) or `base_model_text`, `dataset`,
+        report: its metadata may hold `model_name`, `base_model` (a Hub id) or `base_model_text`,
+            `base_model_license`, `dataset`,
             `dataset_name`, `dataset_on_hub`, `split`, `license`, `language`, `training`, `versions`, `command`,
-            `tags`, `notes` (sentences for the limitations).
+            `recipes`, `tags`, `notes` (sentences for the limitations), and what the data were (`DataArguments.describe`
+            and `describe_transforms`): `dataset_alias`, `dataset_config`, `dataset_revision`, `dataset_commit`,
+            `dataset_license`, `dataset_citation`, `dataset_note`, `split_sizes`, `paper_split_sizes`,
+            `skipped_images`, `streaming`, `transforms`.
         pictures: file names beside the card to show.
     """
     facts = report.metadata
@@ -82,11 +86,25 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         protocol_text=PROTOCOLS[report.protocol].description,
         intervals=report.confidence_intervals,
         dataset=dataset,
+        differs_from_paper=_differs(facts.get("split_sizes"), facts.get("paper_split_sizes")),
+        skipped={name: len(images) for name, images in facts.get("skipped_images", {}).items() if images},
+        licences=_licences(facts),
         pictures=pictures,
         percent=lambda value: f"{100 * value:.2f} %",
         curve=[(format_eps(e), a) for e, a in zip(report.epsilons, report.accuracies, strict=True)],
     )
     return str(card).rstrip() + "\n"
+
+
+def _licences(facts: dict) -> str:
+    """What the weights and images may be used for, as far as it is known; not the licence of the result."""
+    known = (("dataset_license", "images"), ("base_model_license", "pretrained weights"))
+    return " ".join(f"Licence of the {what}: {facts[name]}." for name, what in known if facts.get(name))
+
+
+def _differs(sizes: dict[str, int] | None, stated: dict[str, int] | None) -> bool:
+    """Whether the splits are not of the sizes stated for some of them."""
+    return any((sizes or {}).get(name) != count for name, count in (stated or {}).items())
 
 
 def _metric_name(key: str, budget: str, attack: str) -> str:

@@ -5,11 +5,11 @@ import pytest
 import hf_robust_ft
 from hf_robust_ft import AdversarialTrainingArguments
 from hf_robust_ft.finetuning import DataArguments, ModelArguments
-from hf_robust_ft.recipes import build_parser, parse_recipe, read_recipe
+from hf_robust_ft.recipes import build_parser, compose_recipes, parse_recipe, read_recipe, shipped_recipes
 
 TYPES = (ModelArguments, DataArguments, AdversarialTrainingArguments)
 RECIPES = sorted((Path(hf_robust_ft.__file__).parent / "recipes").glob("*.yaml"))
-NEEDED = {"model": "x", "dataset": "y"}
+NEEDED = {"model": "someone/x", "dataset": "y"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -29,13 +29,13 @@ def test_the_papers_protocol(tmp_path):
 def test_flags_override_the_recipe_and_types_are_argparses(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
-        "model: a\ndataset: b\neps: 8/255\nlearning_rate: 1e-4\nbf16: false\nnum_train_epochs: 5\n"
+        "model: someone/a\ndataset: b\neps: 8/255\nlearning_rate: 1e-4\nbf16: false\nnum_train_epochs: 5\n"
         "eval_epsilons: [0, 4/255, 8/255]\n"
     )
     parser = build_parser(TYPES, read_recipe(path))
     flags = ["--eps", "4/255", "--eval_epsilons", "0", "4/255", "--output_dir", str(tmp_path)]
     model, data, args = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
-    assert (model.model, data.dataset, args.eps) == ("a", "b", "4/255")
+    assert (model.model, data.dataset, args.eps) == ("someone/a", "b", "4/255")
     assert args.learning_rate == 1e-4 and args.bf16 is False and args.eval_epsilons == ["0", "4/255"]
     _, _, args = build_parser(TYPES, {**read_recipe(path), "output_dir": str(tmp_path)}).parse_args_into_dataclasses(
         [], look_for_args_file=False
@@ -68,5 +68,32 @@ def test_files_that_are_no_recipe_are_refused(tmp_path, content, message):
 
 
 def test_a_recipe_that_is_not_there_lists_the_shipped():
-    with pytest.raises(ValueError, match="paper_default, quickstart"):
+    with pytest.raises(ValueError, match="linear_probe, lora, paper_default, quickstart"):
         read_recipe("papre_default")
+
+
+def test_later_recipes_override_earlier_ones(tmp_path):
+    (tmp_path / "mine.yaml").write_text("num_train_epochs: 3\n")
+    composed = compose_recipes(["paper_default", "linear_probe", tmp_path / "mine.yaml"])
+    base = read_recipe("paper_default")
+    changed = {key for key in composed if composed[key] != base.get(key)}
+    assert changed == {"num_train_epochs", "freeze", "learning_rate", "head_learning_rate"}
+    assert compose_recipes([]) == {}
+
+
+@pytest.mark.parametrize("overlay", [name for name in shipped_recipes() if name not in ("paper_default", "quickstart")])
+def test_shipped_overlays_go_with_the_papers_protocol(overlay, tmp_path):
+    recipe = {**compose_recipes(["paper_default", overlay]), **NEEDED, "output_dir": str(tmp_path)}
+    _, _, args = build_parser(TYPES, recipe).parse_args_into_dataclasses([], look_for_args_file=False)
+    assert args.freeze == "backbone" or args.lora_rank == 16
+
+
+def test_a_flag_can_unset_a_number_of_a_recipe(tmp_path, capsys):
+    parser = build_parser(TYPES, {**read_recipe("paper_default"), **NEEDED, "output_dir": str(tmp_path)})
+    _, _, args = parser.parse_args_into_dataclasses(["--head_learning_rate", "none"], look_for_args_file=False)
+    assert args.head_learning_rate is None
+    assert parser.parse_args_into_dataclasses([], look_for_args_file=False)[2].head_learning_rate == 4e-3
+    for flags in (["--num_train_epochs", "none"], ["--head_learning_rate", "fast"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    assert "invalid float value: 'none'" in capsys.readouterr().err

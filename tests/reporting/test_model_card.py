@@ -71,6 +71,70 @@ def test_body_says_what_was_measured_and_how_far_to_trust_it(report):
     assert "{{" not in text and "{%" not in text and "\n\n\n" not in text
 
 
+DATA_FACTS = {
+    "dataset": "Donghyun99/FGVC-Aircraft",
+    "dataset_alias": "fgvc_aircraft",
+    "dataset_commit": "3237e2c15db36fa9016794561b7aae6b49eef9a2",
+    "dataset_revision": "main",
+    "dataset_license": "non-commercial research",
+    "base_model_license": "mit",
+    "dataset_citation": "Maji et al. arXiv:1306.5151, 2013.",
+    "dataset_note": "The test split is a draw.",
+    "split_sizes": {"train": 3332, "validation": 3333, "test": 1000},
+    "paper_split_sizes": {"test": 1000},
+    "skipped_images": {"train": [{"index": 1, "file": "a.png", "reason": "a.png: truncated"}] * 2, "test": []},
+    "transforms": {"text": "Evaluation images: upright RGB. Training images: flip, then the same."},
+    "recipes": ["paper_default", "lora"],
+    "training": {"lora_rank": 8, "ema_decay": 0.999, "ema_use": "save"},
+}
+
+
+def test_the_data_of_a_run_are_in_its_card(report):
+    text = render_model_card(dataclasses.replace(report, metadata=report.metadata | DATA_FACTS))
+    data = text.split("## Data\n\n")[1].split("\n## ")[0]
+    assert data == (
+        "Donghyun99/FGVC-Aircraft (fgvc_aircraft), revision 3237e2c15db36fa9016794561b7aae6b49eef9a2: 3332 images in "
+        "train, 3333 images in validation, 1000 images in test.\n"
+        "The test split is a draw.\n"
+        "Left out, because they cannot be decoded: 2 of train (named in the report).\n"
+        "Evaluation images: upright RGB. Training images: flip, then the same.\n\n"
+        "Licence of the images: non-commercial research. Licence of the pretrained weights: mit. Please cite: Maji et al. arXiv:1306.5151, 2013.\n"
+    )
+    assert "The low-rank updates are merged" in text and "are the average over training steps" in text
+    assert "Recipes: paper_default, lora." in text and "| lora_rank | 8 |" in text
+    assert "\n\n\n" not in text and "None" not in text
+    assert ModelCard(text).data.datasets == ["Donghyun99/FGVC-Aircraft"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "data"),
+    [
+        ({"split_sizes": {"test": 5}}, "someone/flowers: 5 images in test.\n"),
+        (
+            {"split_sizes": {"test": 5}, "paper_split_sizes": {"test": 9}},
+            "someone/flowers: 5 images in test.\nThe paper's sizes are 9 (test).\n",
+        ),
+        (
+            {"transforms": {"text": "Evaluation images: as they are."}},
+            "someone/flowers.\nEvaluation images: as they are.\n",
+        ),
+        (
+            {"split_sizes": {"test": 5}, "streaming": {"shuffle_buffer": 9}, "dataset_revision": "v1"},
+            "someone/flowers, revision v1: 5 images in test; training images were streamed.\n",
+        ),
+        (
+            {"split_sizes": {"test": 5}, "dataset_license": "MIT"},
+            "someone/flowers: 5 images in test.\n\nLicence of the images: MIT.\n",
+        ),
+    ],
+    ids=["sizes", "another_size", "transforms", "stream", "licence"],
+)
+def test_what_is_not_known_of_the_data_leaves_no_gap(report, facts, data):
+    text = render_model_card(dataclasses.replace(report, metadata=report.metadata | facts))
+    assert text.split("## Data\n\n")[1].split("\n## ")[0] == data
+    assert "\n\n\n" not in text
+
+
 def test_a_card_without_metadata_is_whole(report):
     bare = RobustnessReport(**{**report.__dict__, "metadata": {}})
     text = render_model_card(bare)

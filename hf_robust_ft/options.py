@@ -1,0 +1,207 @@
+"""The options of the commands: recipes give them values, flags override these."""
+
+import argparse
+import dataclasses
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from hf_robust_ft.data.specs import SPECS
+from hf_robust_ft.models import BACKBONES
+from hf_robust_ft.recipes import build_parser, compose_recipes, shipped_recipes
+from hf_robust_ft.schedules import SCHEDULES
+
+BASE_RECIPE = "paper_default"  # of train and search, unless --config names others
+RUNS = Path("runs")
+PAPER_SCHEDULES = {"fix": "constant", "sched": "hinge", "linear": "linear_warmup"}  # the paper's words
+
+# Of Trainer's own arguments, those that `train --help` shows; `--help_all` shows every one.
+COMMON_TRAINER_ARGUMENTS = (
+    "output_dir", "num_train_epochs", "max_steps", "learning_rate", "weight_decay", "lr_scheduler_type",
+    "warmup_steps", "adam_beta1", "adam_beta2", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "gradient_accumulation_steps", "bf16", "seed", "dataloader_num_workers", "save_strategy",
+    "resume_from_checkpoint", "push_to_hub", "hub_model_id", "report_to",
+)  # fmt: skip
+TRAINER_TITLE = "training (transformers.Trainer)"
+
+
+class Options(NamedTuple):
+    """What a command was told.
+
+    Args:
+        parsed: the dataclasses, in the order of their types.
+        recipes: the recipes that were read, by name.
+        from_recipes: their values that no flag overrode.
+    """
+
+    parsed: tuple
+    recipes: list[str]
+    from_recipes: dict[str, Any]
+
+
+def parse_options(
+    command: str,
+    argv: Sequence[str],
+    types: Sequence[type],
+    titles: Sequence[str],
+    description: str,
+    base_recipe: str | None = None,
+) -> Options:
+    """Read a command's recipes and flags.
+
+    Args:
+        command: its name, for messages.
+        argv: what followed it.
+        types: dataclasses whose fields are the options.
+        titles: what `--help` puts above the options of each.
+        description: what the command does.
+        base_recipe: read where no `--config` is given.
+
+    Raises:
+        ValueError: an unknown option, recipe or recipe key, `--schedule` beside `--eps_schedule`, or what the
+            dataclasses refuse.
+    """
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config", action="append")
+    before.add_argument("--help_all", "--help-all", action="store_true")
+    trains = any(issubclass(each, TrainingArguments) for each in types)
+    if trains:
+        before.add_argument("--schedule")
+    known, arguments = before.parse_known_args(argv)
+    if trains and known.schedule is not None:
+        arguments = _with_schedule(known.schedule, arguments)
+    recipes = known.config or ([base_recipe] if base_recipe else [])
+    recipe = compose_recipes(recipes)
+    parser = build_parser(
+        types,
+        recipe,
+        prog=f"hf-robust-ft {command}",
+        usage=f"hf-robust-ft {command} [--config RECIPE] [options]",
+        description=f"{description} Values come from recipes, YAML files of the options below; flags override them.",
+        epilog=f"Shipped recipes: {', '.join(shipped_recipes())}. A number that a recipe sets is unset by 'none'.",
+    )
+    _add_for_help(parser, base_recipe, trains)
+    _tidy_help(parser, types, titles, everything=known.help_all or not trains)
+    if known.help_all:
+        parser.parse_args(["--help"])
+    seen, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise ValueError(_unknown_option(unknown, parser))
+    if trains:
+        _check_schedule(seen.eps_schedule)
+        arguments = [*arguments, *_settled_late(seen)]
+    parsed = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    flags = {word.split("=", 1)[0] for word in arguments if word.startswith("--")}
+    given = {action.dest for action in parser._actions if flags & set(action.option_strings)}
+    names = [Path(name).stem if os.path.isfile(name) else name for name in recipes]
+    return Options(parsed, names, {key: value for key, value in recipe.items() if key not in given})
+
+
+def filled_in(options: Options, model: str, dataset: str) -> str:
+    """What a user who named little should be told: values that came from recipes and from the tables of names."""
+    lines = []
+    if options.from_recipes:
+        values = ", ".join(f"{key}={value}" for key, value in options.from_recipes.items())
+        lines.append(f"From recipe {' + '.join(options.recipes)}: {values}.")
+    if model in BACKBONES:
+        lines.append(f"Model {model}: {BACKBONES[model].hub_id}.")
+    if dataset in SPECS:
+        spec = SPECS[dataset]
+        lines.append(f"Dataset {dataset}: {spec.hub_id}, revision {spec.revision}, {spec.num_classes} classes.")
+    return "\n".join(lines)
+
+
+def _with_schedule(name: str, arguments: Sequence[str]) -> list[str]:
+    """`--schedule` is `--eps_schedule` in short."""
+    if any(word.split("=", 1)[0] in ("--eps_schedule", "--eps-schedule") for word in arguments):
+        raise ValueError("--schedule and --eps_schedule are the same option: give one of them.")
+    return [*arguments, "--eps_schedule", name]
+
+
+def _check_schedule(name: str) -> None:
+    if name in SCHEDULES:
+        return
+    near = [PAPER_SCHEDULES[name]] if name in PAPER_SCHEDULES else difflib.get_close_matches(name, SCHEDULES, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ValueError(f"Unknown eps schedule {name!r}.{hint} Valid schedules: {', '.join(SCHEDULES)}.")
+
+
+def _settled_late(seen: argparse.Namespace) -> list[str]:
+    """Flags that follow from the others."""
+    flags = []
+    if seen.output_dir is None:
+        flags += ["--output_dir", default_output_dir(seen)]
+    if getattr(seen, "dry_run", False):
+        flags += ["--use_cpu", "true"]  # else Trainer's arguments refuse bf16 on a machine without the planned device
+    return flags
+
+
+def default_output_dir(seen: argparse.Namespace) -> str:
+    """runs/MODEL-DATASET-NORM-EPS-SCHEDULE-seedN: another run, another folder.
+
+    >>> names = dict(model="timm/resnet18", dataset="cub200", norm="Linf", eps="4/255", eps_schedule="hinge", seed=0)
+    >>> default_output_dir(argparse.Namespace(**names))
+    'runs/timm-resnet18-cub200-Linf-4_255-hinge-seed0'
+    """
+    model, dataset = (
+        Path(name).expanduser().resolve().name if os.path.exists(os.path.expanduser(name)) else name.replace("/", "-")
+        for name in (seen.model, seen.dataset)
+    )
+    eps = str(seen.eps).replace("/", "_")
+    return str(RUNS / f"{model}-{dataset}-{seen.norm}-{eps}-{seen.eps_schedule}-seed{seen.seed}".replace(":", "-"))
+
+
+def _unknown_option(unknown: Sequence[str], parser: HfArgumentParser) -> str:
+    names = [name for action in parser._actions for name in action.option_strings if "-" not in name[2:]]
+    near = difflib.get_close_matches(unknown[0].split("=", 1)[0].replace("-", "_").replace("__", "--", 1), names, n=2)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"Unknown option {unknown[0]}.{hint}"
+
+
+def _add_for_help(parser: HfArgumentParser, base_recipe: str | None, trains: bool) -> None:
+    """Options that were taken out of the arguments before, and belong to no dataclass: for --help alone."""
+    without = f" (without any: {base_recipe})" if base_recipe else ""
+    parser.add_argument(
+        "--config",
+        default=argparse.SUPPRESS,
+        metavar="RECIPE",
+        help="A YAML file, or the name of a shipped recipe. May be given several times: later ones override earlier "
+        f"ones{without}.",
+    )
+    if trains:
+        parser.add_argument(
+            "--help_all",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="Show all of Trainer's arguments as well.",
+        )
+        parser.add_argument(
+            "--schedule",
+            default=argparse.SUPPRESS,
+            metavar="SCHEDULE",
+            help=f"--eps_schedule in short: {', '.join(SCHEDULES)}.",
+        )
+
+
+def _tidy_help(parser: HfArgumentParser, types: Sequence[type], titles: Sequence[str], everything: bool) -> None:
+    """Show options in groups, and Trainer's common ones only; hide the other hundred unless asked."""
+    inherited = {entry.name for entry in dataclasses.fields(TrainingArguments)}
+    home = {
+        entry.name: TRAINER_TITLE if entry.name in inherited and issubclass(each, TrainingArguments) else title
+        for each, title in zip(types, titles, strict=True)
+        for entry in dataclasses.fields(each)
+    }
+    groups = {title: parser.add_argument_group(title) for title in dict.fromkeys([*titles, *home.values()])}
+    options = parser._action_groups[1]
+    for action in list(options._group_actions):
+        if action.dest not in home:
+            continue
+        options._group_actions.remove(action)
+        title = home[action.dest]
+        groups[title]._group_actions.append(action)
+        if not everything and title == TRAINER_TITLE and action.dest not in COMMON_TRAINER_ARGUMENTS:
+            action.help = argparse.SUPPRESS

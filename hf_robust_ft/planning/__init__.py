@@ -1,0 +1,8 @@
+"""What a run would cost, before any of it is spent: `hf-robust-ft train --dry_run`."""
+
+from hf_robust_ft.planning.arguments import PlanArguments
+from hf_robust_ft.planning.gpus import GPUS
+from hf_robust_ft.planning.offline import offline
+from hf_robust_ft.planning.plan import Plan, plan_run
+
+__all__ = ["GPUS", "Plan", "PlanArguments", "offline", "plan_run"]

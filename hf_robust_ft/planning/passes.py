@@ -1,0 +1,156 @@
+"""How many images pass through the model in a run, and how: counted from the arguments, before anything runs."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from hf_robust_ft.attacks import APGD
+from hf_robust_ft.callbacks import EpsilonSchedulerCallback
+from hf_robust_ft.losses import get_loss
+from hf_robust_ft.training_args import AdversarialTrainingArguments
+from hf_robust_ft.trust_checks import CHECKED_IMAGES, LONGER, MOST_DRAWS
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of a run, in passes of single images.
+
+    Args:
+        name: which part.
+        images: visits, counted again each time.
+        forward: passes without a gradient.
+        input_gradient: passes with the gradient of the pixels: attack steps.
+        training: passes with the gradient of the weights.
+        at_most: whether these are upper bounds, because images that are fooled are not attacked again.
+    """
+
+    name: str
+    images: int
+    forward: int = 0
+    input_gradient: int = 0
+    training: int = 0
+    at_most: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingLength:
+    """Optimizer steps and images of the training; attacked ones are those at eps > 0."""
+
+    steps_per_epoch: int
+    steps: int
+    attacked_steps: int
+    images: int
+    attacked_images: int
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are begun."""
+        return math.ceil(self.steps / self.steps_per_epoch)
+
+
+def training_length(args: AdversarialTrainingArguments, train_images: int) -> TrainingLength:
+    """How long training is, as Trainer counts it, and in how much of it the schedule attacks.
+
+    Raises:
+        ValueError: fewer images than one batch, where incomplete batches are dropped.
+    """
+    batch = args.train_batch_size * args.world_size
+    per_epoch = train_images // batch * batch if args.dataloader_drop_last else train_images
+    if per_epoch == 0:
+        raise ValueError(f"{train_images} images make no batch of {batch}, and dataloader_drop_last drops the rest.")
+    per_step = batch * args.gradient_accumulation_steps
+    steps_per_epoch = max(math.ceil(math.ceil(per_epoch / batch) / args.gradient_accumulation_steps), 1)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    scheduler = EpsilonSchedulerCallback.from_args(args)
+    scheduler.steps_per_epoch = steps_per_epoch
+    images = attacked_images = attacked_steps = 0
+    for step in range(steps):
+        count = min(per_step, per_epoch - step % steps_per_epoch * per_step)
+        images += count
+        if scheduler.eps_at(step, steps) > 0:
+            attacked_steps += 1
+            attacked_images += count
+    return TrainingLength(steps_per_epoch, steps, attacked_steps, images, attacked_images)
+
+
+def attack_passes(attack: APGD, num_classes: int) -> tuple[int, int]:
+    """Passes of one image with an input gradient, and without any gradient.
+
+    >>> attack_passes(APGD(steps=7), num_classes=100)
+    (7, 1)
+    """
+    targeted = get_loss(attack.loss).targeted
+    runs = attack.restarts * (min(attack.num_targets, num_classes - 1) if targeted else 1)
+    return runs * attack.steps, runs + targeted
+
+
+def evaluations(args: AdversarialTrainingArguments, length: TrainingLength) -> int:
+    """How often the validation split is evaluated during training."""
+    count = int(bool(args.eval_on_start))
+    if args.eval_strategy.value == "epoch":
+        return count + sum(epoch >= args.eval_delay for epoch in range(1, length.epochs + 1))
+    if args.eval_strategy.value == "steps":
+        every = args.eval_steps if args.eval_steps >= 1 else math.ceil(length.steps * args.eval_steps)
+        every = int(every)
+        return count + sum(step >= args.eval_delay for step in range(every, length.steps + 1, every))
+    return count
+
+
+def phases(
+    args: AdversarialTrainingArguments, length: TrainingLength, sizes: Mapping[str, int], num_classes: int
+) -> Iterator[Phase]:
+    """The parts of `hf-robust-ft train`, in order.
+
+    Args:
+        sizes: images of `validation` and `test`.
+    """
+    gradients, forwards = attack_passes(args.train_attack, num_classes)
+    yield Phase("training", length.images, training=length.images)
+    yield Phase(
+        f"attack in training (eps > 0 in {length.attacked_steps} of {length.steps} steps)",
+        length.attacked_images,
+        forward=forwards * length.attacked_images,
+        input_gradient=gradients * length.attacked_images,
+    )
+    if args.threat_model.eps > 0:
+        checked = min(2, args.train_batch_size) * args.world_size
+        runs = attack_passes(APGD(steps=1), num_classes)
+        yield Phase("check of the first batch", checked, forward=runs[1] * checked, input_gradient=runs[0] * checked)
+    visits = evaluations(args, length) * sizes["validation"]
+    if visits:
+        yield Phase("validation", visits, forward=visits)
+        if args.robust_eval == "epoch":
+            yield from _grid_attack("attack in validation", args, visits, num_classes)
+    yield Phase("test", sizes["test"], forward=sizes["test"])
+    if args.robust_eval != "no":
+        yield from _grid_attack("attack in test", args, sizes["test"], num_classes)
+        yield from _trust_checks(args, sizes["test"], num_classes)
+
+
+def _grid_attack(name: str, args: AdversarialTrainingArguments, visits: int, num_classes: int) -> Iterator[Phase]:
+    budgets = len(args.evaluation_grid) - 1
+    if budgets:
+        gradients, forwards = attack_passes(args.eval_attack, num_classes)
+        yield Phase(
+            f"{name} ({budgets} budgets)",
+            visits,
+            forward=budgets * forwards * visits,
+            input_gradient=budgets * gradients * visits,
+            at_most=True,
+        )
+
+
+def _trust_checks(args: AdversarialTrainingArguments, test_images: int, num_classes: int) -> Iterator[Phase]:
+    """Those of `run_trust_checks`: three budgets, five times the steps, a huge budget, noise, and clean passes."""
+    if len(args.evaluation_grid) == 1:
+        return
+    images = min(CHECKED_IMAGES * args.world_size, test_images)
+    attack = args.eval_attack
+    gradients, forwards = attack_passes(attack, num_classes)
+    yield Phase(
+        "trust checks",
+        images,
+        forward=(2 + min(attack.steps, MOST_DRAWS) + 5 * forwards) * images,
+        input_gradient=(1 + (4 + LONGER) * gradients) * images,
+        at_most=True,
+    )
