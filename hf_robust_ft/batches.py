@@ -12,18 +12,25 @@ def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """A data collator: examples with `pixel_values` (C, H, W) and `labels` (int) to one batch.
 
     Raises:
-        ValueError: an example lacks one of them.
+        ValueError: an example lacks one of them, or they do not make one batch.
     """
-    missing = sorted({"pixel_values", "labels"} - set(examples[0]))
+    first = examples[0]
+    missing = sorted({"pixel_values", "labels"} - set(first)) if isinstance(first, Mapping) else True
     if missing:
+        held = f"lack {missing}; they hold {sorted(first)}" if isinstance(first, Mapping) else f"are {type(first)}"
         raise ValueError(
-            f"Examples lack {missing}; they hold {sorted(examples[0])}. Give the dataset a transform that makes "
-            "pixel_values (the image processor's output) and labels (class indices)."
+            f"Examples {held}. Give the dataset a transform that makes a dict of pixel_values (the image processor's "
+            "output) and labels (class indices)."
         )
-    return {
-        "pixel_values": torch.stack([torch.as_tensor(example["pixel_values"]) for example in examples]),
-        "labels": torch.tensor([example["labels"] for example in examples]),
-    }
+    images = [torch.as_tensor(example["pixel_values"]) for example in examples]
+    if len(shapes := {tuple(image.shape) for image in images}) > 1:
+        raise ValueError(f"The images of a batch must have one shape, got {sorted(shapes)}: resize or crop them.")
+    try:
+        labels = torch.tensor([example["labels"] for example in examples])
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = [example["labels"] for example in examples[:3]]
+        raise ValueError(f"labels must be class indices, got {got}, ... ({error}).") from None
+    return {"pixel_values": torch.stack(images), "labels": labels}
 
 
 class NumberedBatches:
@@ -57,6 +64,11 @@ class NumberedBatches:
                     "a run on several processes, or one to be resumed, needs shuffle=False."
                 )
             return
+        if isinstance(dataset_or_loader, Mapping):
+            raise ValueError(
+                f"dataset_or_loader is a {type(dataset_or_loader).__name__} of {list(dataset_or_loader)}: give one of "
+                "its datasets, e.g. dataset['test']."
+            )
         if not hasattr(dataset_or_loader, "__getitem__") or not hasattr(dataset_or_loader, "__len__"):
             raise ValueError(
                 "dataset_or_loader must be a map-style dataset or a torch DataLoader, got "
@@ -75,6 +87,15 @@ class NumberedBatches:
             return len(self.dataset if self.loader is None else self.loader.dataset)
         except TypeError:
             return None
+
+    def images_of_process(self, rank: int = 0, world_size: int = 1) -> int | None:
+        """How many of them `of_process` brings, if the source knows."""
+        if self.num_images is None or world_size == 1:
+            return self.num_images
+        if self.batch_size is None:
+            return None
+        own = range(self.num_images)[rank * self.batch_size :: world_size * self.batch_size]
+        return sum(min(self.batch_size, self.num_images - first) for first in own)
 
     def of_process(self, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, int, Any]]:
         """(number, index of its first image, batch) for the batches of one process."""

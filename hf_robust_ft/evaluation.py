@@ -1,7 +1,8 @@
 """Clean, adversarial and expected robustness of a model over a dataset, as a `RobustnessReport`."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
+import hf_robust_ft
 from hf_robust_ft.attacks import APGD, attack_mode, autoattack, fast_memory_format
 from hf_robust_ft.attacks.autoattack import check_autoattack, check_num_classes
 from hf_robust_ft.batch_checks import check_batch
 from hf_robust_ft.batches import NumberedBatches
+from hf_robust_ft.evaluated_model import as_classifier, count_classes, nan_refused
 from hf_robust_ft.losses import get_loss
-from hf_robust_ft.metrics.robustness.threat_distributions import parse_distribution
+from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.protocols import evaluation_attack, get_protocol, resolve_epsilons
 from hf_robust_ft.reports import RobustnessReport, build_report
 from hf_robust_ft.results_store import ResultsStore, batch_checksum, model_fingerprint
+from hf_robust_ft.shared_work import SharedWork
 from hf_robust_ft.threat_models import ThreatModel
 from hf_robust_ft.trust_checks import CHECKED_IMAGES, TrustCheck, run_trust_checks
 
@@ -35,7 +38,7 @@ def evaluate_robustness(
     epsilons: Sequence[float | str] | None = None,
     attack: APGD | None = None,
     protocol: str = "paper",
-    distributions: Sequence[str] = (),
+    distributions: Sequence[str | Mapping[float | str, float]] = (),
     autoattack: int = 0,
     checks: bool = True,
     batch_size: int = 64,
@@ -47,23 +50,29 @@ def evaluate_robustness(
 ) -> RobustnessReport:
     """Measure a model's accuracy under attack over eps in [0, eps_g].
 
-    Under `torchrun` (an initialised process group) the batches are dealt out to the processes, and each returns the
-    whole report, the same as one process makes. Convolutional models are evaluated in channels_last.
+    Under `torchrun` (an initialised process group) the batches are dealt out to the processes, all of which must call
+    this, and each returns the whole report, the same as one process makes. Where one fails, the others raise its
+    error as `shared_work.OtherProcessFailed` after the batch at hand. Convolutional models are evaluated in
+    channels_last.
 
     Args:
         model: a transformers, PEFT, timm or plain classifier of `pixel_values`, or a `PixelClassifier` (then
-            `pixel_values` are pixels in [0, 1]). It comes back in the mode it was in.
+            `pixel_values` are pixels in [0, 1]); compiled or in DDP's wrapper, but not sharded. It comes back in the
+            mode it was in.
         dataset_or_loader: a map-style dataset of `{"pixel_values", "labels"}`, or a DataLoader of such batches.
         threat_model: norm and largest eps.
         pixel_space: how to undo the normalisation of `pixel_values`, e.g. `PixelSpace.from_processor(processor)`;
             without one they must be pixels in [0, 1], which is checked.
-        epsilons: the grid, increasing from 0 to the threat model's eps; the default is every 1/255.
+        epsilons: the grid, increasing from 0 to the threat model's eps; the default is every 1/255 under Linf, 8
+            equal steps under L2 and L1.
         attack: the default is the paper's, APGD-CE with 10 steps from the clean image.
         protocol: a key of `PROTOCOLS`: "paper" (comparable) or "exact" (stronger, no quadrature error).
-        distributions: also report expected robustness under these distributions of eps, e.g. "beta:2,5".
+        distributions: also report expected robustness under these distributions of eps, e.g. "beta:2,5", or as any
+            weights of any eps "weights:0=1,2/255=3" or {0: 1, "2/255": 3}; see
+            `RobustnessReport.expected_robustness_under`.
         autoattack: run standard AutoAttack at eps_g on what the protocol leaves standing of the first so many images.
         checks: run `trust_checks` on the first `CHECKED_IMAGES`, before anything else.
-        batch_size: images at a time, when given a dataset.
+        batch_size: images at a time, when given a dataset; a loader's own size holds for the checks too.
         device: where to run; the default is the model's own device.
         seed: of the attack's random starts, when it has any, and of AutoAttack.
         results_dir: append each batch's results to a file in this folder; a run that was cut off continues there and
@@ -72,46 +81,32 @@ def evaluate_robustness(
         progress: show a progress bar with the accuracy so far.
 
     Raises:
-        ValueError: unknown protocol, bad grid, empty dataset, or a batch an attack cannot work on (see
-            `batch_checks`).
+        ValueError: unknown protocol, bad grid, a sharded model, empty dataset, or a batch an attack cannot work on
+            (see `batch_checks`).
+        OtherProcessFailed: another process raised.
     """
-    measure = get_protocol(protocol).measure
-    grid = resolve_epsilons(epsilons, threat_model)
-    attack = attack or evaluation_attack()
-    for name in distributions:
-        parse_distribution(name, threat_model.eps)
-    if autoattack:
-        check_autoattack(autoattack)
-    classifier, pixel_space = _as_classifier(model, pixel_space)
-    rank, world_size = _process()
-    batches = NumberedBatches(dataset_or_loader, batch_size, repeatable=world_size > 1 or results_dir is not None)
-    work = _Work(classifier, pixel_space, threat_model, grid, attack, measure, seed, autoattack)
-    settings = {
-        "protocol": protocol,
-        "threat_model": str(threat_model),
-        "epsilons": grid,
-        "attack": dataclasses.asdict(attack),
-        "autoattack": autoattack,
-        "seed": seed,
-        "batch_size": batches.batch_size,
-        "pixel_space": dataclasses.asdict(pixel_space),
-        "normalisation": dataclasses.asdict(classifier.pixel_space),
-        "model_inputs": sorted(classifier.model_inputs),
-        "torch": torch.__version__,
-    }
-    if device is not None:
-        classifier.to(device)
-    with attack_mode(classifier), fast_memory_format(classifier) as memory_format:
-        found_checks = work.trust_checks(batches) if checks and rank == 0 else []
-        if results_dir is None:
-            records = work.all_of(batches, rank, world_size, {}, None, progress)
-        else:
-            settings["model"] = model_fingerprint(classifier.model)
-            with ResultsStore(results_dir, settings, rank=rank, world_size=world_size) as store:
-                records = work.all_of(batches, rank, world_size, store.done, store, progress)
-    records, found_checks = _gather(records, found_checks, world_size)
-    if not records:
-        raise ValueError("The dataset is empty: there is nothing to evaluate.")
+    with SharedWork() as processes:
+        attack = evaluation_attack() if attack is None else attack
+        _check_arguments(threat_model, attack, distributions, autoattack, seed)
+        get_protocol(protocol)
+        grid = resolve_epsilons(epsilons, threat_model)
+        classifier, pixel_space = as_classifier(model, pixel_space)
+        repeatable = processes.world_size > 1 or results_dir is not None
+        batches = NumberedBatches(dataset_or_loader, batch_size, repeatable)
+        work = _Work(classifier, pixel_space, threat_model, grid, attack, protocol, seed, autoattack)
+        if device is not None:
+            classifier.to(device)
+        with (
+            attack_mode(classifier),
+            fast_memory_format(classifier) as memory_format,
+            work.stored_in(results_dir, batches, processes) as store,
+        ):
+            found_checks = work.trust_checks(batches) if checks and processes.rank == 0 else []
+            records = work.all_of(batches, processes, store, progress)
+        parts = processes.gather((records, found_checks))
+        records = {number: record for own, _ in parts for number, record in own.items()}
+        if not records:
+            raise ValueError("The dataset is empty: there is nothing to evaluate.")
     rows = {key: [value for _, record in sorted(records.items()) for value in record[key]] for key in _KEYS}
     return build_report(
         rows["labels"],
@@ -123,10 +118,30 @@ def evaluate_robustness(
         protocol=protocol,
         distributions=distributions,
         autoattack=rows["autoattack"],
-        checks=found_checks,
+        checks=parts[0][1],
         class_names=class_names,
         metadata={"memory_format": memory_format},
     )
+
+
+def _check_arguments(
+    threat_model: ThreatModel, attack: APGD, distributions: Sequence, autoattack: int, seed: int
+) -> None:
+    """Raise a ValueError for what would fail only after hours, or not at all."""
+    if not isinstance(threat_model, ThreatModel):
+        raise ValueError(
+            f"threat_model must be a ThreatModel, e.g. ThreatModel('Linf', '4/255'); got {threat_model!r}."
+        )
+    if not isinstance(attack, APGD):
+        raise ValueError(f"attack must be an APGD, e.g. APGD(steps=20, select='fooled'); got {attack!r}.")
+    if isinstance(distributions, (str, Mapping)):
+        raise ValueError(f"distributions must be a list of them, got {distributions!r} alone: put it in brackets.")
+    for distribution in distributions:
+        parse_distribution(distribution, threat_model.eps)
+    if autoattack:
+        check_autoattack(autoattack)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}.")
 
 
 # What is kept of a batch: a list each, with an entry per image ("autoattack": per image it was asked for).
@@ -142,7 +157,7 @@ class _Work:
     threat_model: ThreatModel
     epsilons: list[float]
     attack: APGD
-    measure: Any
+    protocol: str
     seed: int
     autoattack: int
     num_labels: int | None = None
@@ -152,30 +167,49 @@ class _Work:
         parameter = next(self.classifier.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 
+    def stored_in(
+        self, folder: str | Path | None, batches: NumberedBatches, processes: SharedWork
+    ) -> AbstractContextManager[ResultsStore | None]:
+        """The store for all that a batch's record depends on besides its images; none without a folder."""
+        if folder is None:
+            return nullcontext()
+        autocast = torch.is_autocast_enabled(self.device.type)
+        settings = {
+            "protocol": self.protocol,
+            "threat_model": str(self.threat_model),
+            "epsilons": self.epsilons,
+            "attack": dataclasses.asdict(self.attack),
+            "autoattack": self.autoattack,
+            "seed": self.seed,
+            "batch_size": batches.batch_size,
+            "pixel_space": dataclasses.asdict(self.pixel_space),
+            "normalisation": dataclasses.asdict(self.classifier.pixel_space),
+            "model_inputs": sorted(self.classifier.model_inputs),
+            "model": model_fingerprint(self.classifier.model),
+            "autocast": str(torch.get_autocast_dtype(self.device.type)) if autocast else None,
+            "hf_robust_ft": hf_robust_ft.__version__,
+            "torch": torch.__version__,
+        }
+        return ResultsStore(folder, settings, rank=processes.rank, world_size=processes.world_size)
+
     def all_of(
-        self,
-        batches: NumberedBatches,
-        rank: int,
-        world_size: int,
-        done: dict[int, dict],
-        store: ResultsStore | None,
-        progress: bool,
+        self, batches: NumberedBatches, processes: SharedWork, store: ResultsStore | None, progress: bool
     ) -> dict[int, dict[str, Any]]:
         """Records by batch number: those of the own batches, computed or, where the store has them, looked up."""
         records = {}
-        total = batches.num_images
         bar = tqdm(
-            total=None if total is None else -(-total // world_size),
+            total=batches.images_of_process(processes.rank, processes.world_size),
             desc="Robust evaluation",
             unit="img",
-            disable=not progress or rank > 0,
+            disable=not progress or processes.rank > 0,
         )
         counts = np.zeros(3)
         with bar:
-            for number, first, batch in batches.of_process(rank, world_size):
+            for number, first, batch in batches.of_process(processes.rank, processes.world_size):
+                processes.check_others()
                 pixels, labels = self.prepare(batch)
                 checksum = None if store is None else batch_checksum(batch["pixel_values"], batch["labels"])
-                record = done.get(number)
+                record = None if store is None else store.done.get(number)
                 if record is None:
                     record = self.measure_batch(number, first, pixels, labels)
                     if store is not None:
@@ -198,8 +232,7 @@ class _Work:
         check_batch(batch, self.pixel_space, self.num_labels)
         pixels = self.pixel_space.to_pixels(batch["pixel_values"].to(self.device)).clamp(0, 1)
         if self.num_labels is None:  # a plain module tells its number of classes only by its logits
-            with torch.no_grad():
-                self.num_labels = self.classifier(pixels[:1]).shape[1]
+            self.num_labels = count_classes(self.classifier, pixels[:1], attacked=self.threat_model.eps > 0)
             check_batch(batch, self.pixel_space, self.num_labels)
             get_loss(self.attack.loss).check_num_classes(self.num_labels)
             if self.autoattack:
@@ -210,20 +243,21 @@ class _Work:
         """What is kept of a batch; it depends on nothing that happened before."""
         generator = torch.Generator(self.device)
         generator.manual_seed(int(np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)[0] >> 1))
-        outcome = self.measure(
-            self.classifier,
-            pixels,
-            labels,
-            threat_model=self.threat_model,
-            epsilons=self.epsilons,
-            attack=self.attack,
-            generator=generator,
-        )
+        with nan_refused(self.classifier, f"an image of batch {number}"):
+            outcome = get_protocol(self.protocol).measure(
+                self.classifier,
+                pixels,
+                labels,
+                threat_model=self.threat_model,
+                epsilons=self.epsilons,
+                attack=self.attack,
+                generator=generator,
+            )
         return {
             "labels": labels.tolist(),
             "smallest_eps": [eps if np.isfinite(eps) else None for eps in outcome.smallest_eps.tolist()],
             "wrong_classes": outcome.wrong_classes.tolist(),
-            "autoattack": self._autoattack(first, pixels, labels, outcome.smallest_eps.isinf()),
+            "autoattack": self._autoattack(first, pixels, labels, outcome.smallest_eps.isinf().cpu()),
         }
 
     def _autoattack(self, first: int, pixels: Tensor, labels: Tensor, standing: Tensor) -> list[bool]:
@@ -231,8 +265,9 @@ class _Work:
         asked = standing[: max(0, self.autoattack - first)].clone()
         rows = asked.nonzero()[:, 0]
         if len(rows):
-            found = autoattack(self.classifier, pixels[rows], labels[rows], self.threat_model, seed=self.seed)
-            asked[rows] = ~found.fooled
+            index = rows.to(pixels.device)
+            found = autoattack(self.classifier, pixels[index], labels[index], self.threat_model, seed=self.seed)
+            asked[rows] = ~found.fooled.cpu()
         return asked.tolist()
 
     def trust_checks(self, batches: NumberedBatches) -> list[TrustCheck]:
@@ -246,35 +281,12 @@ class _Work:
         if not prepared:
             return []
         pixels, labels = (torch.cat(parts)[:CHECKED_IMAGES] for parts in zip(*prepared, strict=True))
-        return run_trust_checks(self.classifier, pixels, labels, self.threat_model, self.attack, seed=self.seed)
-
-
-def _as_classifier(model: nn.Module, pixel_space: PixelSpace | None) -> tuple[PixelClassifier, PixelSpace]:
-    """The classifier to attack, and the map from the data's `pixel_values` to pixels."""
-    if isinstance(model, DistributedDataParallel):
-        # Its forward waits for the other processes, which attack other numbers of images.
-        model = model.module
-    if not isinstance(model, PixelClassifier):
-        pixel_space = pixel_space or PixelSpace()
-        return PixelClassifier(model, pixel_space), pixel_space
-    if pixel_space is not None:
-        raise ValueError("A PixelClassifier normalises by itself and takes pixels in [0, 1]: leave pixel_space out.")
-    return model, PixelSpace()
-
-
-def _process() -> tuple[int, int]:
-    """Rank and number of processes."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
-def _gather(
-    records: dict[int, dict], checks: list[TrustCheck], world_size: int
-) -> tuple[dict[int, dict], list[TrustCheck]]:
-    """Everyone's records and the first process's checks, on every process."""
-    if world_size == 1:
-        return records, checks
-    parts: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(parts, (records, checks))
-    return {number: record for own, _ in parts for number, record in own.items()}, parts[0][1]
+        return run_trust_checks(
+            self.classifier,
+            pixels,
+            labels,
+            self.threat_model,
+            self.attack,
+            seed=self.seed,
+            batch_size=len(prepared[0][1]),
+        )

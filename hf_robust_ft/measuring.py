@@ -3,19 +3,23 @@
 import os
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 
+from hf_robust_ft.attacks.autoattack import check_autoattack
 from hf_robust_ft.batches import stack_examples
-from hf_robust_ft.data import align_labels, with_pixel_values
+from hf_robust_ft.data import align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.evaluation import evaluate_robustness
-from hf_robust_ft.finetuning import DataArguments, at_most, describe_model
+from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
 from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.protocols import evaluation_attack, get_protocol, resolve_epsilons
 from hf_robust_ft.reporting import library_versions, save_examples, write_evidence
 from hf_robust_ft.reports import RobustnessReport
+from hf_robust_ft.run_arguments import DataArguments, at_most, describe_model
 from hf_robust_ft.threat_models import ThreatModel
 
 
@@ -29,7 +33,11 @@ class EvaluationArguments:
     norm: str = field(default="Linf", metadata={"help": "Norm of the perturbation: Linf, L2, L1."})
     eps: str = field(default="4/255", metadata={"help": "Largest budget, in pixel units of [0, 1]: 4/255 or 0.0157."})
     epsilons: list[str] | None = field(
-        default=None, metadata={"help": "Budgets, increasing from 0 to eps (default: every 1/255, the paper's grid)."}
+        default=None,
+        metadata={
+            "help": "Budgets, increasing from 0 to eps (default: under Linf every 1/255, the paper's grid; under L2 "
+            "and L1 8 equal steps)."
+        },
     )
     attack_steps: int = field(default=10, metadata={"help": "APGD steps."})
     attack_loss: str = field(default="ce", metadata={"help": "Loss that the attack climbs: ce, dlr, dlr_targeted."})
@@ -41,7 +49,7 @@ class EvaluationArguments:
         default_factory=list,
         metadata={
             "help": "Also report expected robustness for these distributions of eps: beta:2,5  truncnorm:MEAN,STD  "
-            "dirac:EPS."
+            "dirac:EPS, or any weights of any eps, e.g. weights:0=1,2/255=3."
         },
     )
     autoattack: int = field(
@@ -85,22 +93,23 @@ def measure(
     threat_model = ThreatModel(options.norm, options.eps)
     epsilons = resolve_epsilons(options.epsilons, threat_model)
     attack = evaluation_attack(options.attack_steps, options.attack_loss)
+    for distribution in options.eps_distributions:
+        parse_distribution(distribution, threat_model.eps)
+    if options.autoattack:
+        check_autoattack(options.autoattack)
     state = PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
+    device = _device(options.device, state)
     splits = data_args.load(require_train=False)
     if options.split not in splits:
         raise ValueError(f"Unknown split {options.split!r}. Valid: {', '.join(splits)}.")
     revision = {"revision": options.model_revision} if options.model_revision else {}
     model, processor = load_image_classifier(options.model, **revision)
-    dataset = at_most(
-        align_labels(splits[options.split], model.config),
-        data_args.max_eval_samples,
-        data_args.split_seed,
-        "max_eval_samples",
-    )
-    data = data_args.describe()
+    images = align_labels(splits[options.split], model.config)
+    images = at_most(images, data_args.max_eval_samples, data_args.split_seed, "max_eval_samples")
+    data = data_args.describe(splits)
     if state.is_main_process:
         _warn_of_another_split(options.model, data)
-    dataset, pixel_space = with_pixel_values(dataset, processor), PixelSpace.from_processor(processor)
+    dataset, pixel_space = with_pixel_values(images, processor), PixelSpace.from_processor(processor)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     report = evaluate_robustness(
         model,
@@ -114,31 +123,55 @@ def measure(
         autoattack=options.autoattack,
         checks=options.trust_checks,
         batch_size=options.batch_size,
-        device=options.device if options.device and state.num_processes == 1 else state.device,
+        device=device,
         results_dir=options.output_dir,
         class_names=names,
-    ).with_metadata(
-        **describe_model(options.model, model),
-        **data,
-        split=options.split,
-        versions=library_versions(),
-        command=command,
     )
+    facts = {
+        **describe_model(options.model),
+        **data,
+        "split": options.split,
+        "transforms": describe_transforms(processor),
+    }
+    report = report.with_metadata(**facts, versions=library_versions(), command=command)
     if options.output_dir and state.is_main_process:
         write_evidence(report, options.output_dir)
         if options.save_examples:
-            chosen = range(min(options.save_examples, len(dataset)))
-            batch = stack_examples([dataset[index] for index in chosen])
-            save_examples(
-                PixelClassifier(model, pixel_space),
-                pixel_space.to_pixels(batch["pixel_values"].to(model.device)).clamp(0, 1),
-                batch["labels"].to(model.device),
-                os.path.join(options.output_dir, "examples"),
-                threat_model=threat_model,
-                attack=attack,
-                class_names=names,
-            )
+            classifier = PixelClassifier(model, pixel_space)
+            _write_examples(options, classifier, dataset, names, threat_model=threat_model, attack=attack)
     return state, report
+
+
+def _device(wanted: str | None, state: PartialState) -> torch.device:
+    """Where this process computes; a ValueError if it cannot be there."""
+    if wanted is None or wanted == state.device.type:
+        return state.device
+    if state.num_processes > 1:
+        raise ValueError(
+            f"Each of the {state.num_processes} processes has a device of its own ({state.device}), so --device "
+            f"{wanted} cannot be: leave it out, or give cpu."
+        )
+    try:
+        return torch.empty(0, device=wanted).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split(". ")[0]
+        raise ValueError(f"device {wanted!r} cannot be used here: {reason}. Give cpu, cuda, cuda:1 or mps.") from None
+
+
+def _write_examples(
+    options: EvaluationArguments, classifier: PixelClassifier, dataset: Dataset, names: list[str], **how: Any
+) -> None:
+    """Strips of the first images, as `save_examples` makes them."""
+    batch = stack_examples([dataset[index] for index in range(min(options.save_examples, len(dataset)))])
+    save_examples(
+        classifier,
+        classifier.pixel_space.to_pixels(batch["pixel_values"]).clamp(0, 1),
+        batch["labels"],
+        os.path.join(options.output_dir, "examples"),
+        class_names=names,
+        batch_size=options.batch_size,
+        **how,
+    )
 
 
 def _warn_of_another_split(model: str, data: dict) -> None:
@@ -146,7 +179,11 @@ def _warn_of_another_split(model: str, data: dict) -> None:
     path = os.path.join(model, "robustness_report.json")
     if not os.path.isfile(path):
         return
-    trained = RobustnessReport.from_json(path).metadata
+    try:
+        trained = RobustnessReport.from_json(path).metadata
+    except ValueError as error:
+        print(f"warning: whether the checkpoint was trained on the same splits is unknown: {error}", file=sys.stderr)
+        return
     if trained.get("dataset") != data["dataset"]:
         return
     differing = [

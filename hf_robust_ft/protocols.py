@@ -38,11 +38,13 @@ def resolve_epsilons(epsilons: Sequence[float | str] | None, threat_model: Threa
     """The evaluation grid: `epsilons`, or the default (the paper's every 1/255 up to eps under Linf).
 
     Raises:
-        ValueError: not increasing from 0 to the threat model's eps.
+        ValueError: not a list, or not increasing from 0 to the threat model's eps.
     """
     if epsilons is None:
         grid = default_epsilons(threat_model.eps, threat_model.norm)
     else:
+        if isinstance(epsilons, str):
+            raise ValueError(f"epsilons must be a list of budgets, got {epsilons!r} alone: put it in brackets.")
         grid = [parse_eps(eps) for eps in epsilons]
     check_epsilons(grid)
     if abs(grid[-1] - threat_model.eps) > 1e-9:

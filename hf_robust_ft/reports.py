@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
-from hf_robust_ft.metrics.robustness.curve import trapezoid_weights
+from hf_robust_ft.metrics.robustness.curve import survival_expectation, trapezoid_weights
 from hf_robust_ft.metrics.robustness.robustness import Robustness
-from hf_robust_ft.metrics.robustness.threat_distributions import grid_weights, parse_distribution, survival_expectation
+from hf_robust_ft.metrics.robustness.threat_distribution_specs import distribution_spec, parse_distribution
+from hf_robust_ft.metrics.robustness.threat_distributions import grid_weights
 from hf_robust_ft.threat_models import ThreatModel, format_eps
 from hf_robust_ft.trust_checks import TrustCheck, summary
 
@@ -90,12 +91,12 @@ class RobustnessReport:
         """The same measurement with more said about it."""
         return dataclasses.replace(self, metadata={**self.metadata, **metadata})
 
-    def expected_robustness_under(self, distribution: str) -> float:
+    def expected_robustness_under(self, distribution: str | Mapping[float | str, float]) -> float:
         """The mean accuracy over an eps that is not uniform on [0, eps_g].
 
         Args:
-            distribution: "uniform", "beta:A,B", "truncnorm:MEAN,STD" or "dirac:EPS" (see
-                `metrics.robustness.threat_distributions`).
+            distribution: "uniform", "beta:A,B", "truncnorm:MEAN,STD", "dirac:EPS", or any weights of any eps:
+                "weights:EPS=WEIGHT,..." or {EPS: WEIGHT, ...} (see `metrics.robustness.threat_distribution_specs`).
 
         Raises:
             ValueError: an unknown distribution, or parameters out of range.
@@ -167,7 +168,7 @@ def build_report(
     epsilons: Sequence[float],
     attack: Any,
     protocol: str = "paper",
-    distributions: Sequence[str] = (),
+    distributions: Sequence[str | Mapping[float | str, float]] = (),
     autoattack: Sequence[bool] = (),
     checks: Sequence[TrustCheck] = (),
     class_names: Sequence[str] | None = None,
@@ -208,7 +209,7 @@ def build_report(
         checks=[dataclasses.asdict(check) for check in checks],
         metadata=metadata or {},
     )
-    under = {name: report.expected_robustness_under(name) for name in distributions}
+    under = {distribution_spec(each): report.expected_robustness_under(each) for each in distributions}
     return dataclasses.replace(report, distributions=under)
 
 
@@ -273,7 +274,10 @@ def _per_class(
 
 def _class_name(class_names: Sequence[str] | None, label: int) -> str:
     """A name, or the index where there is none: a measured run must not fail for a label's name."""
-    return str(class_names[label]) if class_names is not None and label < len(class_names) else str(label)
+    try:
+        return str(class_names[label])
+    except (LookupError, TypeError):
+        return str(label)
 
 
 def _as_array(smallest_epsilons: Sequence[float | None]) -> np.ndarray:

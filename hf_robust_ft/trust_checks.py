@@ -36,7 +36,6 @@ LEAST_FOOLED_AT_HUGE_EPS = 0.95
 LOSS_SCALES = (2.0**10, 2.0**15, 2.0**4)  # tried in turn, as half precision underflows at some, overflows at others
 NO_GRADIENT_ATTACK = "an attack that needs no gradients (Square, in AutoAttack)"
 LOST = f"it is misled, so the reported accuracy is too high: use more steps, random restarts or {NO_GRADIENT_ATTACK}"
-
 CHECKED_IMAGES = 64  # enough to see a weak attack, few enough to cost little beside the evaluation
 
 
@@ -88,7 +87,7 @@ def run_trust_checks(
     Accuracies and their differences are over all the images given. Noise is the worst of as many draws as the attack
     has steps, at most 10; it passes where the attack fools all, or both fool one or none. With n = `attack.steps` the
     checks cost up to 1 + 3 n + 10 * 0.3 + 5 n + n gradient passes a correct image (times the attack's restarts and
-    target classes). On one device the same seed gives the same result; the global random state is not used.
+    target classes). A seed gives the same result at any batch size (with random starts: at the same one) of a device.
 
     Args:
         logits_fn: pixels (N, C, H, W) in [0, 1] -> logits (N, K); call this inside `attack_mode(model)`, under the
@@ -107,20 +106,19 @@ def run_trust_checks(
         ValueError: no images, labels that do not match, or a batch size below 1.
     """
     if pixels.ndim != 4 or len(pixels) == 0 or labels.shape != pixels.shape[:1] or batch_size < 1:
-        raise ValueError(
-            "Trust checks need pixels (N, C, H, W) of at least one image, labels (N,) and a batch_size of at least 1; "
-            f"got {tuple(pixels.shape)}, {tuple(labels.shape)} and {batch_size}."
-        )
+        got = f"{tuple(pixels.shape)}, {tuple(labels.shape)} and {batch_size}"
+        raise ValueError(f"Trust checks need pixels (N, C, H, W), labels (N,), N >= 1 and batch_size >= 1; got {got}.")
     deterministic, predictions = _check_deterministic(logits_fn, pixels.split(batch_size))
     correct = predictions == labels
     if threat_model.eps == 0 or not correct.any():
         why = "eps is 0, so no attack was run" if threat_model.eps == 0 else "no image is classified correctly"
-        unchecked = [TrustCheck(name, True, None, f"not checked: {why}.") for name in OPENINGS]
-        return [deterministic if check.name == deterministic.name else check for check in unchecked]
+        unchecked = {name: TrustCheck(name, True, None, f"not checked: {why}.") for name in OPENINGS}
+        return list((unchecked | {"deterministic": deterministic}).values())
     sample = _Sample(logits_fn, pixels[correct], labels[correct], len(pixels), threat_model, attack, seed, batch_size)
+    gradients = _check_gradients(sample)
     monotone, fooled, loss = _check_monotone(sample)
     noise, converged = _check_random_noise(sample, fooled), _check_converged(sample, fooled, loss)
-    return [_check_gradients(sample), monotone, noise, converged, deterministic, _check_huge_eps(sample)]
+    return [gradients, monotone, noise, converged, deterministic, _check_huge_eps(sample)]
 
 
 @dataclass(frozen=True)
@@ -139,11 +137,11 @@ class _Sample:
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield from zip(self.pixels.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
 
-    def attacked(self, eps: float, attack: APGD) -> tuple[Tensor, Tensor]:
+    def attacked(self, eps: float) -> tuple[Tensor, Tensor]:
         """Which images are fooled, bool (N,), and the attack's loss, float32 (N,)."""
         generator = torch.Generator(self.pixels.device).manual_seed(self.seed)
         results = [
-            attack(self.logits_fn, pixels, labels, self.threat_model, eps=eps, generator=generator)
+            self.attack(self.logits_fn, pixels, labels, self.threat_model, eps=eps, generator=generator)
             for pixels, labels in self.batches()
         ]
         return torch.cat([result.fooled for result in results]), torch.cat([result.loss for result in results])
@@ -167,8 +165,8 @@ def _check_deterministic(logits_fn: LogitsFn, batches: Sequence[Tensor]) -> tupl
     if not math.isfinite(difference):
         sentence = f"The logits of {len(first)} images are not all finite: look for NaN or overflow in the model."
         return TrustCheck("deterministic", False, None, sentence), predictions
-    finite = first.nan_to_num(0, 0, 0)
-    value = difference / max((finite.max() - finite.min()).item(), torch.finfo(torch.float32).tiny)
+    low, high = first.nan_to_num(0, 0, 0).aminmax()
+    value = float(f"{difference / max((high - low).item(), torch.finfo(torch.float32).tiny):.1e}")
     changed = (predictions != second.argmax(1)).float().mean().item()
     check = _verdict(
         "deterministic",
@@ -184,7 +182,7 @@ def _check_deterministic(logits_fn: LogitsFn, batches: Sequence[Tensor]) -> tupl
 
 def _check_gradients(sample: _Sample) -> TrustCheck:
     sizes = torch.cat([_gradient_sizes(sample, *batch) for batch in sample.batches()])
-    zero, not_finite = (unusable.float().mean().item() for unusable in (sizes == 0, ~sizes.isfinite()))
+    zero, not_finite = (sizes == 0).float().mean().item(), (~sizes.isfinite()).float().mean().item()
     return _verdict(
         "gradients",
         zero <= TOLERATED_SHARE and not_finite == 0,
@@ -217,7 +215,7 @@ def _gradient_sizes(sample: _Sample, pixels: Tensor, labels: Tensor) -> Tensor:
 def _check_monotone(sample: _Sample) -> tuple[TrustCheck, Tensor, Tensor]:
     """The check, and what the attack found at the threat model's eps: see `_Sample.attacked`."""
     epsilons = [sample.threat_model.eps / 4, sample.threat_model.eps / 2, sample.threat_model.eps]
-    results = [sample.attacked(eps, sample.attack) for eps in epsilons]
+    results = [sample.attacked(eps) for eps in epsilons]
     counts = [int(fooled.sum()) for fooled, _ in results]
     lost = max(0, counts[0] - counts[1], max(counts[:2]) - counts[2])
     value = lost / sample.num_images
@@ -249,24 +247,25 @@ def _check_random_noise(sample: _Sample, fooled: Tensor) -> TrustCheck:
 
 
 def _fooled_by_noise(sample: _Sample, draws: int) -> int:
-    generator, total = torch.Generator(sample.pixels.device).manual_seed(sample.seed), 0
-    for pixels, labels in sample.batches():
-        ball = sample.threat_model.ball(pixels.detach().float())
-        fooled = torch.zeros_like(labels, dtype=torch.bool)
-        with torch.no_grad():
-            for _ in range(draws):
-                fooled |= sample.logits_fn(ball.random_start(generator)).argmax(1) != labels
-        total += int(fooled.sum())
-    return total
+    generator = torch.Generator(sample.pixels.device).manual_seed(sample.seed)
+    ball = sample.threat_model.ball(sample.pixels.detach().float())
+    fooled = torch.zeros_like(sample.labels, dtype=torch.bool)
+    with torch.no_grad():
+        for _ in range(draws):
+            # Drawn for all images at once, so that the noise does not depend on the batch size.
+            noisy = ball.random_start(generator).split(sample.batch_size)
+            fooled |= torch.cat([sample.logits_fn(pixels).argmax(1) for pixels in noisy]) != sample.labels
+    return int(fooled.sum())
 
 
 def _check_converged(sample: _Sample, fooled: Tensor, loss: Tensor) -> TrustCheck:
     longer = dataclasses.replace(sample.attack, steps=LONGER * sample.attack.steps)
     before, later, rise = int(fooled.sum()), 0, ""
     if not fooled.all():
-        standing = dataclasses.replace(sample, pixels=sample.pixels[~fooled], labels=sample.labels[~fooled])
-        fooled_later, later_loss = standing.attacked(sample.threat_model.eps, longer)
-        later, rise = int(fooled_later.sum()), _loss_change(loss[~fooled][~fooled_later], later_loss[~fooled_later])
+        rows = ~fooled
+        standing = dataclasses.replace(sample, pixels=sample.pixels[rows], labels=sample.labels[rows], attack=longer)
+        fooled_later, later_loss = standing.attacked(sample.threat_model.eps)
+        later, rise = int(fooled_later.sum()), _loss_change(loss[rows][~fooled_later], later_loss[~fooled_later])
     value = later / sample.num_images
     return _verdict(
         "converged",
@@ -281,7 +280,7 @@ def _check_converged(sample: _Sample, fooled: Tensor, loss: Tensor) -> TrustChec
 def _loss_change(before: Tensor, after: Tensor) -> str:
     """The median relative change of the loss (N,), in words; none without images."""
     change = ((after - before) / before.abs().clamp(min=torch.finfo(torch.float32).tiny)).nanmedian().item()
-    words = f"{change:+.1%}" if change <= 9 else "more than tenfold"
+    words = f"{change:+.0%}" if change <= 9 else "more than tenfold"
     return "" if math.isnan(change) else f" (median change of the loss where the image stands both times: {words})"
 
 
@@ -289,7 +288,7 @@ def _check_huge_eps(sample: _Sample) -> TrustCheck:
     size = sample.pixels[0].numel()
     huge = {"Linf": 0.5, "L2": 0.5 * math.sqrt(size), "L1": 0.5 * size}[sample.threat_model.norm]
     threat_model = dataclasses.replace(sample.threat_model, eps=max(huge, sample.threat_model.eps))
-    share = sample.attacked(threat_model.eps, sample.attack)[0].float().mean().item()
+    share = sample.attacked(threat_model.eps)[0].float().mean().item()
     return _verdict(
         "huge_eps",
         share >= LEAST_FOOLED_AT_HUGE_EPS,

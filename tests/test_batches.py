@@ -102,3 +102,37 @@ def test_what_is_no_dataset_is_refused():
 def test_examples_without_labels_are_refused_by_name():
     with pytest.raises(ValueError, match=r"Examples lack \['labels'\]; they hold \['image', 'pixel_values'\]"):
         stack_examples([{"pixel_values": torch.zeros(3, 2, 2), "image": 0}])
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([(torch.zeros(3, 2, 2), 0)], "Examples are <class 'tuple'>"),
+        ([{"pixel_values": torch.zeros(3, 2, 2)}], r"Examples lack \['labels'\]"),
+        (
+            [{"pixel_values": torch.zeros(3, 2, size), "labels": 0} for size in (2, 3)],
+            r"one shape, got \[\(3, 2, 2\), \(3, 2, 3\)\]",
+        ),
+        ([{"pixel_values": torch.zeros(3, 2, 2), "labels": "red"}], r"class indices, got \['red'\]"),
+        ([{"pixel_values": torch.zeros(3, 2, 2), "labels": None}], r"class indices, got \[None\]"),
+    ],
+)
+def test_examples_that_make_no_batch_are_refused(examples, message):
+    with pytest.raises(ValueError, match=message):
+        stack_examples(examples)
+
+
+def test_a_dict_of_splits_is_refused_with_the_cure():
+    with pytest.raises(ValueError, match=r"is a dict of \['train', 'test'\]: give one of its datasets"):
+        NumberedBatches({"train": [], "test": []}, 4)
+
+
+@pytest.mark.parametrize("count", [1, 8, 11, 12, 13])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_each_process_knows_how_many_images_it_gets(count, world_size):
+    examples = [{"pixel_values": torch.zeros(3, 2, 2), "labels": 0}] * count
+    loader = DataLoader(examples, batch_size=4, collate_fn=stack_examples)
+    for batches in (NumberedBatches(examples, 4), NumberedBatches(loader, 4)):
+        for rank in range(world_size):
+            brought = sum(len(batch["labels"]) for _, _, batch in batches.of_process(rank, world_size))
+            assert batches.images_of_process(rank, world_size) == brought

@@ -300,12 +300,53 @@ def test_a_loss_that_ranks_more_logits_than_there_are_is_refused_at_once(dataset
     assert model.forwards == 1
 
 
-def test_a_model_wrapped_for_distributed_training_is_unwrapped(make_model, dataset, space, report, tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        model = torch.nn.parallel.DistributedDataParallel(make_model("resnet"))
-        model.forward = None  # whose call would wait for other processes
-        again = evaluate_robustness(model, dataset, threat_model=LINF, pixel_space=space, progress=False)
-    finally:
-        torch.distributed.destroy_process_group()
-    assert again == report
+def test_the_checks_run_no_more_images_at_once_than_the_evaluation(measure, dataset):
+    sizes = []
+
+    class Sized(ColourClassifier):
+        def forward(self, pixel_values):
+            sizes.append(len(pixel_values))
+            return super().forward(pixel_values)
+
+    in_tens = measure(model=Sized(), checks=True)
+    assert max(sizes) == 10
+    sizes.clear()
+    loader = DataLoader(dataset, batch_sampler=[range(start, start + 6) for start in range(0, 48, 6)],
+                        collate_fn=stack_examples)  # fmt: skip
+    in_sixes = measure(loader, Sized(), checks=True)
+    assert max(sizes) == 6
+    assert in_sixes == in_tens == measure(checks=True, batch_size=48)
+
+
+def test_weights_of_eps_are_reported_by_their_name(measure, tmp_path):
+    weights = {0: 1, "2/255": 2, 8 / 255: 1}
+    name = "weights:0=1,2/255=2,8/255=1"
+    for protocol in ("paper", "exact"):
+        report = measure(distributions=[weights, "dirac:2/255"], protocol=protocol)
+        parts = [report.clean_accuracy, 2 * report.accuracies[2], report.adversarial_accuracy]
+        assert list(report.distributions) == [name, "dirac:2/255"]
+        assert report.distributions[name] == pytest.approx(sum(parts) / 4)
+        assert report.expected_robustness_under(name) == report.expected_robustness_under(weights)
+        assert f"for eps ~ {name}" in str(report)
+        report.to_json(tmp_path / "report.json")
+        assert RobustnessReport.from_json(tmp_path / "report.json") == report
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distributions": "beta:2,5"}, "put it in brackets"),
+        ({"distributions": {0: 1}}, "put it in brackets"),
+        ({"distributions": [{9 / 255: 1}]}, r"in \[0, eps_g\]"),
+        ({"distributions": [3]}, "3 is no distribution of eps"),
+        ({"threat_model": "8/255"}, r"threat_model must be a ThreatModel, e.g. .*; got '8/255'"),
+        ({"attack": "apgd"}, "attack must be an APGD"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"seed": 0.5}, "seed must be a whole number of at least 0, got 0.5"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_runs(measure, changes, message):
+    model = ColourClassifier()
+    with pytest.raises(ValueError, match=message):
+        measure(model=model, **changes)
+    assert model.forwards == 0

@@ -9,6 +9,7 @@ from colour_classifier import ColourClassifier
 from conftest import run_script
 from torch.utils.data import DataLoader
 
+import hf_robust_ft
 from hf_robust_ft import APGD, PixelSpace, RobustnessReport, ThreatModel, evaluate_robustness
 from hf_robust_ft.batches import stack_examples
 
@@ -165,6 +166,20 @@ def test_other_settings_use_another_file(measure, tmp_path, processor):
         report = measure(results_dir=tmp_path, **options)
         assert len(list(tmp_path.iterdir())) == count, changes
         assert report == measure(**options)
+
+
+def test_results_of_another_version_or_autocast_are_not_mixed_in(measure, tmp_path, monkeypatch):
+    options = {"results_dir": tmp_path, "attack": APGD(steps=2, random_start=False)}
+    measure(**options)
+    monkeypatch.setattr(hf_robust_ft, "__version__", "0.0.1")
+    model = ColourClassifier()
+    measure(model, **options)
+    assert model.forwards > 5 and len(list(tmp_path.iterdir())) == 2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        measure(**options)
+    assert len(list(tmp_path.iterdir())) == 3
+    headers = [json.loads(path.read_text().splitlines()[0])["settings"] for path in tmp_path.iterdir()]
+    assert sorted(settings["hf_robust_ft"] for settings in headers)[0] == "0.0.1"
 
 
 @pytest.mark.parametrize("changes", [{"distributions": ["dirac:0"]}, {"class_names": ["r", "g", "b", "y"]}])

@@ -145,3 +145,18 @@ def test_grid_predictions_become_the_smallest_fooling_eps():
     predictions = [[1, 1, 1, 1], [0, 0, 2, 2], [2, 0, 0, 0]]
     smallest, wrong = from_grid_predictions(predictions, [1, 0, 0], GRID)
     assert smallest.tolist() == [np.inf, 2 / 255, 0.0] and wrong[1:].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("names", [["a"], {"0": "a"}, {0: "a"}, None])
+def test_a_class_without_a_name_is_told_by_its_index(names):
+    report = build_report(
+        [0, 1],
+        [0.0, np.inf],
+        [1, 1],
+        threat_model=ThreatModel("Linf", "4/255"),
+        epsilons=[0, 4 / 255],
+        attack=evaluation_attack(),
+        class_names=names,
+    )
+    named = names == ["a"] or names == {0: "a"}
+    assert [row["class"] for row in report.per_class] == ["a" if named else "0", "1"]

@@ -324,11 +324,20 @@ def test_same_seed_same_result_and_the_global_random_state_is_untouched():
     assert first == second and first != other
 
 
-def test_the_batch_size_changes_nothing_where_nothing_is_random():
-    model, pixels = classify(smooth_model()), random_images(20)
-    whole, split = (check(model, pixels, batch_size=size) for size in (20, 7))
-    for name in set(OPENINGS) - {"random_noise"}:
-        assert whole[name].value == split[name].value
+@pytest.mark.parametrize("norm, eps", [("Linf", "16/255"), ("L2", 0.3), ("L1", 3.0)])
+def test_the_batch_size_limits_what_runs_at_once_and_changes_nothing(norm, eps):
+    inner, sizes = classify(smooth_model(3 * 2 * 2)), []
+
+    def model(pixels):
+        sizes.append(len(pixels))
+        return inner(pixels)
+
+    options = {"norm": norm, "eps": eps, "labels": inner(random_images(200, 2)).argmax(1)}
+    whole, split = (check(model, random_images(200, 2), batch_size=size, **options) for size in (200, 7))
+    assert whole == split and 0 < whole["random_noise"].value < 1  # noise fools some, so draws matter
+    sizes.clear()
+    check(model, random_images(200, 2), batch_size=7, **options)
+    assert max(sizes) == 7
 
 
 def test_cost_stays_within_what_is_promised():

@@ -27,7 +27,7 @@ from hf_robust_ft.losses import LOSSES
 from hf_robust_ft.threat_models import Ball, ThreatModel
 
 # Chosen on a quickstart and a flowers12 checkpoint, for a low curve at about a quarter of the naive grid's passes.
-REFINING_SHARE = 0.2  # steps of the targeted attack, as a share of the attack's
+REFINING_SHARE = 0.3  # steps of the targeted attack, as a share of the attack's
 DESCENT_SHARE = 0.8  # steps of the descent, likewise
 FIRST_SHRINKS, LAST_SHRINKS = 1, 1  # halvings of the way between an image and its example
 RADIUS_CHANGE = 0.5  # of the ball per step of the descent, falling to a tenth of it

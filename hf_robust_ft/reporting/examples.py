@@ -23,30 +23,36 @@ def save_examples(
     threat_model: ThreatModel,
     attack: APGD,
     class_names: Sequence[str],
+    batch_size: int = 64,
 ) -> list[Path]:
     """Attack images at eps_g and write one strip an image, `example_000.png`, ... into `folder`.
 
     Args:
         classifier: a `PixelClassifier`.
-        pixels: (N, C, H, W) in [0, 1].
+        pixels: (N, C, H, W) in [0, 1]; they may stay on the CPU while the model is elsewhere.
         labels: (N,), the true classes.
         attack: as in the evaluation.
         class_names: the model's class names, by index.
+        batch_size: images attacked at a time.
 
     Returns:
         The files, in the order of the images.
     """
-    with attack_mode(classifier):
-        found = attack(classifier, pixels, labels, threat_model)
-        with torch.no_grad():
-            predictions = classifier(pixels).argmax(1)
-    folder = Path(folder)
+    folder, files = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for index, (clean, adversarial) in enumerate(zip(pixels.cpu(), found.adversarial.cpu(), strict=True)):
-        names = [class_names[int(of[index])] for of in (labels, predictions, found.predictions)]
-        files.append(folder / f"example_{index:03d}.png")
-        _plot_strip(clean, adversarial, names, str(threat_model), files[-1])
+    parameter = next(classifier.parameters(), None)
+    device = pixels.device if parameter is None else parameter.device
+    generator = torch.Generator(device) if attack.random_start else None
+    for some_pixels, some_labels in zip(pixels.split(batch_size), labels.split(batch_size), strict=True):
+        x, y = some_pixels.to(device), some_labels.to(device)
+        with attack_mode(classifier):
+            found = attack(classifier, x, y, threat_model, generator=generator)
+            with torch.no_grad():
+                predictions = classifier(x).argmax(1)
+        for index, (clean, adversarial) in enumerate(zip(some_pixels.cpu(), found.adversarial.cpu(), strict=True)):
+            names = [class_names[int(of[index])] for of in (some_labels, predictions, found.predictions)]
+            files.append(folder / f"example_{len(files):03d}.png")
+            _plot_strip(clean, adversarial, names, str(threat_model), files[-1])
     return files
 
 

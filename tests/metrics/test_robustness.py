@@ -52,6 +52,9 @@ def test_weights_give_another_distribution_of_eps(metric):
         ("dirac:4/255", 0.5),
         ("beta:2,1", 0.9 - 0.4 * 2 / 3),  # the curve is a line here: its value at the mean of eps
         ("truncnorm:2/255,1/255", 0.7),
+        ("weights:0=1,4/255=3", 0.6),
+        ({0: 1, "4/255": 3}, 0.6),
+        ({1.5 / 255: 1}, 0.75),
     ],
 )
 def test_distribution_of_eps_given_as_a_spec(metric, distribution, expected):

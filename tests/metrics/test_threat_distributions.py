@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.integrate import quad
 
-from hf_robust_ft.metrics.robustness.curve import expected_robustness, trapezoid_weights
+from hf_robust_ft.metrics.robustness.curve import expected_robustness, survival_expectation, trapezoid_weights
 from hf_robust_ft.metrics.robustness.threat_distributions import (
     Beta,
     Dirac,
     TruncatedNormal,
     Uniform,
+    Weights,
     grid_weights,
-    survival_expectation,
 )
 
 EPS_G = 4 / 255
@@ -45,7 +45,8 @@ CONTINUOUS = [
     TruncatedNormal(6 / 255, 1 / 255, EPS_G),
     TruncatedNormal(EPS_G, 0.1 / 255, EPS_G),
 ]
-EVERY = [*CONTINUOUS, Dirac(0, EPS_G), Dirac(1.7 / 255, EPS_G), Dirac(EPS_G, EPS_G)]
+WEIGHTS = Weights((0, 1.7 / 255, 2.5 / 255, EPS_G), (1, 2, 3, 4), EPS_G)
+EVERY = [*CONTINUOUS, Dirac(0, EPS_G), Dirac(1.7 / 255, EPS_G), Dirac(EPS_G, EPS_G), WEIGHTS]
 
 fractions = st.floats(0, 1)
 shapes = st.floats(0.05, 50)
@@ -58,6 +59,9 @@ distributions = st.one_of(
         st.floats(1e-9, 100),
     ),
     st.builds(lambda share: Dirac(share * EPS_G, EPS_G), fractions),
+    st.dictionaries(fractions, st.floats(1e-3, 1e3), min_size=1).map(
+        lambda weights: Weights(tuple(share * EPS_G for share in weights), tuple(weights.values()), EPS_G)
+    ),
 )
 grids = st.lists(st.floats(1e-3, 1), min_size=1, max_size=9).map(
     lambda gaps: [0.0, *(np.cumsum(gaps)[:-1] / sum(gaps) * EPS_G), EPS_G]
@@ -160,6 +164,23 @@ def test_dirac_picks_one_accuracy():
     assert grid_weights(Dirac(EPS_G, EPS_G), GRID).tolist() == [0, 0, 0, 0, 1]
     assert grid_weights(Dirac(GRID[2], EPS_G), GRID).tolist() == [0, 0, 1, 0, 0]
     assert grid_weights(Dirac(1.75 / 255, EPS_G), GRID) == pytest.approx([0, 0, 0.5, 0.5, 0])
+
+
+def test_weights_are_the_mixture_of_their_diracs():
+    smallest = np.array([0, 1, 1.7, 2.5, 3, np.inf]) / 255
+    diracs = [Dirac(eps, EPS_G) for eps in WEIGHTS.epsilons]
+    for measure in (
+        lambda each: grid_weights(each, GRID),
+        lambda each: survival_expectation(each, smallest),
+        lambda each: each.partial_mean(GRID),
+    ):
+        mixture = sum(weight * measure(dirac) for weight, dirac in zip([0.1, 0.2, 0.3, 0.4], diracs, strict=True))
+        assert measure(WEIGHTS) == pytest.approx(mixture, abs=1e-12)
+
+
+def test_weights_of_every_grid_point_are_the_integrals_weights():
+    given = np.array([5, 0, 2, 1, 2])
+    assert grid_weights(Weights(tuple(GRID), tuple(given), EPS_G), GRID) == pytest.approx(given / 10)
 
 
 def test_a_last_eps_off_by_rounding_keeps_all_mass():

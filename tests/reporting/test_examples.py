@@ -50,6 +50,20 @@ def test_a_strip_an_image_in_order(classifier, batch, tmp_path):
         assert difference.min() < 0.05 and difference.max() > 0.95
 
 
+def test_the_batch_size_limits_what_runs_at_once_and_changes_no_strip(classifier, batch, tmp_path):
+    sizes = []
+    classifier.model.register_forward_hook(lambda module, inputs, logits: sizes.append(len(logits)))
+    options = {"threat_model": ThreatModel("Linf", "8/255"), "class_names": NAMES}
+    options["attack"] = APGD(steps=3, random_start=False)
+    together = save_examples(classifier, *batch, tmp_path / "a", **options)
+    assert max(sizes) == 5
+    sizes.clear()
+    in_turn = save_examples(classifier, *batch, tmp_path / "b", batch_size=2, **options)
+    assert max(sizes) == 2
+    assert [path.name for path in in_turn] == [path.name for path in together]
+    assert [path.read_bytes() for path in in_turn] == [path.read_bytes() for path in together]
+
+
 @pytest.mark.parametrize("norm", ["L2", "L1"])
 def test_norms_whose_pixels_differ_unequally_are_visible(classifier, batch, tmp_path, norm):
     (path,) = save_examples(

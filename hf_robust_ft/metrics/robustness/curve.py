@@ -4,8 +4,12 @@ Distributions of eps other than uniform, as weights for the integral: `threat_di
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .threat_distributions import ThreatDistribution
 
 
 def check_epsilons(epsilons: Sequence[float]) -> np.ndarray:
@@ -86,3 +90,28 @@ def expected_robustness(
         raise ValueError(f"weights must be non-negative and sum to 1, got {weights.tolist()}.")
     # Rounded at the last digits, which only hold summation error.
     return round(float(weights @ accuracies), 12)
+
+
+def survival_expectation(distribution: "ThreatDistribution", smallest_eps: Sequence[float]) -> float:
+    """Expected robustness from each image's smallest fooling eps: the mean of P(eps < smallest_eps), with no grid.
+
+    Args:
+        distribution: of eps, on [0, eps_g].
+        smallest_eps: (N,), in pixel units of [0, 1]; an image is correct at every eps strictly below. 0: misclassified
+            clean; inf: not fooled up to eps_g.
+
+    Raises:
+        ValueError: not a non-empty list of numbers >= 0.
+
+    >>> from hf_robust_ft.metrics.robustness.threat_distributions import Uniform
+    >>> survival_expectation(Uniform(eps_g=4 / 255), [0, 1 / 255, 2 / 255, float("inf")])
+    0.4375
+    """
+    smallest = np.asarray(smallest_eps, dtype=np.float64)
+    if smallest.ndim != 1 or smallest.size == 0 or not (smallest >= 0).all():
+        raise ValueError(
+            "smallest_eps must be a non-empty list (N,) of numbers of at least 0 (inf for an image never fooled), "
+            f"got shape {smallest.shape} and the bad values {smallest[~(smallest >= 0)][:5].tolist()}."
+        )
+    # Rounded at the last digits, which only hold summation error.
+    return round(float(np.mean(distribution.cdf_below(smallest))), 12)

@@ -6,8 +6,8 @@ import evaluate
 from .curve import check_epsilons
 from .curve import expected_robustness
 from .curve import robust_accuracies
+from .threat_distribution_specs import parse_distribution
 from .threat_distributions import grid_weights
-from .threat_distributions import parse_distribution
 
 _DESCRIPTION = """\
 Measures the robustness of an image classifier from its predictions under attack at increasing budgets eps:
@@ -21,8 +21,9 @@ Args:
     references: the true class of each sample.
     epsilons: the budgets, in pixel units of [0, 1], increasing from 0 (clean).
     weights: optional, one per eps, summing to 1, in place of the trapezoid rule (eps uniform on [0, eps_g]).
-    distribution: optional, in place of weights: "uniform", "beta:A,B", "truncnorm:MEAN,STD" or "dirac:EPS", over
-        eps in [0, the largest eps]; MEAN, STD and EPS in pixel units of [0, 1], fractions such as 4/255 allowed.
+    distribution: optional, in place of weights: "uniform", "beta:A,B", "truncnorm:MEAN,STD", "dirac:EPS" or, for any
+        weights of any eps, "weights:EPS=WEIGHT,..." or a dict {EPS: WEIGHT}; over eps in [0, the largest eps], in
+        pixel units of [0, 1], fractions such as 4/255 allowed.
 Returns:
     clean_accuracy, adversarial_accuracy, expected_robustness (floats), accuracies (one per eps).
 Examples:

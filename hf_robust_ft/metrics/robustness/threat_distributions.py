@@ -26,6 +26,8 @@ class ThreatDistribution:
 
     def __post_init__(self):
         for field in fields(self):
+            if field.type is not float:
+                continue
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
                 raise ValueError(f"{type(self).__name__} needs {field.name} to be a finite number, got {value!r}.")
@@ -205,29 +207,61 @@ class Dirac(ThreatDistribution):
         return self.eps * self.cdf(x)
 
 
-DISTRIBUTIONS = {"uniform": Uniform, "beta": Beta, "truncnorm": TruncatedNormal, "dirac": Dirac}
-
-
-def parse_distribution(spec: str, eps_g: float) -> ThreatDistribution:
-    """Read "uniform", "beta:A,B", "truncnorm:MEAN,STD" or "dirac:EPS", whose numbers may be fractions ("4/255").
+@dataclass(frozen=True)
+class Weights(ThreatDistribution):
+    """Some budgets only, each with a weight: any distribution on finitely many eps.
 
     Args:
-        spec: a key of `DISTRIBUTIONS` and its parameters.
-        eps_g: the largest budget, in pixel units of [0, 1].
+        epsilons: (M,), different ones, in [0, eps_g] and any order; kept in increasing order.
+        weights: (M,), not negative; kept divided by their sum.
+
+    An eps that differs from eps_g by rounding only (1e-12 of it) is taken for eps_g.
 
     Raises:
-        ValueError: an unknown name, a missing or extra parameter, no number, or a value the distribution refuses.
+        ValueError: no eps, one twice or outside [0, eps_g], weights that are negative, not finite or all 0, other
+            lengths, or eps_g not finite and above 0.
 
-    >>> parse_distribution("beta:2,5", eps_g=1.0)
-    Beta(a=2.0, b=5.0, eps_g=1.0)
+    >>> print(Weights((2 / 255, 0), (3, 1), 4 / 255))
+    0.25 at 0, 0.75 at 2/255
     """
-    name, colon, parameters = str(spec).partition(":")
-    values = parameters.split(",") if colon else []
-    wanted = {key: [field.name for field in fields(cls)][:-1] for key, cls in DISTRIBUTIONS.items()}
-    if not isinstance(spec, str) or name not in wanted or len(values) != len(wanted[name]):
-        valid = [f"{key}:{','.join(names).upper()}".rstrip(":") for key, names in wanted.items()]
-        raise ValueError(f"{spec!r} is no distribution of eps with its parameters. Valid: {'; '.join(valid)}.")
-    return DISTRIBUTIONS[name](*(_parse_number(value, spec) for value in values), eps_g)
+
+    epsilons: tuple[float, ...]
+    weights: tuple[float, ...]
+    eps_g: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        points, weights = (np.array(values, dtype=np.float64) for values in (self.epsilons, self.weights))
+        if points.ndim != 1 or points.size == 0 or points.shape != weights.shape:
+            raise ValueError(f"Weights needs a weight for each eps, got shapes {points.shape} and {weights.shape}.")
+        points[np.isclose(points, self.eps_g, rtol=1e-12, atol=0)] = self.eps_g
+        order = np.argsort(points)
+        points, weights = points[order], weights[order]
+        if not ((points >= 0) & (points <= self.eps_g)).all() or (np.diff(points) == 0).any():
+            raise ValueError(
+                f"Weights needs eps in [0, eps_g] = [0, {self.eps_g:g}], each eps once; got {points.tolist()}."
+            )
+        if not (weights >= 0).all() or not 0 < weights.sum() < math.inf:
+            raise ValueError(f"Weights must be finite, not negative and not all 0, got {weights.tolist()}.")
+        object.__setattr__(self, "epsilons", tuple(points.tolist()))
+        object.__setattr__(self, "weights", tuple((weights / weights.sum()).tolist()))
+
+    def __str__(self) -> str:
+        pairs = zip(self.weights, self.epsilons, strict=True)
+        return ", ".join(f"{weight:g} at {_format_eps(eps)}" for weight, eps in pairs)
+
+    def cdf(self, x: ArrayLike) -> np.ndarray:
+        return self._sum_below(x, self.weights, "right") / self._sum_below(math.inf, self.weights, "right")
+
+    def cdf_below(self, x: ArrayLike) -> np.ndarray:
+        return self._sum_below(x, self.weights, "left") / self._sum_below(math.inf, self.weights, "right")
+
+    def partial_mean(self, x: ArrayLike) -> np.ndarray:
+        return self._sum_below(x, np.multiply(self.weights, self.epsilons), "right")
+
+    def _sum_below(self, x: ArrayLike, values: ArrayLike, side: str) -> np.ndarray:
+        """The sum of the values of all eps < x ("left") or <= x ("right")."""
+        return np.insert(np.cumsum(values), 0, 0)[np.searchsorted(self.epsilons, x, side=side)]
 
 
 def grid_weights(distribution: ThreatDistribution, epsilons: Sequence[float]) -> np.ndarray:
@@ -258,38 +292,6 @@ def grid_weights(distribution: ThreatDistribution, epsilons: Sequence[float]) ->
     weights = np.append(mass - right, 0) + np.insert(right, 0, 0)
     weights[0] += distribution.cdf(0.0)
     return weights
-
-
-def survival_expectation(distribution: ThreatDistribution, smallest_eps: Sequence[float]) -> float:
-    """Expected robustness from each image's smallest fooling eps: the mean of P(eps < smallest_eps), with no grid.
-
-    Args:
-        distribution: of eps, on [0, eps_g].
-        smallest_eps: (N,), in pixel units of [0, 1]; an image is correct at every eps strictly below. 0: misclassified
-            clean; inf: not fooled up to eps_g.
-
-    Raises:
-        ValueError: not a non-empty list of numbers >= 0.
-
-    >>> survival_expectation(Uniform(eps_g=4 / 255), [0, 1 / 255, 2 / 255, float("inf")])
-    0.4375
-    """
-    smallest = np.asarray(smallest_eps, dtype=np.float64)
-    if smallest.ndim != 1 or smallest.size == 0 or not (smallest >= 0).all():
-        raise ValueError(
-            "smallest_eps must be a non-empty list (N,) of numbers of at least 0 (inf for an image never fooled), "
-            f"got shape {smallest.shape} and the bad values {smallest[~(smallest >= 0)][:5].tolist()}."
-        )
-    # Rounded at the last digits, which only hold summation error.
-    return round(float(np.mean(distribution.cdf_below(smallest))), 12)
-
-
-def _parse_number(text: str, spec: str) -> float:
-    numerator, slash, denominator = text.partition("/")
-    try:
-        return float(numerator) / (float(denominator) if slash else 1.0)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{text!r} in the distribution {spec!r} is neither a number nor a fraction (4/255).") from None
 
 
 def _format_eps(eps: float) -> str:
