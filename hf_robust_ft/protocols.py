@@ -8,6 +8,8 @@ from torch import Tensor
 
 from hf_robust_ft.attacks import APGD, attack_until_fooled, smallest_fooling_eps
 from hf_robust_ft.attacks.apgd import LogitsFn
+from hf_robust_ft.attacks.step_rules import take_rows
+from hf_robust_ft.attacks.until_fooled import visit_images
 from hf_robust_ft.metrics.robustness.curve import check_epsilons
 from hf_robust_ft.threat_models import ThreatModel, default_epsilons, format_eps, parse_eps
 
@@ -72,8 +74,10 @@ def attack_on_grid(
     With `survivors_only` off every image is attacked to the end at every eps, in vain if it was fooled before: the
     same result, at a cost that does not depend on the data. `clean_predictions` (N,), if known, save a forward.
     """
-    predictions = clean_predictions
-    if predictions is None:
+    predictions, clean = clean_predictions, None
+    if predictions is None and survivors_only and len(epsilons) > 1:
+        predictions, clean = visit_images(attack, logits_fn, pixels, labels)
+    elif predictions is None:
         with torch.no_grad():
             predictions = logits_fn(pixels).argmax(1)
     smallest = torch.where(predictions == labels, torch.inf, 0.0).double()
@@ -84,8 +88,9 @@ def attack_on_grid(
         if len(rows) == 0:
             break
         if survivors_only:
+            first = None if clean is None else take_rows(clean, rows)
             found = attack_until_fooled(
-                attack, logits_fn, pixels[rows], labels[rows], threat_model, eps=eps, generator=generator
+                attack, logits_fn, pixels[rows], labels[rows], threat_model, eps=eps, generator=generator, clean=first
             )
         else:
             found = attack(logits_fn, pixels, labels, threat_model, eps=eps, generator=generator)

@@ -17,8 +17,8 @@ class TuningArguments(TrainingArguments):
     """`TrainingArguments` for `TuningTrainer`.
 
     Groups: learning rates (`head_learning_rate`, `layer_decay`), weight decay (`no_decay`), an average of the weights
-    (`ema_*`), training a part of them (`freeze`) or low-rank updates of them (`lora_*`). All are off by default, so that
-    only the class names differ from a Trainer script.
+    (`ema_*`), training a part of them (`freeze`) or low-rank updates of them (`lora_*`). All are off by default, as a
+    Trainer script that changes its class names expects.
 
     Raises:
         ValueError: on construction, for a value out of range or settings that exclude each other.

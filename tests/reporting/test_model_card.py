@@ -98,7 +98,8 @@ def test_the_data_of_a_run_are_in_its_card(report):
         "The test split is a draw.\n"
         "Left out, because they cannot be decoded: 2 of train (named in the report).\n"
         "Evaluation images: upright RGB. Training images: flip, then the same.\n\n"
-        "Licence of the images: non-commercial research. Licence of the pretrained weights: mit. Please cite: Maji et al. arXiv:1306.5151, 2013.\n"
+        "Licence of the images: non-commercial research. Licence of the pretrained weights: mit. "
+        "Please cite: Maji et al. arXiv:1306.5151, 2013.\n"
     )
     assert "The low-rank updates are merged" in text and "are the average over training steps" in text
     assert "Recipes: paper_default, lora." in text and "| lora_rank | 8 |" in text
