@@ -10,8 +10,13 @@ from torch import Tensor
 from hf_robust_ft.pixels import PixelSpace
 
 
-def check_batch(batch: Any, pixel_space: PixelSpace, num_labels: int | None = None) -> None:
-    """Raise a ValueError naming what is wrong with a batch of `pixel_values` (N, C, H, W) and `labels` (N,)."""
+def check_batch(
+    batch: Any, pixel_space: PixelSpace, num_labels: int | None = None, *, first: int | None = None
+) -> None:
+    """Raise a ValueError naming what is wrong with a batch of `pixel_values` (N, C, H, W) and `labels` (N,).
+
+    Images are named by their index in the batch; with `first`, the index of the batch's first, by that in the data.
+    """
     keys = list(batch) if isinstance(batch, Mapping) else None
     if keys is None or not {"pixel_values", "labels"} <= set(keys):
         held = f"the keys {keys}" if keys is not None else f"a {type(batch).__name__}"
@@ -19,11 +24,11 @@ def check_batch(batch: Any, pixel_space: PixelSpace, num_labels: int | None = No
             f"A batch must hold 'pixel_values' and 'labels', got {held}. Set a transform that makes both, and a "
             "data_collator that stacks them (with a lazy transform also remove_unused_columns=False)."
         )
-    check_pixel_values(batch["pixel_values"], pixel_space)
-    check_labels(batch["labels"], len(batch["pixel_values"]), num_labels)
+    check_pixel_values(batch["pixel_values"], pixel_space, first)
+    check_labels(batch["labels"], len(batch["pixel_values"]), num_labels, first)
 
 
-def check_pixel_values(pixel_values: Tensor, pixel_space: PixelSpace) -> None:
+def check_pixel_values(pixel_values: Tensor, pixel_space: PixelSpace, first: int | None = None) -> None:
     """Raise a ValueError unless undoing the normalisation gives finite pixels in [0, 1], up to rounding."""
     if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
         got = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
@@ -36,7 +41,7 @@ def check_pixel_values(pixel_values: Tensor, pixel_space: PixelSpace) -> None:
     per_image = pixels.flatten(1)
     finite = per_image.isfinite().all(1)
     if not finite.all():
-        raise ValueError(f"pixel_values of image {int((~finite).nonzero()[0])} of the batch are NaN or infinite.")
+        raise ValueError(f"pixel_values of {_image(~finite, first)} are NaN or infinite.")
     tolerance = pixel_space.tolerance(pixel_values.dtype)
     outside = (per_image.amin(1) < -tolerance) | (per_image.amax(1) > 1 + tolerance)
     if outside.any():
@@ -44,25 +49,30 @@ def check_pixel_values(pixel_values: Tensor, pixel_space: PixelSpace) -> None:
         raise ValueError(
             f"pixel_values are not the image processor's normalisation: undoing (pixel - mean) / std with "
             f"mean={pixel_space.mean} and std={pixel_space.std} gives pixels from {low:.4g} to {high:.4g} instead of "
-            f"[0, 1] (image {int(outside.nonzero()[0])} of the batch is the first outside). Normalise with the "
+            f"[0, 1] ({_image(outside, first)} is the first outside). Normalise with the "
             "checkpoint's own image_mean and image_std, or pass the map in use: pixel_space=PixelSpace(...)."
         )
 
 
-def check_labels(labels: Tensor, num_images: int, num_labels: int | None = None) -> None:
+def check_labels(labels: Tensor, num_images: int, num_labels: int | None = None, first: int | None = None) -> None:
     """Raise a ValueError unless `labels` is an integer tensor (N,) with values in 0..K-1."""
     if not isinstance(labels, Tensor) or labels.shape != (num_images,) or labels.dtype != torch.int64:
         got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"labels must be one class index an image, int64 of shape ({num_images},); got {got}.")
     bad = labels < 0 if num_labels is None else (labels < 0) | (labels >= num_labels)
     if bad.any():
-        index = int(bad.nonzero()[0])
         count = "K" if num_labels is None else num_labels
         raise ValueError(
-            f"labels must be class indices in 0..{count}-1, got {int(labels[index])} "
-            f"(image {index} of the batch). Unlabelled images (-1, -100) cannot be attacked: filter them out; for a "
+            f"labels must be class indices in 0..{count}-1, got {int(labels[bad][0])} "
+            f"({_image(bad, first)}). Unlabelled images (-1, -100) cannot be attacked: filter them out; for a "
             "wrong class count load the model with num_labels=<number of classes> and ignore_mismatched_sizes=True."
         )
+
+
+def _image(bad: Tensor, first: int | None) -> str:
+    """The first of the bad images (N,) bool, by name."""
+    index = int(bad.nonzero()[0])
+    return f"image {index} of the batch" if first is None else f"image {first + index} of the data"
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """From a dataset or DataLoader to numbered batches, the same ones whichever process evaluates them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler
 
 
 def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -45,7 +45,8 @@ class NumberedBatches:
         repeatable: whether every pass must bring the same batches (several processes, or a run to be resumed).
 
     Raises:
-        ValueError: neither of the two, an empty dataset, or a loader that shuffles or shards where it must not.
+        ValueError: neither of the two, an empty dataset, or a loader that drops images, shuffles where it must not, or
+            shards.
     """
 
     def __init__(self, dataset_or_loader: Any, batch_size: int, repeatable: bool = False):
@@ -58,6 +59,17 @@ class NumberedBatches:
             in_order = isinstance(sampler, SequentialSampler) or not isinstance(self.loader.batch_sampler, BatchSampler)
             if isinstance(sampler, DistributedSampler):
                 raise ValueError("The loader deals out images to processes itself: pass it without DistributedSampler.")
+            drops_last = getattr(self.loader.batch_sampler, "drop_last", False)
+            if drops_last and (not isinstance(sampler, Sized) or len(sampler) % self.loader.batch_sampler.batch_size):
+                raise ValueError(
+                    "The loader has drop_last=True, so the images of a last, smaller batch would not be measured: give "
+                    "it drop_last=False."
+                )
+            if repeatable and isinstance(self.loader.dataset, IterableDataset):
+                raise ValueError(
+                    "The loader reads an IterableDataset, which may bring other images at another pass: a run on "
+                    "several processes, or one to be resumed, needs a map-style dataset."
+                )
             if repeatable and not in_order:
                 raise ValueError(
                     f"The loader draws its images by a {type(sampler).__name__}, so another pass brings other batches: "

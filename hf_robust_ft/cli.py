@@ -87,7 +87,8 @@ def search(argv: Sequence[str]) -> None:
     model_args, data_args, _, search_args = options.parsed
     print(filled_in(options, model_args.model, data_args.dataset), flush=True)
     result = run(*options.parsed)
-    print(f"\n{result.to_recipe()}\nReuse: hf-robust-ft train --config {BASE_RECIPE} --config {search_args.recipe} ...")
+    recipes = [*options.configs, search_args.recipe]
+    print(f"\n{result.to_recipe()}\nReuse: hf-robust-ft train --config {' --config '.join(recipes)} ...")
 
 
 def evaluate(argv: Sequence[str]) -> None:

@@ -1,6 +1,8 @@
-"""Whether what was downloaded is what the Hub holds: its client compares sizes, not contents."""
+"""Whether what was downloaded is what the Hub holds (its client compares sizes, not contents), and a disk too small."""
 
+import errno
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, is_offline_mode
@@ -58,3 +60,20 @@ def verify_download(
             f"Load it again with {again}."
         )
     return checked.checked_count
+
+
+def disk_full(error: BaseException) -> BaseException | None:
+    """What says that the disk is full, among an exception and its causes."""
+    for cause in error_chain(error):
+        if getattr(cause, "errno", None) == errno.ENOSPC or "Not enough disk space" in str(cause):
+            return cause
+    return None
+
+
+def error_chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what led to it, the first cause last."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

@@ -17,11 +17,16 @@ def as_classifier(model: nn.Module, pixel_space: PixelSpace | None) -> tuple[Pix
     """The classifier to attack, without DDP's wrapper, and the map from the data's `pixel_values` to pixels.
 
     Raises:
-        ValueError: no module, a model whose forward needs all processes at once, or a `PixelClassifier` together with
-            a pixel space.
+        ValueError: no module, a model whose forward needs all processes at once, no `PixelSpace`, or one together
+            with a `PixelClassifier`.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module that classifies images, got {type(model).__name__}.")
+    if pixel_space is not None and not isinstance(pixel_space, PixelSpace):
+        raise ValueError(
+            f"pixel_space must be a PixelSpace, got {type(pixel_space).__name__}: give "
+            "PixelSpace.from_processor(processor) or PixelSpace(mean, std)."
+        )
     model = _without_ddp(model)
     if isinstance(model, PixelClassifier) and _without_ddp(model.model) is not model.model:
         model = PixelClassifier(_without_ddp(model.model), model.pixel_space, model.model_inputs)

@@ -207,7 +207,7 @@ class _Work:
         with bar:
             for number, first, batch in batches.of_process(processes.rank, processes.world_size):
                 processes.check_others()
-                pixels, labels = self.prepare(batch)
+                pixels, labels = self.prepare(batch, first)
                 checksum = None if store is None else batch_checksum(batch["pixel_values"], batch["labels"])
                 record = None if store is None else store.done.get(number)
                 if record is None:
@@ -227,13 +227,13 @@ class _Work:
                 bar.update(len(smallest))
         return records
 
-    def prepare(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Pixels in [0, 1] and labels of a batch that an attack can work on."""
-        check_batch(batch, self.pixel_space, self.num_labels)
+    def prepare(self, batch: Any, first: int) -> tuple[Tensor, Tensor]:
+        """Pixels in [0, 1] and labels of a batch that an attack can work on; `first` is its first image's index."""
+        check_batch(batch, self.pixel_space, self.num_labels, first=first)
         pixels = self.pixel_space.to_pixels(batch["pixel_values"].to(self.device)).clamp(0, 1)
         if self.num_labels is None:  # a plain module tells its number of classes only by its logits
             self.num_labels = count_classes(self.classifier, pixels[:1], attacked=self.threat_model.eps > 0)
-            check_batch(batch, self.pixel_space, self.num_labels)
+            check_batch(batch, self.pixel_space, self.num_labels, first=first)
             get_loss(self.attack.loss).check_num_classes(self.num_labels)
             if self.autoattack:
                 check_num_classes(self.num_labels)
@@ -273,8 +273,8 @@ class _Work:
     def trust_checks(self, batches: NumberedBatches) -> list[TrustCheck]:
         """The checks on the first images."""
         prepared, count = [], 0
-        for _, _, batch in batches.of_process():
-            prepared.append(self.prepare(batch))
+        for _, first, batch in batches.of_process():
+            prepared.append(self.prepare(batch, first))
             count += len(prepared[-1][1])
             if count >= CHECKED_IMAGES:
                 break

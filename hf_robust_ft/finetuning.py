@@ -42,8 +42,11 @@ def prepare_run(
     """Load dataset and model, and fit them to each other.
 
     Raises:
-        ValueError: what `load_image_dataset` or `load_image_classifier` refuse, or a number of samples below 1.
+        ValueError: what `load_image_dataset` or `load_image_classifier` refuse, a number of samples below 1, or a
+            stream and no number of steps.
     """
+    if data_args.streaming:
+        check_stream(args)
     loaded = data_args.load()
     model, processor = model_args.load(loaded["train"].features["label"].names, args.seed)
     splits = DatasetDict({name: align_labels(split, model.config) for name, split in loaded.items()})
@@ -117,6 +120,22 @@ def fine_tune(
     if args.push_to_hub:
         trainer.push_to_hub()
     return trainer
+
+
+def check_stream(args: AdversarialTrainingArguments) -> None:
+    """What a stream needs, checked before a pass over it is spent on holding images out.
+
+    Raises:
+        ValueError: no number of steps, or an eps that would change by epochs.
+    """
+    if args.max_steps < 1:
+        raise ValueError(
+            "A stream has no length, so num_train_epochs says nothing: give --max_steps N with --streaming."
+        )
+    if args.schedule_granularity == "epoch":
+        raise ValueError(
+            "A stream has no epochs for eps to change at: give --schedule_granularity step with --streaming."
+        )
 
 
 def _checkpoint_to_resume(args: AdversarialTrainingArguments) -> str | None:

@@ -19,7 +19,7 @@ from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.protocols import evaluation_attack, get_protocol, resolve_epsilons
 from hf_robust_ft.reporting import library_versions, save_examples, write_evidence
 from hf_robust_ft.reports import RobustnessReport
-from hf_robust_ft.run_arguments import DataArguments, at_most, describe_model
+from hf_robust_ft.run_arguments import DataArguments, at_most, check_model_name, describe_model
 from hf_robust_ft.threat_models import ThreatModel
 
 
@@ -27,8 +27,12 @@ from hf_robust_ft.threat_models import ThreatModel
 class EvaluationArguments:
     """How `hf-robust-ft evaluate` measures."""
 
-    model: str = field(metadata={"help": "AutoModelForImageClassification id or local checkpoint folder."})
+    model: str = field(metadata={"help": "AutoModelForImageClassification id, local checkpoint folder or weight file."})
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
+    architecture: str | None = field(
+        default=None, metadata={"help": "What a weight file holds: timm/NAME, open_clip:NAME, or a folder or Hub id."}
+    )
+    image_size: int | None = field(default=None, metadata={"help": "Input size in pixels (default: the checkpoint's)."})
     split: str = field(default="test", metadata={"help": "Split to evaluate on: test, validation or train."})
     norm: str = field(default="Linf", metadata={"help": "Norm of the perturbation: Linf, L2, L1."})
     eps: str = field(default="4/255", metadata={"help": "Largest budget, in pixel units of [0, 1]: 4/255 or 0.0157."})
@@ -89,6 +93,12 @@ def measure(
     Raises:
         ValueError: what `evaluate_robustness`, `load_image_dataset` or `load_image_classifier` refuse.
     """
+    check_model_name(options.model, options.model_revision)
+    if options.output_dir and os.path.isfile(os.path.join(options.output_dir, "config.json")):
+        raise ValueError(
+            f"{options.output_dir} holds a checkpoint, whose report and card would be overwritten: give another "
+            "output_dir."
+        )
     get_protocol(options.protocol)
     threat_model = ThreatModel(options.norm, options.eps)
     epsilons = resolve_epsilons(options.epsilons, threat_model)
@@ -102,8 +112,12 @@ def measure(
     splits = data_args.load(require_train=False)
     if options.split not in splits:
         raise ValueError(f"Unknown split {options.split!r}. Valid: {', '.join(splits)}.")
-    revision = {"revision": options.model_revision} if options.model_revision else {}
-    model, processor = load_image_classifier(options.model, **revision)
+    given = {"revision": options.model_revision} if options.model_revision else {}
+    if options.architecture is not None:  # a file of tensors names no classes: they are the dataset's, in its order
+        given |= {"label_names": splits[options.split].features["label"].names, "head": "keep"}
+    model, processor = load_image_classifier(
+        options.model, architecture=options.architecture, image_size=options.image_size, **given
+    )
     images = align_labels(splits[options.split], model.config)
     images = at_most(images, data_args.max_eval_samples, data_args.split_seed, "max_eval_samples")
     data = data_args.describe(splits)

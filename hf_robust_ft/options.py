@@ -36,11 +36,13 @@ class Options(NamedTuple):
         parsed: the dataclasses, in the order of their types.
         recipes: the recipes that were read, by name.
         from_recipes: their values that no flag overrode.
+        configs: the recipes as they were named.
     """
 
     parsed: tuple
     recipes: list[str]
     from_recipes: dict[str, Any]
+    configs: list[str] = []
 
 
 def parse_options(
@@ -65,7 +67,8 @@ def parse_options(
         ValueError: an unknown option, recipe or recipe key, `--schedule` beside `--eps_schedule`, or what the
             dataclasses refuse.
     """
-    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    named = {"prog": f"hf-robust-ft {command}", "usage": f"hf-robust-ft {command} [--config RECIPE] [options]"}
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False, **named)
     before.add_argument("--config", action="append")
     before.add_argument("--help_all", "--help-all", action="store_true")
     trains = any(issubclass(each, TrainingArguments) for each in types)
@@ -79,8 +82,7 @@ def parse_options(
     parser = build_parser(
         types,
         recipe,
-        prog=f"hf-robust-ft {command}",
-        usage=f"hf-robust-ft {command} [--config RECIPE] [options]",
+        **named,
         description=f"{description} Values come from recipes, YAML files of the options below; flags override them.",
         epilog=f"Shipped recipes: {', '.join(shipped_recipes())}. A number that a recipe sets is unset by 'none'.",
     )
@@ -93,12 +95,16 @@ def parse_options(
         raise ValueError(_unknown_option(unknown, parser))
     if trains:
         _check_schedule(seen.eps_schedule)
-        arguments = [*arguments, *_settled_late(seen)]
-    parsed = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    settled = _settled_late(seen) if trains else []
+    parsed = parser.parse_args_into_dataclasses([*arguments, *settled], look_for_args_file=False)
+    if getattr(seen, "dry_run", False) and seen.tf32:
+        for each in parsed:
+            if isinstance(each, TrainingArguments):
+                each.tf32 = True
     flags = {word.split("=", 1)[0] for word in arguments if word.startswith("--")}
     given = {action.dest for action in parser._actions if flags & set(action.option_strings)}
     names = [Path(name).stem if os.path.isfile(name) else name for name in recipes]
-    return Options(parsed, names, {key: value for key, value in recipe.items() if key not in given})
+    return Options(parsed, names, {key: value for key, value in recipe.items() if key not in given}, recipes)
 
 
 def filled_in(options: Options, model: str, dataset: str) -> str:
@@ -136,7 +142,8 @@ def _settled_late(seen: argparse.Namespace) -> list[str]:
     if seen.output_dir is None:
         flags += ["--output_dir", default_output_dir(seen)]
     if getattr(seen, "dry_run", False):
-        flags += ["--use_cpu", "true"]  # else Trainer's arguments refuse bf16 on a machine without the planned device
+        # Else Trainer's arguments refuse bf16 and TF32 on a machine without the planned device.
+        flags += ["--use_cpu", "true", *(["--tf32", "false"] if seen.tf32 else [])]
     return flags
 
 

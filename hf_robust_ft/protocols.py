@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def resolve_epsilons(epsilons: Sequence[float | str] | None, threat_model: Threa
     if epsilons is None:
         grid = default_epsilons(threat_model.eps, threat_model.norm)
     else:
-        if isinstance(epsilons, str):
+        if isinstance(epsilons, (str, Real)):
             raise ValueError(f"epsilons must be a list of budgets, got {epsilons!r} alone: put it in brackets.")
         grid = [parse_eps(eps) for eps in epsilons]
     check_epsilons(grid)

@@ -11,9 +11,11 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedModel
 
 from hf_robust_ft.data import SPECS, Streaming, load_image_dataset, stratified_sample
+from hf_robust_ft.data.augmentation import AUGMENTATIONS
 from hf_robust_ft.models import BACKBONES, describe_source, load_image_classifier
 from hf_robust_ft.models.backbones import nearest_names
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
+from hf_robust_ft.models.heads import HEADS
 from hf_robust_ft.models.open_clip_checkpoints import PREFIX
 
 
@@ -57,6 +59,7 @@ class DataArguments:
         for name in ("shuffle_buffer", "stream_eval_samples"):
             if getattr(self, name) is not None and not self.streaming:
                 raise ValueError(f"{name} does nothing without --streaming.")
+        _check_count("max_eval_samples", self.max_eval_samples)
 
     @property
     def stream(self) -> Streaming | bool:
@@ -94,7 +97,7 @@ class DataArguments:
         if spec is not None:  # its splits follow from the spec
             splitting |= {"validation_size": None, "test_size": None}
         facts = {"splitting": splitting, "skipped_images": _without_folders(loaded.pop("skipped_images", {}))}
-        if os.path.exists(self.dataset):
+        if os.path.exists(self.dataset) and spec is None and self.dataset != "digits":
             facts["dataset"] = Path(self.dataset).resolve().name
         else:
             facts |= {
@@ -145,7 +148,12 @@ class ModelArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images at most."})
 
     def __post_init__(self):
-        check_model_name(self.model)  # before a dataset is downloaded for it
+        """Refuse what loading would, before a dataset is downloaded for it."""
+        check_model_name(self.model, self.model_revision)
+        for name, valid in (("head", HEADS), ("augmentation", AUGMENTATIONS)):
+            if getattr(self, name) not in valid:
+                raise ValueError(f"Unknown {name} {getattr(self, name)!r}. Valid: {', '.join(valid)}.")
+        _check_count("max_train_samples", self.max_train_samples)
 
     def load(self, label_names: Sequence[str], seed: int) -> tuple[PreTrainedModel, Any]:
         """The classifier for these classes and its image processor."""
@@ -163,21 +171,24 @@ class ModelArguments:
 
 def at_most(dataset: Dataset | IterableDataset, count: int | None, seed: int, name: str) -> Dataset | IterableDataset:
     """`count` images, each class by its share and drawn with `seed` (of a stream, the first), or all for None."""
+    _check_count(name, count)
     if count is None:
         return dataset
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1, got {count}.")
     if isinstance(dataset, IterableDataset):
         return dataset.take(count)
     return stratified_sample(dataset, min(count, len(dataset)), seed)
 
 
-def check_model_name(name: str) -> None:
-    """Refuse a short name that is none of ours; ids and paths are left to loading.
+def check_model_name(name: str, revision: str | None = None) -> None:
+    """Refuse a short name that is none of ours, and a revision of a path; the rest is left to loading.
 
     Raises:
-        ValueError: it is not known; the nearest ones are named.
+        ValueError: it is not known (the nearest ones are named), is a path to nothing, or has no revisions.
     """
+    if revision and name not in BACKBONES and os.path.exists(os.path.expanduser(name)):
+        raise ValueError(f"{name} lies on this machine and has no revision {revision!r}: leave model_revision out.")
+    if name.startswith(("/", "~", "./", "../")) and not os.path.exists(os.path.expanduser(name)):
+        raise ValueError(f"There is no file or folder {name}.")
     known = [*BACKBONES, *EMBEDDED_MODELS]
     if name in known or "/" in name or name.startswith(PREFIX) or os.path.exists(os.path.expanduser(name)):
         return
@@ -191,6 +202,11 @@ def describe_model(model_id: str) -> dict[str, Any]:
     """What a report says of the model that training started from; a local path is named without its folders."""
     licence = {"base_model_license": BACKBONES[model_id].licence} if model_id in BACKBONES else {}
     return describe_source(model_id) | licence
+
+
+def _check_count(name: str, count: int | None) -> None:
+    if count is not None and count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}.")
 
 
 def _without_folders(skipped: dict[str, list[dict]]) -> dict[str, list[dict]]:

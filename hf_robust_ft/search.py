@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +107,7 @@ def search_learning_rates(
         head_learning_rate: its range; None leaves the trainer's (by default: the learning rate).
         pruner: what stops bad trials after an epoch: "asha" (successive halving, each rung after twice the epochs of
             the one below), "median" or "none".
-        recipe: a YAML file to write the found values to.
+        recipe: a YAML file to write the found values to; its folder is made.
 
     Raises:
         ImportError: Optuna is not installed.
@@ -124,7 +124,10 @@ def search_learning_rates(
         "head_learning_rate": head_learning_rate,
     }
     ranges = {name: ends for name, ends in ranges.items() if ends is not None}
-    _check(trainer, ranges, n_trials, pruner)
+    check_search(ranges, n_trials, pruner)
+    _check_trainer(trainer, ranges)
+    if recipe is not None:  # now, not when the search is over
+        Path(recipe).parent.mkdir(parents=True, exist_ok=True)
 
     errors: dict[int, str] = {}
     storage = optuna.storages.InMemoryStorage()
@@ -159,14 +162,22 @@ def search_learning_rates(
     return result
 
 
-def _check(trainer: AdversarialTrainer, ranges: dict[str, tuple[float, float]], n_trials: int, pruner: str) -> None:
+def check_search(ranges: Mapping[str, Sequence[float]], n_trials: int, pruner: str) -> None:
+    """Refuse what no search can follow.
+
+    Raises:
+        ValueError: an unknown pruner, no trials, or a range that is none.
+    """
     if pruner not in PRUNERS:
         raise ValueError(f"Unknown pruner {pruner!r}. Valid: {', '.join(PRUNERS)}.")
     if n_trials < 1:
         raise ValueError(f"n_trials must be at least 1, got {n_trials}.")
-    for name, (low, high) in ranges.items():
-        if not 0 < low <= high < math.inf:
-            raise ValueError(f"The range of {name} must be two increasing positive numbers, got {(low, high)}.")
+    for name, ends in ranges.items():
+        if len(ends) != 2 or not 0 < ends[0] <= ends[1] < math.inf:
+            raise ValueError(f"The range of {name} must be two increasing positive numbers, got {tuple(ends)}.")
+
+
+def _check_trainer(trainer: AdversarialTrainer, ranges: Mapping[str, Sequence[float]]) -> None:
     if trainer.model_init is None:
         raise ValueError(
             "A search starts every trial from the pretrained weights: make the trainer with model_init=lambda: "

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 
 from hf_robust_ft.finetuning import DataArguments, ModelArguments, build_trainer, prepare_run
-from hf_robust_ft.search import PAPER_RANGE, SearchResult, search_learning_rates
+from hf_robust_ft.search import PAPER_RANGE, SearchResult, check_search, search_learning_rates
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 
 
@@ -29,13 +29,20 @@ class SearchArguments:
     recipe: str = field(default="found.yaml", metadata={"help": "File for the values found; it must not exist."})
 
     def __post_init__(self):
-        for name in ("learning_rates", "weight_decays", "head_learning_rates"):
-            ends = getattr(self, name)
-            if ends is not None and len(ends) != 2:
-                raise ValueError(f"{name} are the two ends of a range, got {ends}.")
+        check_search(self.ranges, self.trials, self.pruner)
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}.")
         self.recipe = os.path.expanduser(self.recipe)
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, ...]]:
+        """What is searched: argument name -> ends of its range."""
+        given = {
+            "learning_rate": self.learning_rates or (),
+            "weight_decay": self.weight_decays,
+            "head_learning_rate": self.head_learning_rates,
+        }
+        return {name: tuple(ends) for name, ends in given.items() if ends is not None}
 
 
 def search(
@@ -56,9 +63,7 @@ def search(
         trainer,
         n_trials=options.trials,
         timeout=None if options.minutes is None else 60 * options.minutes,
-        learning_rate=tuple(options.learning_rates),
-        weight_decay=tuple(options.weight_decays),
-        head_learning_rate=None if options.head_learning_rates is None else tuple(options.head_learning_rates),
+        **{"weight_decay": None, **options.ranges},
         pruner=options.pruner,
         recipe=options.recipe,
     )

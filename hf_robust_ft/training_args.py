@@ -82,6 +82,9 @@ class AdversarialTrainingArguments(TuningArguments):
         for name, valid in (("schedule_granularity", GRANULARITIES), ("robust_eval", ROBUST_EVAL)):
             if getattr(self, name) not in valid:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}. Valid: {', '.join(valid)}.")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         # Each of these raises on what it cannot be built from.
         build_schedule(self.eps_schedule, self.schedule_start, self.schedule_end)
         _ = self.train_attack, self.eval_attack, self.evaluation_grid

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 from transformers import BatchFeature
 
 from hf_robust_ft.batches import NumberedBatches, stack_examples
@@ -84,6 +84,28 @@ def test_a_sharded_loader_is_refused():
     sampler = DistributedSampler(Numbers(), num_replicas=2, rank=0)
     with pytest.raises(ValueError, match="without DistributedSampler"):
         NumberedBatches(loader(sampler=sampler), 4)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(Numbers())
+
+
+def test_a_stream_is_refused_where_every_pass_must_agree():
+    stream = DataLoader(Stream(), batch_size=4, collate_fn=stack_examples)
+    with pytest.raises(ValueError, match="reads an IterableDataset"):
+        NumberedBatches(stream, 4, repeatable=True)
+    NumberedBatches(stream, 4)
+
+
+def test_a_loader_that_drops_images_is_refused():
+    batches_of_4 = BatchSampler(SequentialSampler(Numbers()), 4, drop_last=True)
+    for options in ({"drop_last": True}, {"batch_size": 1, "batch_sampler": batches_of_4}):
+        with pytest.raises(ValueError, match="drop_last=True, so the images of a last, smaller batch"):
+            NumberedBatches(loader(**options), 4)
+    with pytest.raises(ValueError, match="drop_last=True"):
+        NumberedBatches(DataLoader(Stream(), batch_size=4, collate_fn=stack_examples, drop_last=True), 4)
+    assert len(contents(NumberedBatches(loader(batch_size=11, drop_last=True), 4))) == 1
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0, True, None])

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 import hf_robust_ft.evaluation as evaluation
 from hf_robust_ft import AttackResult, RobustnessReport
 from hf_robust_ft.cli import main
+from hf_robust_ft.models.timm_classifier import build_timm_classifier
 
 
 @pytest.fixture
@@ -91,6 +93,8 @@ def test_a_finished_run_is_not_overwritten_and_can_be_resumed(train_flags, tmp_p
         (["--prompts", "a {}"], "prompts are for head='zero_shot'"),
         (["--architecture", "timm/resnet18"], "architecture is for weight files"),
         (["--shuffle_buffer", "10"], "shuffle_buffer does nothing without --streaming"),
+        (["--streaming"], "give --max_steps N with --streaming"),
+        (["--streaming", "--max_steps", "4"], "give --schedule_granularity step with --streaming"),
         (["--lora_alpha", "8"], "do nothing without lora_rank"),
         (["--freeze", "backbone"], "leave head_learning_rate unset"),
         (["--gpu", "t4"], "gpu: only with --dry_run"),
@@ -107,6 +111,8 @@ def test_a_finished_run_is_not_overwritten_and_can_be_resumed(train_flags, tmp_p
         (["--learning-rat=1"], "Unknown option --learning-rat=1. Did you mean --learning_rate"),
         (["--config", "no_such_recipe"], "There is no recipe 'no_such_recipe'"),
         (["--max_eval_samples", "-3"], "max_eval_samples must be at least 1"),
+        (["--model", "/no/such/weights.pt"], "There is no file or folder /no/such/weights.pt"),
+        (["--head", "old"], "Unknown head 'old'. Valid: auto, new, keep, zero_shot"),
     ],
     ids=lambda value: "_".join(value).strip("-") if isinstance(value, list) else "",
 )
@@ -179,10 +185,11 @@ def test_the_output_folder_tells_the_run(train_flags, tmp_path, capsys, monkeypa
 
 
 def test_what_a_search_finds_is_a_recipe_for_train(train_flags, tmp_path, capsys):
-    found = tmp_path / "found.yaml"
+    found = tmp_path / "new" / "found.yaml"
     flags = [*train_flags, "--num_train_epochs", "1", "--trials", "2", "--pruner", "none", "--recipe", str(found)]
     main(["search", *flags])
     printed = capsys.readouterr().out
+    assert f"Reuse: hf-robust-ft train --config paper_default --config {found} ..." in printed
     assert "best of 2 trials" in printed and not (tmp_path / "run" / "model.safetensors").exists()
     main(["train", "--config", "paper_default", "--config", str(found), *train_flags, "--dry-run"])
     assert "From recipe paper_default + found" in capsys.readouterr().out
@@ -191,7 +198,7 @@ def test_what_a_search_finds_is_a_recipe_for_train(train_flags, tmp_path, capsys
     assert "found.yaml exists. Name another file with --recipe" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["search", *flags[:-1], str(tmp_path / "new.yaml"), "--learning_rates", "0.1"])
-    assert "learning_rates are the two ends of a range, got [0.1]" in capsys.readouterr().err
+    assert "The range of learning_rate must be two increasing positive numbers, got (0.1,)" in capsys.readouterr().err
 
 
 def test_no_token_or_folder_of_this_machine_is_published(train_flags, tmp_path):
@@ -222,6 +229,22 @@ def test_evaluate_measures_what_it_is_told_to(train_flags, imagefolder, tmp_path
     with pytest.raises(SystemExit):
         main([*flags[:-1], "gpu"])
     assert "error" in capsys.readouterr().err
+
+
+def test_a_weight_file_is_measured_as_the_checkpoint_it_came_from(imagefolder, tmp_path):
+    labels = {"id2label": dict(enumerate(["blue", "green", "red", "yellow"])), "num_labels": 4}
+    model, processor = build_timm_classifier("test_resnet", labels, image_size=32)
+    model.save_pretrained(tmp_path / "folder")
+    processor.save_pretrained(tmp_path / "folder")
+    save_file(model.timm_model.state_dict(), tmp_path / "weights.safetensors")
+    flags = ["--dataset", imagefolder, "--eps", "2/255", "--device", "cpu", "--attack_steps", "2"]
+    of_file = ["--architecture", "timm/test_resnet", "--image_size", "32"]
+    reports = []
+    for name, more in (("folder", []), ("weights.safetensors", of_file)):
+        main(["evaluate", "--model", str(tmp_path / name), *more, *flags, "--output_dir", str(tmp_path / f"of_{name}")])
+        reports.append(RobustnessReport.from_json(tmp_path / f"of_{name}" / "robustness_report.json"))
+    assert reports[0].accuracies == reports[1].accuracies
+    assert reports[0].per_class == reports[1].per_class
 
 
 def test_evaluating_a_checkpoint_of_another_dataset_is_refused(checkpoint, imagefolder, capsys):

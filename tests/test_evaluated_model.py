@@ -156,6 +156,11 @@ class Altered(ColourClassifier):
         return self.after(super().forward(self.before(pixel_values)), pixel_values)
 
 
+def test_a_processor_is_no_pixel_space(measure, processor):
+    with pytest.raises(ValueError, match=r"got \w+: give PixelSpace\.from_processor\(processor\)"):
+        measure(ColourClassifier(), pixel_space=processor)
+
+
 def test_a_single_class_is_refused(measure, dataset):
     model = Altered(after=lambda logits, pixels: logits[:, :1])
     with pytest.raises(ValueError, match="The model has 1 class: there is nothing to confuse it with"):

@@ -35,7 +35,7 @@ def test_pixels_far_outside_are_refused_and_rounding_is_not(measure, dataset, sp
         return changed(dataset, 13, pixel_values=space.from_pixels(pixels))
 
     for value in (1.002, -0.002):
-        with pytest.raises(ValueError, match=r"image 3 of the batch is the first outside"):
+        with pytest.raises(ValueError, match=r"image 13 of the data is the first outside"):
             measure(with_corner(value))
     assert measure(with_corner(-3e-8)) == measure(with_corner(0.0))
 
@@ -44,7 +44,7 @@ def test_pixels_far_outside_are_refused_and_rounding_is_not(measure, dataset, sp
 def test_pixels_that_are_not_finite_are_named(measure, dataset, value):
     broken = torch.as_tensor(dataset[25]["pixel_values"]).clone()
     broken[0, 3, 3] = value
-    with pytest.raises(ValueError, match="image 5 of the batch are NaN or infinite"):
+    with pytest.raises(ValueError, match="image 25 of the data are NaN or infinite"):
         measure(changed(dataset, 25, pixel_values=broken))
 
 
@@ -79,7 +79,10 @@ def test_empty_data_are_refused(measure, dataset, kind):
             measure(data, checks=checks)
 
 
-@pytest.mark.parametrize(("label", "message"), [(1.0, "labels must be one class index"), (4, "got 4"), (-1, "got -1")])
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [(1.0, "labels must be one class index"), (4, r"got 4 \(image 12 of the data\)"), (-1, "got -1")],
+)
 def test_bad_labels_are_refused(measure, dataset, label, message):
     with pytest.raises(ValueError, match=message):
         measure(changed(dataset, 12, labels=label))

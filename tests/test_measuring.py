@@ -46,9 +46,18 @@ def test_help_tells_what_the_defaults_are():
         ({"eps_distributions": ["beta"]}, "is no distribution of eps"),
         ({"protocol": "fast"}, "Unknown protocol"),
         ({"device": "tpu"}, "cannot be used here"),
+        ({"model": "nowhere"}, "Unknown model 'nowhere'"),
+        ({"model": ".", "model_revision": "main"}, r"\. lies on this machine and has no revision 'main'"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(changes, message):
-    options = EvaluationArguments(model="nowhere", **changes)
+    options = EvaluationArguments(**({"model": "some/model"} | changes))
     with pytest.raises(ValueError, match=message):
+        measuring.measure(options, None, "command")
+
+
+def test_the_card_of_a_checkpoint_is_not_overwritten(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    options = EvaluationArguments(model=str(tmp_path), output_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="holds a checkpoint, whose report and card would be overwritten"):
         measuring.measure(options, None, "command")

@@ -5,6 +5,7 @@ import pytest
 from hf_robust_ft.finetuning import DataArguments, ModelArguments
 from hf_robust_ft.options import default_output_dir, filled_in, parse_options
 from hf_robust_ft.planning import PlanArguments
+from hf_robust_ft.searching import SearchArguments
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 
 TYPES = (ModelArguments, DataArguments, AdversarialTrainingArguments, PlanArguments)
@@ -70,6 +71,28 @@ def test_what_cannot_be_understood_is_named(parse, flags, message):
 def test_a_dry_run_for_another_machine_may_plan_with_bf16(parse):
     args, plan = parse("--dry-run", "--bf16", "--gpu", "a100").parsed[2:]
     assert plan.dry_run and args.bf16 and args.use_cpu
+
+
+@pytest.mark.parametrize("flags", [["--tf32"], ["--tf32", "true"], ["--config", "mine.yaml"]])
+def test_a_dry_run_for_another_machine_may_plan_with_tf32(parse, tmp_path, flags):
+    (tmp_path / "mine.yaml").write_text("tf32: true\n")
+    options = parse("--dry-run", *flags)
+    assert options.parsed[2].tf32 is True and options.parsed[2].use_cpu
+    assert options.from_recipes.get("tf32") == (True if "--config" in flags else None)
+
+
+def test_a_limit_with_a_default_can_be_lifted():
+    types = (ModelArguments, DataArguments, AdversarialTrainingArguments, SearchArguments)
+    argv = ["--model", "swin", "--dataset", "cub200", "--output_dir", "run", "--minutes"]
+    for text, minutes in (("none", None), ("2", 2.0)):
+        options = parse_options("search", [*argv, text], types, ("", "", "", ""), "Search.")
+        assert options.parsed[3].minutes == minutes
+
+
+def test_a_missing_value_is_told_under_the_programs_name(parse, capsys):
+    with pytest.raises(SystemExit):
+        parse("--schedule")
+    assert "hf-robust-ft train: error: argument --schedule" in capsys.readouterr().err
 
 
 def test_what_was_filled_in_names_checkpoint_and_copy(parse):

@@ -28,6 +28,12 @@ def measure(dataset, processor):
     return run
 
 
+@pytest.mark.parametrize("epsilons", ["8/255", 8 / 255])
+def test_a_budget_alone_is_no_grid(epsilons):
+    with pytest.raises(ValueError, match="alone: put it in brackets"):
+        resolve_epsilons(epsilons, ThreatModel("Linf", "8/255"))
+
+
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_exact_is_nowhere_above_paper(measure, norm):
     paper, exact = (measure(protocol, norm) for protocol in ("paper", "exact"))

@@ -34,6 +34,8 @@ def test_defaults_are_the_papers(make_args):
         ({"eval_epsilons": ["0", "4/255"]}, "must end at the threat model's eps"),
         ({"eval_epsilons": ["4/255", "8/255"]}, "must start at 0"),
         ({"eval_epsilons": ["0", "x", "8/255"]}, "neither a number nor a fraction"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, got 0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
         ({"metric_for_best_model": "expected_robustness"}, "robust_eval='epoch'"),
         ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "ZeRO-3"),
     ],

@@ -34,7 +34,8 @@ def find_columns(features: Features, dataset_id: str, image: str | None, label: 
     if not labels and os.path.isdir(dataset_id):
         raise ValueError(
             f"{dataset_id} has no label column among {list(features)}: an imagefolder needs two class folders or more, "
-            "train/<class>/<image>. Otherwise name the column to use: label_column."
+            "train/<class>/<image>, without folders inside them or a metadata file. Otherwise name the column to use: "
+            "label_column."
         )
     if len(labels) != 1:
         found = "no label column" if not labels else f"several label columns, {labels}"

@@ -1,6 +1,7 @@
 """A name, Hub id or local path -> train, validation and test splits of upright RGB images and class labels."""
 
 import logging
+import os
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -13,12 +14,15 @@ from hf_robust_ft.data.specs import SPECS, DatasetSpec
 from hf_robust_ft.data.splits import SplitSizes, canonical_names, check_source, split_by_spec, with_all_splits
 from hf_robust_ft.data.streaming import Streaming, stream_splits
 
+logger = logging.getLogger(__name__)
+
 
 class ImageSplits(DatasetDict):
     """The splits, and in `facts` what a report should say of where they come from.
 
     `split_sizes` (a stream has none), and where they apply: `dataset_commit` (what the Hub resolved the revision to),
-    `skipped_images` (by split of the source, a list of `index`, `file`, `reason`); of the paper's datasets also
+    `skipped_images` (by split of the source, a list of `index`, `file`, `reason`; of a stream only those among the
+    images kept for evaluation); of the paper's datasets also
     `dataset_hub_id`, `paper_split_sizes`, `dataset_license`, `dataset_citation`, `dataset_note`.
     """
 
@@ -53,8 +57,9 @@ def load_image_dataset(
         test_size: share of train to split off, in (0, 1).
         seed: of what is split off, drawn or shuffled.
         require_train: without it, a dataset of test or validation images alone is returned as it is.
-        skip_bad_images: leave out images that cannot be decoded, and log them; decodes every image once. In a stream
-            they are logged as they are met, and not counted. Without it, such an image raises when it is read.
+        skip_bad_images: leave out images that cannot be decoded, and log them; decodes every image once. In the
+            stream of training images they are logged as they are met, and not counted. Without it, such an image
+            raises when it is read.
         streaming: store nothing on disk: `train` is a shuffled stream (train on it with `max_steps`), and a bounded
             number of `validation` and `test` images is kept in memory, as `Streaming` says.
         load_options: passed to `datasets.load_dataset` (`revision`, `token`, `name`, `cache_dir`, ...).
@@ -69,6 +74,9 @@ def load_image_dataset(
         OSError: the disk is full, or the Hub does not answer.
     """
     spec, sizes = SPECS.get(dataset_id), SplitSizes(validation_size, test_size, seed)
+    if (spec is not None or dataset_id in EMBEDDED_DATASETS) and os.path.exists(dataset_id):
+        meant = spec.hub_id if spec is not None else "the embedded dataset"
+        logger.warning("%s means %s here, not what lies in this folder: that is ./%s.", dataset_id, meant, dataset_id)
     if spec is not None:
         sizes.check_unchanged(spec)
         image_column, label_column = image_column or spec.image_column, label_column or spec.label_column
@@ -85,7 +93,9 @@ def load_image_dataset(
         facts, columns = _facts(spec, source), (image_column, label_column)
         if streaming:
             options = streaming if isinstance(streaming, Streaming) else Streaming()
-            splits = stream_splits(source, dataset_id, columns, sizes.for_stream(spec), options, skip_bad_images)
+            sizes = sizes.for_stream(spec)
+            splits, skipped = stream_splits(source, dataset_id, columns, sizes, options, skip_bad_images)
+            facts |= {"skipped_images": skipped} if skip_bad_images else {}
         else:
             source = _prepared(source, dataset_id, spec, columns)
             if skip_bad_images:

@@ -1,8 +1,10 @@
 """Where images come from (embedded, a local path, the Hub), and what to do when they do not come."""
 
 import errno
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,15 +13,19 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.utils.info_utils import NonMatchingSplitsSizesError
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
 
 from hf_robust_ft.data.digits import load_digits_dataset
 from hf_robust_ft.data.specs import SPECS, nearest_names
-from hf_robust_ft.downloads import verify_download
+from hf_robust_ft.downloads import disk_full, error_chain, verify_download
 
 EMBEDDED_DATASETS = {"digits": load_digits_dataset}
+_NO_IMAGES = {".csv", ".db", ".ini", ".json", ".jsonl", ".md", ".parquet", ".txt", ".xml"}  # beside images, on purpose
+
+logger = logging.getLogger(__name__)
 
 
 def load_source(dataset_id: str, load_options: dict[str, Any]) -> dict[str, Dataset | IterableDataset]:
@@ -39,6 +45,8 @@ def load_source(dataset_id: str, load_options: dict[str, Any]) -> dict[str, Data
         return {"train": EMBEDDED_DATASETS[dataset_id]()}
     looks_like_path = os.path.isabs(dataset_id) or dataset_id.startswith((".", "~")) or dataset_id.endswith(".parquet")
     path = os.path.expanduser(dataset_id)
+    if os.path.exists(path) and load_options.get("revision"):
+        raise ValueError(f"{dataset_id} lies on this machine and has no revision {load_options['revision']!r}.")
     if os.path.isfile(path):
         if not path.endswith(".parquet"):
             raise ValueError(f"{dataset_id} is a file, but not a .parquet file. Give one, or a folder of images.")
@@ -52,11 +60,33 @@ def load_source(dataset_id: str, load_options: dict[str, Any]) -> dict[str, Data
             raise ValueError(f"{dataset_id} was written by save_to_disk and takes no {sorted(load_options)}.")
         return dict(DatasetDict.load_from_disk(path))
     splits = _load(path, dataset_id, load_options)
+    if os.path.isdir(path):
+        _warn_of_unread_files(path, dataset_id)
     if not os.path.isdir(path) and not load_options.get("streaming"):
         verify_download(
             dataset_id, repo_type="dataset", revision=load_options.get("revision"), token=load_options.get("token")
         )
     return splits
+
+
+def _warn_of_unread_files(path: str, dataset_id: str) -> None:
+    """`datasets` passes over what it knows no image by its ending, and over broken links, without a word."""
+    unread: Counter[str] = Counter()
+    for folder, _, files in os.walk(path):
+        endings = {name: os.path.splitext(name)[1].lower() for name in files if not name.startswith(".")}
+        if set(endings.values()).isdisjoint(ImageFolder.EXTENSIONS):
+            continue
+        for name, ending in endings.items():
+            if not os.path.exists(os.path.join(folder, name)):
+                unread["broken links"] += 1
+            elif ending not in ImageFolder.EXTENSIONS and ending not in _NO_IMAGES:
+                unread[ending or "no ending"] += 1
+    if unread:
+        counts = ", ".join(f"{ending} ({count})" for ending, count in unread.most_common(8))
+        logger.warning(
+            "%s: %d files beside the images are not read: %s. Convert or rename those that are images.",
+            dataset_id, unread.total(), counts,
+        )  # fmt: skip
 
 
 def loaded_commit(dataset: Dataset | IterableDataset) -> str | None:
@@ -72,7 +102,7 @@ def disk_errors_explained(dataset_id: str, cache_dir: str | None = None) -> Iter
     try:
         yield
     except Exception as error:
-        full = _disk_full(error)
+        full = disk_full(error)
         if full is None:
             raise
         where = f" (while writing {full.filename})" if getattr(full, "filename", None) else ""
@@ -93,13 +123,13 @@ def _load(path: str, dataset_id: str, load_options: dict[str, Any]) -> dict[str,
             "download_mode='force_redownload'."
         ) from error
     except (DatasetNotFoundError, GatedRepoError, ConnectionError, DatasetGenerationError, pa.ArrowInvalid) as error:
-        if _disk_full(error):
+        if disk_full(error):
             raise
         raise _explained(error, dataset_id) from error
 
 
 def _explained(error: Exception, dataset_id: str) -> Exception:
-    causes = list(_chain(error))
+    causes = list(error_chain(error))
     # Behind its listing of files `datasets` keeps only the words.
     if any(isinstance(cause, GatedRepoError) for cause in causes) or "is a gated dataset" in str(error):
         return ValueError(
@@ -119,20 +149,3 @@ def _explained(error: Exception, dataset_id: str) -> Exception:
         f"{str(error).rstrip('.')}.{known} Otherwise give a Hub id (owner/name) that exists and that your token may "
         "read, or a local folder."
     )
-
-
-def _disk_full(error: Exception) -> BaseException | None:
-    """What says that the disk is full, among an exception and its causes."""
-    for cause in _chain(error):
-        if getattr(cause, "errno", None) == errno.ENOSPC or "Not enough disk space" in str(cause):
-            return cause
-    return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what led to it, the first cause last."""
-    seen = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

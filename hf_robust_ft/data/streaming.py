@@ -48,8 +48,10 @@ def stream_splits(
     sizes: SplitSizes,
     options: Streaming,
     skip_bad_images: bool,
-) -> DatasetDict:
+) -> tuple[DatasetDict, dict[str, list]]:
     """A shuffled stream `train`, and `validation` and `test` of at most `options.eval_samples` images in memory.
+
+    Beside them what was skipped of the images in memory, by split.
 
     A missing test split is half of the validation sample, if there is one; what is missing otherwise is held out of
     train, by one pass over it.
@@ -60,7 +62,7 @@ def stream_splits(
     streams = {name: _two_columns(stream, dataset_id, *columns) for name, stream in splits.items()}
     parts = _evaluation_samples(streams, dataset_id, sizes.seed, options.eval_samples)
     if "train" not in streams:
-        return DatasetDict(parts)
+        return _without_bad_parts(parts, dataset_id, skip_bad_images)
     start = 0.0
     for name, share in (("validation", sizes.validation), ("test", sizes.test)):
         if name not in parts:
@@ -74,10 +76,21 @@ def stream_splits(
         train = train.filter(_Bucket(start, 1.0, sizes.seed), input_columns="image")
     if skip_bad_images:
         train = train.filter(_is_decodable, input_columns="image")
-        parts = {name: without_bad_images(part, dataset_id, name)[0] for name, part in parts.items()}
+    parts, skipped = _without_bad_parts(parts, dataset_id, skip_bad_images)
     features = Features({"image": RGBImage(id=f"{dataset_id} (train)"), "label": streams["train"].features["label"]})
     parts["train"] = train.shuffle(seed=sizes.seed, buffer_size=options.shuffle_buffer).cast(features)
-    return DatasetDict({name: parts[name] for name in ("train", "validation", "test")})
+    return DatasetDict({name: parts[name] for name in ("train", "validation", "test")}), skipped
+
+
+def _without_bad_parts(
+    parts: dict[str, Dataset], dataset_id: str, skip_bad_images: bool
+) -> tuple[DatasetDict, dict[str, list]]:
+    if not skip_bad_images:
+        return DatasetDict(parts), {}
+    checked = {name: without_bad_images(part, dataset_id, name) for name, part in parts.items()}
+    return DatasetDict({name: part for name, (part, _) in checked.items()}), {
+        name: bad for name, (_, bad) in checked.items()
+    }
 
 
 def _evaluation_samples(

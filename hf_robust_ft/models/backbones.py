@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+_MANY = 20  # names that no error message lists in full
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -16,6 +18,7 @@ class Backbone:
         licence: of the weights, as the checkpoint's publisher states it.
         image_size: input side in pixels in the paper's experiments; the checkpoint's own may differ (`clip_cnx`: 256).
         text_tower_id: where its text tower is, for a zero-shot head; None for a backbone without one.
+        architecture: of a weight file, where `hub_id` does not name it.
     """
 
     alias: str
@@ -24,6 +27,7 @@ class Backbone:
     licence: str
     image_size: int = 224
     text_tower_id: str | None = None
+    architecture: str | None = None
 
 
 BACKBONES = {
@@ -46,17 +50,27 @@ BACKBONES = {
             "ClipCNX",
             "mit",
             text_tower_id="laion/CLIP-convnext_base_w-laion2B-s13B-b82K",
+            architecture="open_clip:convnext_base_w",
         ),
     )
 }
 
 
 def nearest_names(name: str, known: Iterable[str]) -> str:
-    """Those of the `known` names most like `name`, for an error message; all of them where none is alike.
+    """Those of the `known` names most like `name`, whatever the case, for an error message.
+
+    Where none is alike, all of a few, or the three least unlike of many.
 
     >>> nearest_names("clipvit", BACKBONES)
     'clip_vit, vit'
+    >>> nearest_names("vit-b-32", ["RN50", "ViT-B-32"])
+    'ViT-B-32'
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.55)
-    return ", ".join(close or known)
+    lowered: dict[str, list[str]] = {}
+    for entry in known:
+        lowered.setdefault(entry.lower(), []).append(entry)
+    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.55)
+    if not close and len(known) > _MANY:
+        close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.0)
+    return ", ".join([entry for match in close for entry in lowered[match]] or known)

@@ -1,5 +1,7 @@
 """A Hub id, a folder, a file or a short name -> a plain transformers classifier and its image processor."""
 
+import errno
+import logging
 import os
 import pickle
 from collections.abc import Iterator, Sequence
@@ -7,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from hf_robust_ft.downloads import verify_download
+from hf_robust_ft.downloads import disk_full, verify_download
 from hf_robust_ft.models.backbones import BACKBONES, nearest_names
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS, load_efficientnet_lite
 from hf_robust_ft.models.heads import (
@@ -27,6 +30,8 @@ from hf_robust_ft.models.timm_classifier import mend_timm_config
 from hf_robust_ft.models.transformers_clip import zero_shot_classifier
 from hf_robust_ft.models.weight_files import SUFFIXES, load_weight_file
 from hf_robust_ft.models.zero_shot import DEFAULT_PROMPTS, check_prompts
+
+logger = logging.getLogger(__name__)
 
 
 def load_image_classifier(
@@ -61,8 +66,8 @@ def load_image_classifier(
             `keep` never does; `zero_shot` folds the class prompts of a CLIP or SigLIP text tower into the head, see
             `hf_robust_ft.models.zero_shot` for what is exact.
         prompts: templates of `zero_shot`, with one `{}` each for the class name.
-        architecture: what a weight file holds: `timm/resnet18`, `open_clip:ViT-B-32`, or a folder or Hub id with a
-            transformers config.
+        architecture: what a weight file holds: one of the paper's names, `timm/resnet18`, `open_clip:ViT-B-32`, or a
+            folder or Hub id with a transformers config.
         from_pretrained: passed to `from_pretrained` (`revision`, `token`, `trust_remote_code`, ...); `dtype` is
             float32 unless given, whatever the checkpoint was stored in.
 
@@ -106,6 +111,9 @@ def _check_options(head: str, prompts: Sequence[str], labels: dict[str, Any], im
 def _resolve(model_id: str, image_size: int | None, head: str) -> tuple[str, int | None]:
     """The checkpoint behind a short name, and the input size that goes with it."""
     backbone = BACKBONES.get(model_id)
+    if (backbone is not None or model_id in EMBEDDED_MODELS) and os.path.exists(model_id):
+        meant = backbone.hub_id if backbone is not None else "the embedded model"
+        logger.warning("%s means %s here, not what lies in this folder: that is ./%s.", model_id, meant, model_id)
     if backbone is not None:
         source = backbone.hub_id
         if head == "zero_shot":
@@ -116,6 +124,8 @@ def _resolve(model_id: str, image_size: int | None, head: str) -> tuple[str, int
         return source, image_size or backbone.image_size
     if os.path.exists(model_id) or model_id in EMBEDDED_MODELS or model_id.startswith(PREFIX):
         return model_id, image_size
+    if model_id.endswith(SUFFIXES):
+        raise ValueError(f"There is no weight file {model_id}.")
     if model_id.startswith((".", "/", "~")):
         raise ValueError(f"{model_id} is not a folder. Give a checkpoint folder, a weight file or a Hub model id.")
     if "/" not in model_id:
@@ -154,6 +164,9 @@ def _from_file(
         raise ValueError(f"A weight file takes no {sorted(from_pretrained)}.")
     if not path.endswith(SUFFIXES):
         raise ValueError(f"{path} is no weight file: its name must end in {', '.join(SUFFIXES)}.")
+    if architecture in BACKBONES:
+        backbone = BACKBONES[architecture]
+        architecture, image_size = backbone.architecture or backbone.hub_id, image_size or backbone.image_size
     if architecture is not None and architecture.startswith(PREFIX):
         model, processor = _open_clip(architecture, labels, head, prompts, {}, weights=path)
         if image_size is not None:
@@ -210,6 +223,14 @@ def _verified(model_id: str, options: dict[str, Any]) -> Iterator[None]:
         if remote:
             verify_download(model_id, **asked)
         raise
+    except OSError as error:
+        if disk_full(error) is None:
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"The disk is full: {model_id} could not be downloaded to {asked['cache_dir'] or constants.HF_HUB_CACHE}. "
+            "Free some space, or point HF_HOME (or cache_dir) at a larger disk.",
+        ) from error
     if remote:
         verify_download(model_id, **asked)
 

@@ -2,15 +2,19 @@
 
 import logging
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import open_clip
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPImageProcessor, PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification
 from transformers.utils import cached_file
 
+from hf_robust_ft.downloads import disk_full, verify_download
 from hf_robust_ft.models.backbones import nearest_names
 from hf_robust_ft.models.clip_twins import TimmTwin, open_clip_translations, open_clip_twin, verified_twin
 from hf_robust_ft.models.open_clip_classifier import OpenClipForImageClassification, OpenClipVisionConfig
@@ -61,6 +65,8 @@ def is_open_clip(model_id: str, options: dict[str, Any]) -> bool:
         if cached_file(model_id, "config.json", **options) is not None:
             return False
     except OSError as error:  # offline, a config.json that was never there cannot be told from one not yet loaded
+        if disk_full(error):
+            raise
         problem = error if model_id in str(error) else OSError(f"{model_id}: {error}")
     try:
         cached_file(model_id, _CONFIG, **options)
@@ -94,13 +100,17 @@ def load_open_clip(model_id: str, options: dict[str, Any], weights: str | None =
         stated = {} if weights else open_clip.get_pretrained_cfg(name, tag)
         config = open_clip.get_model_config(name)
         config["quick_gelu"] = bool(config.get("quick_gelu") or stated.get("quick_gelu"))
-        clip = open_clip.create_model(
-            name,
-            pretrained=weights or tag,
-            force_quick_gelu=config["quick_gelu"],
-            require_pretrained=True,
-            **options,
-        )
+        more = {"force_quick_gelu": config["quick_gelu"], "require_pretrained": True, **options}
+        try:
+            clip = open_clip.create_model(name, pretrained=weights or tag, **more)
+        except (RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+            if weights is None:
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{weights} does not fit {model_id}, both towers of it: {reason}") from error
+        if stated.get("hf_hub"):
+            repository = "/".join(stated["hf_hub"].split("/")[:2])
+            verify_download(repository, cache_dir=options.get("cache_dir"))
         tokenizer = name
     else:
         folder = os.path.dirname(cached_file(model_id, _CONFIG, **options))
@@ -138,6 +148,9 @@ def _download_weights(model_id: str, options: dict[str, Any]) -> None:
             cached_file(model_id, filename, **options)
             return
         except OSError as error:
+            absent = "does not appear to have a file" in str(error)  # all that transformers tells it by
+            if not absent and not isinstance(error.__cause__, LocalEntryNotFoundError):
+                raise
             missing = error
     raise OSError(f"{model_id} has {_CONFIG} but none of {', '.join(_WEIGHTS)}: {missing}") from missing
 

@@ -27,6 +27,27 @@ def timm_architecture(name: str) -> str:
     return architecture
 
 
+def tagged_input(name: str) -> dict[str, Any]:
+    """The input that the tag of `timm/NAME.TAG` was trained with; empty for a name without one.
+
+    Tags of one architecture differ in normalisation (vit_small_patch16_224: ImageNet's for `dino`, 0.5 for `augreg`)
+    and in size (convnext_base: 384 pixels for `fb_in22k_ft_in1k_384`).
+
+    Raises:
+        ValueError: timm knows no such tag of the architecture.
+    """
+    architecture, _, tag = name.removeprefix("timm/").partition(".")
+    if not tag:
+        return {}
+    tags = timm.models.get_arch_pretrained_cfgs(architecture)
+    known = [entry.partition(".")[2] for entry in tags]
+    if tag not in known:
+        raise ValueError(
+            f"timm {timm.__version__} knows no tag {tag!r} of {architecture}. Nearest: {nearest_names(tag, known)}."
+        )
+    return tags[f"{architecture}.{tag}"].to_dict()
+
+
 def input_config(template: dict[str, Any], image_size: int | None = None) -> dict[str, Any]:
     """What a TimmWrapper's config must say of its input, else its processor cannot be reloaded.
 
@@ -59,18 +80,19 @@ def build_timm_classifier(
     """A classifier with timm's own random initialisation, and its processor.
 
     Args:
-        architecture: timm's name, with or without `timm/`; a tag is left aside.
+        architecture: timm's name, with or without `timm/`; a tag (after a dot) tells the input.
         labels: `num_labels`, `id2label`, `label2id`, as in a transformers config.
         image_size: input side in pixels; None for the architecture's own.
         model_args: further arguments of `timm.create_model`.
-        pretrained_cfg: the input's normalisation, size, interpolation and crop; timm's for the architecture if None.
+        pretrained_cfg: the input's normalisation, size, interpolation and crop; timm's for the architecture and its
+            tag if None.
 
     Raises:
-        ValueError: an unknown architecture, or an image size it does not take.
+        ValueError: an unknown architecture or tag, or an image size it does not take.
     """
-    architecture = timm_architecture(architecture)
+    tagged, architecture = architecture, timm_architecture(architecture)
     inner = timm.create_model(architecture, **({"num_classes": labels["num_labels"]} | (model_args or {})))
-    template = {**inner.pretrained_cfg, **(pretrained_cfg or {})}
+    template = {**inner.pretrained_cfg, **tagged_input(tagged), **(pretrained_cfg or {})}
     sized = fixed_size_args(inner, image_size or template["input_size"][-1], inner.pretrained_cfg["input_size"][-1])
     if sized:
         model_args = {**(model_args or {}), **sized}

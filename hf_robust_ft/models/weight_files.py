@@ -63,6 +63,7 @@ def load_weight_file(
         raise ValueError(f"{path} holds no classification head for {architecture}: give label_names or num_labels.")
     if len(rows) == 1 and not labels and rows != {model.config.num_labels}:
         model, processor = _blank(architecture, {"num_labels": min(rows)}, image_size)
+        state = _renamed(saved, model)
     known = [f"LABEL_{index}" for index in range(max(rows, default=0))]
     name = os.path.basename(path)
     ignored = ends if not rows or replaces_head(head, known, labels, name) else set()
@@ -100,9 +101,27 @@ def _renamed(saved: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Tens
     """The file's tensors under the model's names; timm translates what other code bases call them."""
     inner = getattr(model, "timm_model", None)
     if inner is None:
-        return saved
+        return _converted(saved, model)
     bare = {name.removeprefix("timm_model."): tensor for name, tensor in saved.items()}
     translate = checkpoint_filter(timm_architecture(model.config.architecture))
     if translate is not None and not set(bare) <= set(inner.state_dict()):
         bare = translate(bare, inner)
     return {f"timm_model.{name}": tensor for name, tensor in bare.items()}
+
+
+def _converted(saved: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
+    """The file's tensors as `from_pretrained` reads them: it stores some models under other names than it builds them.
+
+    Those of another shape than the model's hold no data.
+    """
+    loaded, info = type(model).from_pretrained(
+        None,
+        config=model.config,
+        state_dict=dict(saved),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+    )
+    state = {name: tensor for name, tensor in loaded.state_dict().items() if name not in info["missing_keys"]}
+    state |= {name: torch.empty(shape, device="meta") for name, shape, _ in info["mismatched_keys"]}
+    return state | {name: saved[name] for name in info["unexpected_keys"] if name in saved}

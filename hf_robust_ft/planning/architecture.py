@@ -87,7 +87,7 @@ def _by_name(checkpoint: str, image_size: int | None) -> tuple[str, int | None, 
     if os.path.isdir(checkpoint):
         return None
     if checkpoint.startswith("timm/"):
-        return checkpoint.removeprefix("timm/").split(".")[0], image_size, {}
+        return checkpoint.removeprefix("timm/"), image_size, {}
     name = _open_clip_name(checkpoint)
     if name is None:
         return None

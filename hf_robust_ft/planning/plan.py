@@ -11,6 +11,7 @@ from datasets import DatasetDict
 
 from hf_robust_ft.data import SPECS, expected_sizes
 from hf_robust_ft.data.splits import SplitSizes
+from hf_robust_ft.finetuning import check_stream
 from hf_robust_ft.planning.architecture import bare_model
 from hf_robust_ft.planning.arguments import PlanArguments
 from hf_robust_ft.planning.flops import PassFlops, count_flops
@@ -132,6 +133,8 @@ def plan_run(
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "tf32" if args.tf32 else "fp32"
     gpu = get_gpu(plan_args.gpu)
     peak = gpu.peak(precision)
+    if data_args.streaming:
+        check_stream(args)
     with offline():
         dataset = _dataset(model_args, data_args, plan_args.samples)
         bare = bare_model(
@@ -184,6 +187,8 @@ def configuration(
 ) -> dict[str, Any]:
     """The settings of a run that its report records, and those that name its files."""
     own = {**dataclasses.asdict(model_args), **dataclasses.asdict(data_args)}
+    if data_args.dataset in SPECS:  # its splits follow from the spec
+        own |= {"validation_size": None, "test_size": None}
     own = {name: value for name, value in own.items() if value is not None}
     evaluation = {
         "eval_attack_steps": args.eval_attack_steps,
@@ -210,6 +215,9 @@ def _dataset(model_args: ModelArguments, data_args: DataArguments, samples: list
     for split, most in (("train", model_args.max_train_samples), ("test", data_args.max_eval_samples)):
         if most is not None:
             sizes[split] = min(sizes[split], most)
+    if data_args.streaming:
+        for split in ("validation", "test"):
+            sizes[split] = min(sizes[split], data_args.stream.eval_samples)
     return {
         "name": _shown(name),
         "source": f"{spec.hub_id}@{spec.revision}" if spec else _shown(name),

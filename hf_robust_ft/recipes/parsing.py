@@ -3,12 +3,14 @@
 import argparse
 import dataclasses
 import difflib
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 FOLDER = Path(__file__).parent
 
@@ -86,9 +88,14 @@ def build_parser(types: Sequence[type], recipe: Mapping[str, Any], **parser_opti
             raise ValueError(f"Unknown recipe key {key!r}." + (f" Did you mean {' or '.join(near)}?" if near else ""))
     parser = HfArgumentParser(types, allow_abbrev=False, formatter_class=HelpFormatter, **parser_options)
     parser.set_defaults(**{key: value for key, value in RUN_DEFAULTS.items() if key in valid})
+    # Of the annotations: HfArgumentParser takes None out of the fields' own types.
+    hints = {name: hint for each in types for name, hint in typing.get_type_hints(each).items()}
+    may_be_none = {name for name, hint in hints.items() if type(None) in typing.get_args(hint)}
     for action in parser._actions:
-        if action.type in (int, float) and action.default is None and not action.required:
+        if action.type in (int, float) and action.dest in may_be_none:
             action.type = _number_or_none(action.type)
+        elif action.type is string_to_bool and action.nargs is None:  # `bool | None`: --tf32 as --bf16
+            action.nargs, action.const = "?", True
         if action.dest in recipe:
             action.required = False
     takes_list = {action.dest for action in parser._actions if action.nargs == "+"}

@@ -42,6 +42,8 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     facts = report.metadata
     norm, eps = report.threat_model["norm"], format_eps(report.threat_model["eps"])
     attack = f"APGD-{report.attack['loss'].upper().replace('_', '-')}-{report.attack['steps']}"
+    subject = facts.get("base_model_text") or facts.get("base_model")
+    title = "Robust image classifier" if facts.get("training") or not subject else f"Robustness of {subject}"
     dataset = facts.get("dataset_name") or facts.get("dataset") or "the evaluation dataset"
     setting = {"norm": norm, "eps": eps, "attack": attack, "protocol": report.protocol, "samples": report.num_samples}
     results = [
@@ -51,7 +53,9 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
             dataset_name=dataset,
             dataset_split=facts.get("split"),
             metric_type="accuracy" if key == "clean_accuracy" else key,
-            metric_name=_metric_name(key, f"{norm} {eps}", attack),
+            metric_name=_metric_name(
+                key, f"{norm} {eps}", attack if report.protocol == "paper" else f"{attack}, {report.protocol}"
+            ),
             metric_value=round(getattr(report, key), 6),
             metric_args=_metric_args(key, report, setting),
         )
@@ -62,7 +66,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     more_tags = facts.get("tags", [])
     tags += [more_tags] if isinstance(more_tags, str) else list(more_tags)
     data = ModelCardData(
-        model_name=facts.get("model_name") or "robust image classifier",
+        model_name=facts.get("model_name") or title[0].lower() + title[1:],
         library_name="transformers",
         pipeline_tag="image-classification",
         license=facts.get("license"),
@@ -77,6 +81,8 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         template_path=str(TEMPLATE),
         report=report,
         facts=facts,
+        subject=subject,
+        title=facts.get("model_name") or title,
         training=facts.get("training", {}),
         norm=norm,
         eps=eps,

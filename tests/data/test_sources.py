@@ -50,6 +50,11 @@ def test_a_disk_that_fills_up_while_splitting_is_explained_too(images, tmp_path,
         load_image_dataset(str(path))
 
 
+def test_a_local_folder_has_no_revision(tmp_path):
+    with pytest.raises(ValueError, match="lies on this machine and has no revision 'v2'"):
+        load_image_dataset(str(tmp_path), revision="v2")
+
+
 def test_other_errors_of_the_system_pass_unchanged(monkeypatch):
     failing_with(monkeypatch, PermissionError(errno.EACCES, "Permission denied", "/cache"))
     with pytest.raises(PermissionError, match="/cache"):
@@ -121,3 +126,40 @@ def test_the_commit_is_read_off_the_cache(images, tmp_path):
     images.to_parquet(tmp_path / "x.parquet")
     local = load_dataset("parquet", data_files=str(tmp_path / "x.parquet"), cache_dir=str(tmp_path / "cache"))
     assert sources.loaded_commit(local["train"]) is None and sources.loaded_commit(images) is None
+
+
+def image_folder(path):
+    for label in ("cat", "dog"):
+        (path / "train" / label).mkdir(parents=True)
+        for index in range(10):
+            PILImage.new("RGB", (8, 8), (20 * index, 0, 0)).save(path / "train" / label / f"{index}.png")
+    return path / "train" / "cat"
+
+
+def test_files_that_are_passed_over_are_counted(tmp_path, caplog):
+    inside = image_folder(tmp_path)
+    for name in ("a.avif", "b.AVIF", "plain", "notes.txt", ".hidden.xyz"):
+        (inside / name).write_bytes(b"")
+    (inside / "gone.png").symlink_to("nowhere.png")
+    (inside / "more.JPG").write_bytes((inside / "0.png").read_bytes())
+    splits = load_image_dataset(str(tmp_path))
+    assert sum(map(len, splits.values())) == 21
+    assert "4 files beside the images are not read: .avif (2)" in caplog.text
+    assert "no ending (1)" in caplog.text and "broken links (1)" in caplog.text
+
+
+def test_a_folder_with_images_alone_gives_no_such_warning(tmp_path, caplog):
+    image_folder(tmp_path)
+    (tmp_path / "README.md").write_text("photos")
+    load_image_dataset(str(tmp_path))
+    assert "not read" not in caplog.text
+
+
+def test_a_folder_called_like_a_known_dataset_is_said_to_be_left_aside(tmp_path, monkeypatch, caplog):
+    image_folder(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert sum(map(len, load_image_dataset("digits").values())) == 1797
+    assert "digits means the embedded dataset here, not what lies in this folder: that is ./digits" in caplog.text
+    caplog.clear()
+    assert sum(map(len, load_image_dataset("./digits").values())) == 20
+    assert "means" not in caplog.text

@@ -125,6 +125,9 @@ def test_bad_images_of_a_stream_are_named_or_skipped(load, processor, caplog):
     assert sorted(numbers_in(splits["train"])) == [0, 1, 2, 3, 5, 6, 7, 8]
     assert splits.facts["split_sizes"]["validation"] == 4
     assert "skipped in the stream: 4.png" in caplog.text
+    assert [entry["file"] for entry in splits.facts["skipped_images"]["validation"]] == ["1.png"]
+    del source["train"]
+    assert len(load(source, skip_bad_images=True, require_train=False)["validation"]) == 4
 
 
 @pytest.mark.parametrize(

@@ -42,3 +42,28 @@ def test_a_name_like_no_other_offers_all():
 def test_zero_shot_of_a_backbone_without_text_tower_is_refused():
     with pytest.raises(ValueError, match=r"text tower, which r50 has not. Of the six: clip_vit, clip_cnx"):
         load_image_classifier("r50", label_names=["cat", "dog"], head="zero_shot")
+
+
+def test_the_nearest_are_found_whatever_the_case_and_are_few():
+    import open_clip
+
+    with pytest.raises(ValueError, match=r"Nearest: .*ViT-B-32"):
+        load_image_classifier("open_clip:vit-b-32", num_labels=4)
+    assert nearest_names("qqqqq", open_clip.list_models()).count(",") == 2
+
+
+def test_a_folder_called_like_a_known_model_is_said_to_be_left_aside(
+    make_model, processor, tmp_path, monkeypatch, caplog
+):
+    for name in ("efficientnet_lite0", "swin"):
+        make_model().save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    model, _ = load_image_classifier("efficientnet_lite0", num_labels=4, image_size=32)
+    assert "timm_model" in dict(model.named_children())
+    assert "efficientnet_lite0 means the embedded model here, not what lies in this folder" in caplog.text
+    with pytest.raises(OSError, match="timm/swin_base"):
+        load_image_classifier("swin", num_labels=4)
+    assert "that is ./swin" in caplog.text
+    model, _ = load_image_classifier("./swin", num_labels=4)
+    assert type(model).__name__ == "ViTForImageClassification"

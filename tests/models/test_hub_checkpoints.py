@@ -30,6 +30,17 @@ found["empty"] = attempt(describe, "someone/empty")
 found["weightless"] = attempt(describe, "someone/weightless")
 found["damaged"] = attempt(describe, "someone/damaged")
 found["damaged clip"] = attempt(describe, "someone/damaged_clip")
+found["failing clip"] = attempt(describe, "someone/failing_clip")
+
+import errno
+from huggingface_hub import file_download
+
+def no_space(*args, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+file_download.http_get = no_space
+for name in ("failing_clip", "unseen"):
+    found["full " + name] = attempt(describe, "someone/" + name)
 """
 
 OFFLINE = """
@@ -60,6 +71,9 @@ def found(tmp_path_factory):
         hub.create("someone/weightless", {"open_clip_config.json": files["clip_cnx"]["open_clip_config.json"]})
         hub.create("someone/damaged", {**files["cnx"], "README.md": "other"})
         hub.create("someone/damaged_clip", {**files["clip_cnx"], "README.md": "other"})
+        hub.create("someone/failing_clip", {**files["clip_cnx"], "README.md": "another"})
+        hub.create("someone/unseen", {**files["cnx"], "README.md": "unseen"})
+        hub.fail(r"someone/failing_clip/.*safetensors", method="GET")
         hub.fail(r"someone/damaged.*/\w*model\.safetensors", kind="corrupt", method="GET", times=None)
         found = hub.run(SCRIPT, workspace / "client", timeout=170)
         return found | hub.run(OFFLINE, workspace / "client", HF_HUB_OFFLINE="1")
@@ -92,6 +106,16 @@ def test_what_the_hub_refuses_is_named(found, name, parts):
 @pytest.mark.parametrize("name", ["damaged", "damaged clip"])
 def test_a_file_of_the_right_size_and_wrong_bytes_is_refused(found, name):
     assert found[name]["error"] == "ValueError" and "was damaged on the way" in found[name]["message"], found[name]
+
+
+def test_open_clip_weights_that_do_not_come_are_not_taken_for_absent(found):
+    assert "500" in found["failing clip"]["message"] and "but none of" not in found["failing clip"]["message"]
+
+
+@pytest.mark.parametrize("name", ["failing_clip", "unseen"])
+def test_a_full_disk_is_named_with_the_folder_and_the_ways_out(found, name):
+    message = found[f"full {name}"]["message"]
+    assert f"The disk is full: someone/{name} could not be downloaded to " in message and "HF_HOME" in message
 
 
 def test_what_was_downloaded_once_loads_offline(found):

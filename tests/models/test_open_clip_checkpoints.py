@@ -5,6 +5,7 @@ from PIL import Image
 
 from hf_robust_ft import load_image_classifier
 from hf_robust_ft.benchmarks.backbone_round_trip import MINIATURE_CLIP, write_open_clip
+from hf_robust_ft.models import open_clip_checkpoints
 from hf_robust_ft.models.clip_twins import TimmTwin, open_clip_translations, open_clip_twin, verified_twin
 from hf_robust_ft.models.open_clip_checkpoints import load_open_clip
 
@@ -149,3 +150,21 @@ def test_local_weights_of_an_open_clip_model(tmp_path, monkeypatch):
     assert model.config.architecture == "vit_base_patch16_clip_224"
     assert processor.data_config["input_size"] == (3, 48, 48)
     assert model(torch.zeros(1, 3, 48, 48)).logits.shape == (1, 3)
+
+
+def test_named_weights_are_compared_with_the_hubs_checksums(tmp_path, monkeypatch):
+    """open_clip downloads them itself, and compares nothing."""
+    write_open_clip(tmp_path, TOWERS["vit"][0])
+    clip = load_open_clip(str(tmp_path), {}).clip
+    monkeypatch.setattr(open_clip, "create_model", lambda *args, **options: clip)
+    compared = []
+    monkeypatch.setattr(open_clip_checkpoints, "verify_download", lambda *args, **options: compared.append(args))
+    load_open_clip("open_clip:ViT-B-32/laion2b_s34b_b79k", {})
+    load_open_clip("open_clip:ViT-B-16/openai", {})
+    assert compared[0] == ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K",) and len(compared[1][0].split("/")) == 2
+
+
+def test_a_weight_file_of_another_architecture_is_named(tmp_path):
+    (tmp_path / "w.pt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"w\.pt does not fit open_clip:RN50"):
+        load_image_classifier(str(tmp_path / "w.pt"), architecture="open_clip:RN50", num_labels=3)

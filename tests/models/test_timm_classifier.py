@@ -40,3 +40,24 @@ def test_tags_are_left_aside_and_unknown_names_answered():
     assert timm_architecture("timm/resnet18.a1_in1k") == "resnet18"
     with pytest.raises(ValueError, match=r"knows no architecture 'resnet19'. Nearest: .*resnet18"):
         timm_architecture("timm/resnet19")
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "size"),
+    [
+        ("timm/vit_tiny_patch16_224", 0.5, 224),
+        ("vit_small_patch16_224.augreg_in1k", 0.5, 224),
+        ("timm/vit_small_patch16_224.dino", 0.485, 224),
+        ("timm/convnext_tiny.fb_in22k_ft_in1k_384", 0.485, 384),
+        ("timm/vit_small_patch14_dinov2.lvd142m", 0.485, 518),
+    ],
+)
+def test_a_tag_tells_the_input(name, mean, size):
+    with torch.device("meta"):
+        _, processor = build_timm_classifier(name, LABELS)
+    assert processor.data_config["mean"][0] == mean and processor.data_config["input_size"] == (3, size, size)
+
+
+def test_an_unknown_tag_is_answered():
+    with pytest.raises(ValueError, match=r"no tag 'dinno' of vit_small_patch16_224. Nearest: dino"):
+        build_timm_classifier("timm/vit_small_patch16_224.dinno", LABELS)

@@ -4,7 +4,7 @@ import pickle
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hf_robust_ft import load_image_classifier
 
@@ -109,3 +109,39 @@ def test_a_folder_can_describe_the_architecture(make_model, processor, tmp_path)
     )
     pixel_values = torch.randn(1, 3, 16, 16)
     assert torch.equal(loaded(pixel_values).logits, model(pixel_values).logits)
+
+
+@pytest.mark.parametrize("head", ["own", "new"])
+def test_a_file_of_a_saved_transformers_checkpoint_fits_its_folder(make_model, processor, tmp_path, head):
+    """transformers saves a ViT under other tensor names than the model has."""
+    model = make_model("vit", num_labels=3).eval()
+    model.save_pretrained(tmp_path / "saved")
+    make_model("vit", num_labels=7).config.save_pretrained(tmp_path / "described")
+    processor.save_pretrained(tmp_path / "described")
+    options = {"architecture": str(tmp_path / "described")} | ({"num_labels": 5} if head == "new" else {})
+    path = tmp_path / "saved" / "model.safetensors"
+    loaded, _ = load_image_classifier(str(path), **options)
+    backbone = model.vit.state_dict()
+    assert all(torch.equal(tensor, backbone[name]) for name, tensor in loaded.vit.state_dict().items())
+    if head == "own":
+        assert torch.equal(loaded.classifier.weight, model.classifier.weight)
+    else:
+        assert loaded.classifier.weight.shape[0] == 5 and not loaded.classifier.weight.is_meta
+    state = load_file(path)
+    state.pop(next(name for name in state if "query" in name or "q_proj" in name))
+    save_file(state, tmp_path / "less.safetensors")
+    with pytest.raises(ValueError, match=r"q_proj\.\w+ is missing"):
+        load_image_classifier(str(tmp_path / "less.safetensors"), **options)
+
+
+def test_a_name_of_the_paper_is_an_architecture(trained, tmp_path):
+    save_file(trained.state_dict(), tmp_path / "w.safetensors")
+    for alias, meant in (("r50", r"timm/resnet50\.a1_in1k"), ("clip_cnx", "open_clip:convnext_base_w")):
+        with pytest.raises(ValueError, match=f"does not fit {meant}"):
+            load_image_classifier(str(tmp_path / "w.safetensors"), architecture=alias, num_labels=3)
+
+
+def test_a_file_that_is_not_there_is_said_to_be(tmp_path):
+    for path in (str(tmp_path / "none.pth"), "none.pth", "some/none.safetensors"):
+        with pytest.raises(ValueError, match=f"There is no weight file {path}"):
+            load_image_classifier(path, architecture="timm/test_resnet", num_labels=3)

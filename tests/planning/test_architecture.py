@@ -23,6 +23,7 @@ def test_the_papers_backbones_are_known_without_the_network(alias):
         ("efficientnet_lite0", 32, (32, 32)),
         ("efficientnet_lite2", None, (260, 260)),
         ("timm/vit_tiny_patch16_224.augreg_in21k", 64, (64, 64)),
+        ("timm/convnext_tiny.fb_in22k_ft_in1k_384", None, (384, 384)),
         ("open_clip:ViT-B-32/laion2b_s34b_b79k", None, (224, 224)),
     ],
 )

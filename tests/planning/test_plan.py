@@ -79,6 +79,7 @@ def test_the_plan_says_what_it_rests_on(settings, tmp_path):
     assert content["flops"] == sum(phase["flops"] for phase in content["phases"]) == made.flops()
     assert content["gpu_hours"] == pytest.approx(made.flops() / (19.5e12 * 0.5) / 3600)
     assert content["training"]["steps"] == 50 * 43
+    assert "validation_size" not in content["configuration"]  # the splits follow from the spec
 
 
 def test_freezing_and_lora_make_training_cheaper_but_not_the_attack(settings):
@@ -108,10 +109,13 @@ def test_what_is_neither_known_nor_local_nor_cached_is_asked_for(settings):
     made = plan(settings(), dataset="someone/photos", samples=[1000, 100, 100])
     assert made.dataset["sizes"]["train"] == 1000
     assert made.dataset["classes"] == planning.ASSUMED_CLASSES and "1000 classes is assumed" in str(made)
-    stream = {"streaming": True}
+    stream, streamed = {"streaming": True}, settings(max_steps=4, schedule_granularity="step")
     with pytest.raises(ValueError, match="digits as a stream has no length: give --samples"):
-        plan(settings(), dataset="digits", data=stream)
-    assert plan(settings(), dataset="digits", data=stream, samples=[9, 9, 9]).dataset["sizes"]["test"] == 9
+        plan(streamed, dataset="digits", data=stream)
+    sizes = plan(streamed, dataset="digits", data=stream, samples=[9, 9, 1200]).dataset["sizes"]
+    assert sizes == {"train": 9, "validation": 9, "test": 1000}  # at most stream_eval_samples
+    with pytest.raises(ValueError, match="give --max_steps N"):
+        plan(settings(), dataset="digits", data=stream, samples=[9, 9, 9])
     with pytest.raises(ValueError, match="cub200 has the paper's splits, so validation_size"):
         plan(settings(), data={"validation_size": 0.2})
     with pytest.raises(ValueError, match=r"hf download someone/model config\.json"):

@@ -71,6 +71,20 @@ def test_body_says_what_was_measured_and_how_far_to_trust_it(report):
     assert "{{" not in text and "{%" not in text and "\n\n\n" not in text
 
 
+def test_a_model_that_was_only_measured_is_not_called_trained_or_robust(report):
+    facts = {name: value for name, value in report.metadata.items() if name not in ("training", "model_name")}
+    text = render_model_card(dataclasses.replace(report, metadata=facts, protocol="exact"))
+    assert "# Robustness of microsoft/swin-tiny-patch4-window7-224\n" in text
+    assert (
+        "microsoft/swin-tiny-patch4-window7-224 keeps its answer" in text
+        and "from the clean image in protocol *exact*." in text
+    )
+    assert 'pipeline("image-classification", "microsoft/swin-tiny-patch4-window7-224")' in text
+    assert "fine-tuned" not in text and "Trained" not in text and "\n\n\n" not in text
+    names = [result.metric_name for result in ModelCard(text).data.eval_results]
+    assert names[1] == "Adversarial accuracy (Linf 4/255, APGD-CE-10, exact)"
+
+
 DATA_FACTS = {
     "dataset": "Donghyun99/FGVC-Aircraft",
     "dataset_alias": "fgvc_aircraft",
@@ -134,6 +148,12 @@ def test_what_is_not_known_of_the_data_leaves_no_gap(report, facts, data):
     text = render_model_card(dataclasses.replace(report, metadata=report.metadata | facts))
     assert text.split("## Data\n\n")[1].split("\n## ")[0] == data
     assert "\n\n\n" not in text
+
+
+@pytest.mark.parametrize(("use", "published"), [("eval", False), ("save", True), ("no", True)])
+def test_a_card_says_when_other_weights_were_measured(report, use, published):
+    text = render_model_card(report.with_metadata(training={"ema_decay": 0.999, "ema_use": use}))
+    assert ("**These are not the weights that were measured**" in text) == (not published)
 
 
 def test_a_card_without_metadata_is_whole(report):
