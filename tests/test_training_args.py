@@ -23,7 +23,7 @@ def test_defaults_are_the_papers(make_args):
         ({"eps": float("nan")}, "finite"),
         ({"eps": "4/0"}, "divides by zero"),
         ({"norm": "linf"}, "Valid norms: Linf"),
-        ({"eps_schedule": "cosine"}, "Valid schedules: constant, linear_warmup, hinge"),
+        ({"eps_schedule": "cosin"}, "Valid schedules: constant, linear_warmup, hinge"),
         ({"schedule_start": 0.9, "schedule_end": 0.5}, "is after schedule_end"),
         ({"schedule_start": 12}, r"must lie in \[0, 1\]"),
         ({"schedule_granularity": "batch"}, "Valid: epoch, step"),
