@@ -117,7 +117,8 @@ class AdversarialTrainer(TuningTrainer):
     def get_train_dataloader(self) -> DataLoader:
         collate = self.data_collator
         self.data_collator = CheckedCollator(collate, self.pixel_space, self.num_labels)
-        if self.scheduler_callback.alpha.is_per_sample:
+        # By the arguments, too: a hyper-parameter search sets them before the callback reads them.
+        if self.args.needs_sample_ids or self.scheduler_callback.alpha.is_per_sample:
             self.data_collator = IdentifyingCollator(self.data_collator)
         try:
             return super().get_train_dataloader()

