@@ -88,7 +88,10 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         self.peak_eps = self.target_eps * overshoot
         self.alpha = build_schedule(settings["schedule"], settings["start"], settings["end"], own, settings["seed"])
         self.steps_alpha = build_schedule(
-            settings["attack_steps_schedule"], arguments=steps_own, seed=settings["seed"], of="attack steps"
+            settings["attack_steps_schedule"],
+            arguments=steps_own,
+            seed=settings["seed"] + 1,  # other draws than those of eps
+            of="attack steps",
         )
         self.granularity = granularity
         self.memory, self.observed_at = self.alpha.begin(), 0

@@ -113,6 +113,8 @@ def test_attack_steps_have_a_schedule_of_their_own():
     assert set(run(callback, 5, 10)) == {EPS}
     shares = [callback.attack_share_at(step, 50) for step in range(0, 50, 5)]
     assert shares == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1]) and callback.current_attack_share == 1
+    drawn = EpsilonSchedulerCallback("8/255", "uniform", granularity="step", attack_steps_schedule="uniform")
+    assert all(drawn.eps_at(step, 9) / EPS != pytest.approx(drawn.attack_share_at(step, 9)) for step in range(9))
 
 
 def adaptive(callback, accuracies, at=0, remembered=None, steps_per_epoch=3, **settings):
