@@ -82,7 +82,9 @@ def build_trainer(
     return AdversarialTrainer(
         **({"model_init": model_init} if fresh_models else {"model": run.model}),
         args=args,
-        train_dataset=with_pixel_values(run.splits["train"], run.processor, model_args.augmentation),
+        train_dataset=with_pixel_values(
+            run.splits["train"], run.processor, model_args.augmentation, sample_ids=args.needs_sample_ids
+        ),
         eval_dataset=with_pixel_values(run.splits["validation"], run.processor),
         processing_class=run.processor,
         data_collator=stack_examples,

@@ -22,6 +22,11 @@ STUDY = "learning rates"
 # What every trial changes: fix (a constant eps), accuracy after each epoch and nothing else measured or stored.
 TRIAL_SETTINGS = {
     "eps_schedule": "constant",
+    "schedule_args": None,
+    "schedule_overshoot": 1.0,
+    "attack_steps_schedule": "constant",
+    "attack_steps_args": None,
+    "attack_steps_min": 1,
     "robust_eval": "no",
     "eval_strategy": IntervalStrategy.EPOCH,
     "save_strategy": SaveStrategy.NO,

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_robust_ft import trainer_checks
-from hf_robust_ft.attacks import APGD, attack_mode
+from hf_robust_ft.attacks import APGD, AttackResult, attack_mode
 from hf_robust_ft.batch_checks import CheckedCollator, check_batch
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.evaluation_record import EvaluationRecord
@@ -20,6 +21,7 @@ from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
 from hf_robust_ft.protocols import attack_on_grid
 from hf_robust_ft.reporting import library_versions, write_evidence
 from hf_robust_ft.reports import RobustnessReport, build_report
+from hf_robust_ft.sample_ids import SAMPLE_ID, IdentifyingCollator
 from hf_robust_ft.threat_models import format_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 from hf_robust_ft.trust_checks import CHECKED_IMAGES, TrustCheck, run_trust_checks
@@ -88,6 +90,7 @@ class AdversarialTrainer(TuningTrainer):
         self._attack_generator: torch.Generator | None = None
         self._attack_generator_step = -1
         self._evaluation: EvaluationRecord | None = None
+        trainer_checks.check_schedule(self.scheduler_callback, train_dataset, eval_dataset)
 
     @property
     def scheduler_callback(self) -> EpsilonSchedulerCallback:
@@ -99,7 +102,7 @@ class AdversarialTrainer(TuningTrainer):
 
     @property
     def current_eps(self) -> float:
-        """The budget of the step at hand, in pixel units of [0, 1]."""
+        """The budget of the step at hand, in pixel units of [0, 1]; the mean of the images' own, if they have such."""
         return self.scheduler_callback.current_eps
 
     @property
@@ -114,6 +117,9 @@ class AdversarialTrainer(TuningTrainer):
     def get_train_dataloader(self) -> DataLoader:
         collate = self.data_collator
         self.data_collator = CheckedCollator(collate, self.pixel_space, self.num_labels)
+        # By the arguments, too: a hyper-parameter search sets them before the callback reads them.
+        if self.args.needs_sample_ids or self.scheduler_callback.alpha.is_per_sample:
+            self.data_collator = IdentifyingCollator(self.data_collator)
         try:
             return super().get_train_dataloader()
         finally:
@@ -126,29 +132,61 @@ class AdversarialTrainer(TuningTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ):
+        ids = inputs.get(SAMPLE_ID)
+        if ids is not None:
+            inputs = {key: value for key, value in inputs.items() if key != SAMPLE_ID}  # not for the model
         if model.training:
             if not self._first_batch_checked:
                 self._check_first_batch(inputs)
-            eps = self.current_eps
-            if eps > 0:
-                adversarial = self._attack(inputs, eps, self.args.train_attack)
-                inputs = {**inputs, "pixel_values": adversarial}
+            scheduler = self.scheduler_callback
+            attack = self.args.train_attack_at(scheduler.current_attack_share)
+            if scheduler.alpha.is_per_sample and scheduler.peak_eps > 0:
+                inputs = {**inputs, "pixel_values": self._attack_at_own_eps(inputs, ids, attack)}
+            elif scheduler.current_eps > 0:
+                inputs = {**inputs, "pixel_values": self._attack(inputs, scheduler.current_eps, attack)}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        scheduler = self.scheduler_callback
+        if scheduler.alpha.observes == "loss":
+            scheduler.step_loss = scheduler.step_loss + loss
+            if self.accelerator.sync_gradients:  # the last batch of an optimizer step
+                mean = self.accelerator.gather(scheduler.step_loss).mean().item()
+                scheduler.observe(mean, self.state.global_step + 1, self.state.max_steps)
+        return loss
 
     def _classifier(self, inputs: Mapping[str, Any]) -> PixelClassifier:
         """What is attacked: the unwrapped model, given everything of the batch but its images and labels.
 
         Through DDP's wrapper a second forward would disturb gradient synchronisation.
         """
-        others = {key: value for key, value in inputs.items() if key not in ("pixel_values", *self.label_names)}
+        own = ("pixel_values", SAMPLE_ID, *self.label_names)
+        others = {key: value for key, value in inputs.items() if key not in own}
         return PixelClassifier(self.model, self.pixel_space, others)
 
     def _attack(self, inputs: Mapping[str, Tensor], eps: float, attack: APGD) -> Tensor:
         """Adversarial `pixel_values` for a batch, normalised again and in its dtype."""
-        pixel_values = inputs["pixel_values"]
-        pixels = self.pixel_space.to_pixels(pixel_values).clamp(0, 1)
+        return self._normalised(self._attacked(inputs, eps, attack), inputs)
+
+    def _attack_at_own_eps(self, inputs: Mapping[str, Tensor], ids: Tensor, attack: APGD) -> Tensor:
+        """As `_attack`, each image at the eps of its id; how it ends decides the image's next eps, on all processes."""
+        keys = [str(number) for number in ids.tolist()]
+        budgets = self.scheduler_callback.eps_of(keys)
+        # One forward where no image has a budget; FSDP's forward waits for every rank, which may have some.
+        eps = torch.tensor(budgets, dtype=torch.float64, device=ids.device)
+        result = self._attacked(inputs, eps if any(budgets) or self.is_fsdp_enabled else 0.0, attack)
+        outcomes = gather_object(list(zip(keys, result.fooled.tolist(), strict=True)))
+        self.scheduler_callback.record(*zip(*outcomes, strict=True))
+        return self._normalised(result, inputs)
+
+    def _normalised(self, result: AttackResult, inputs: Mapping[str, Tensor]) -> Tensor:
+        return self.pixel_space.from_pixels(result.adversarial).to(inputs["pixel_values"].dtype)
+
+    def _attacked(self, inputs: Mapping[str, Tensor], eps: float | Tensor, attack: APGD) -> AttackResult:
+        pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
         with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
-            result = attack(
+            return attack(
                 self._classifier(inputs),
                 pixels,
                 inputs["labels"],
@@ -156,7 +194,6 @@ class AdversarialTrainer(TuningTrainer):
                 eps=eps,
                 generator=self._generator(pixels.device) if attack.random_start else None,
             )
-        return self.pixel_space.from_pixels(result.adversarial).to(pixel_values.dtype)
 
     def _generator(self, device: torch.device) -> torch.Generator:
         """Random starts depend on (seed, rank, step) alone, never on what else draws random numbers."""
@@ -270,13 +307,7 @@ class AdversarialTrainer(TuningTrainer):
             )
 
     def _metadata(self) -> dict[str, Any]:
-        schedule = self.scheduler_callback.settings  # a user's own callback may differ from the arguments
-        training = self.args.training_settings() | {
-            "eps_schedule": schedule["schedule"],
-            "schedule_start": schedule["start"],
-            "schedule_end": schedule["end"],
-            "schedule_granularity": schedule["granularity"],
-        }
+        training = self.scheduler_callback.described(self.args.training_settings())
         metadata = {"training": training, "versions": library_versions()}
         name = getattr(getattr(self.model, "config", None), "_name_or_path", "")
         if name and not os.path.exists(name):  # a Hub id, not a folder of this machine

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.pixels import PixelSpace
+from hf_robust_ft.sample_ids import HOW_TO_ADD, SAMPLE_ID
 from hf_robust_ft.threat_models import format_eps
 from hf_robust_ft.training_args import ZERO_3_REFUSED, AdversarialTrainingArguments
 
@@ -121,3 +122,25 @@ def with_scheduler(callbacks: list | None, args: AdversarialTrainingArguments) -
             f"eps={format_eps(args.threat_model.eps)}, which evaluation uses. Give both the same."
         )
     return callbacks
+
+
+def check_schedule(scheduler: EpsilonSchedulerCallback, train_dataset: Any, eval_dataset: Any) -> None:
+    """Raise if the data cannot tell a schedule what it follows: one accuracy, or an id for each image."""
+    if scheduler.alpha.is_per_sample:
+        _check_sample_ids(train_dataset)
+    if scheduler.alpha.observes == "accuracy" and isinstance(eval_dataset, dict):
+        raise ValueError(
+            f"eps_schedule={scheduler.alpha.name!r} follows one accuracy, and eval_dataset holds several datasets: "
+            f"{sorted(eval_dataset)}. Give the one that decides."
+        )
+
+
+def _check_sample_ids(dataset: Any) -> None:
+    """Raise if a column `sample_id`, where the dataset has one, gives two images the same id or one none."""
+    if not isinstance(dataset, datasets.Dataset) or SAMPLE_ID not in dataset.column_names:
+        return
+    ids = dataset.with_format(None, columns=[SAMPLE_ID])[:][SAMPLE_ID]
+    if len(set(ids)) < len(ids) or None in ids:
+        raise ValueError(
+            f"The column {SAMPLE_ID!r} gives {len(ids)} images {len(set(ids) - {None})} different ids. {HOW_TO_ADD}"
+        )

@@ -1,13 +1,14 @@
 """The Trainer's arguments plus the threat model, the eps schedule and the attacks."""
 
 import json
+import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_robust_ft.attacks import APGD
 from hf_robust_ft.protocols import evaluation_attack, resolve_epsilons
-from hf_robust_ft.schedules import build_schedule
+from hf_robust_ft.schedules import SCHEDULES, PerSample, Schedule, build_schedule, parse_schedule_args
 from hf_robust_ft.threat_models import ThreatModel
 from hf_robust_ft.tuning import TuningArguments
 
@@ -25,9 +26,9 @@ class AdversarialTrainingArguments(TuningArguments):
     """`TrainingArguments` for `AdversarialTrainer`.
 
     Groups: the threat model (`norm`, `eps`), its schedule (`eps_schedule`, `schedule_*`), the training attack
-    (`attack_*`), the robust evaluation (`eval_attack_steps`, `eval_epsilons`, `robust_eval`), and `TuningArguments`'
-    fine-tuning settings. Everything else is `TrainingArguments`, with its defaults unchanged. Defaults are those of
-    arXiv 2509.23325.
+    (`attack_*`) and the schedule of its steps (`attack_steps_*`), the robust evaluation (`eval_attack_steps`,
+    `eval_epsilons`, `robust_eval`), and `TuningArguments`' fine-tuning settings. Everything else is
+    `TrainingArguments`, with its defaults unchanged. Defaults are those of arXiv 2509.23325.
 
     Raises:
         ValueError: on construction, for anything out of range; the message names the valid values.
@@ -41,18 +42,16 @@ class AdversarialTrainingArguments(TuningArguments):
     eps_schedule: str = field(
         default="hinge",
         metadata={
-            "help": "How eps grows over training: hinge (0, a linear ramp, then eps_g), linear_warmup, constant."
+            "help": f"How eps grows over training, hinge being 0, a linear ramp, then eps_g: {', '.join(SCHEDULES)}."
         },
     )
     schedule_start: float = field(
         default=0.24,
-        metadata={"help": "Share of training before which eps is 0 (T1; 12 of 50 epochs is 0.24). Used by hinge."},
+        metadata={"help": "Share of training before which eps is 0 (T1; 12 of 50 epochs is 0.24), of hinge and kin."},
     )
     schedule_end: float = field(
         default=0.74,
-        metadata={
-            "help": "Share of training from which eps is eps_g (T2; 37 of 50 epochs). Used by hinge, linear_warmup."
-        },
+        metadata={"help": "Share of training from which eps is eps_g (T2; 37 of 50 epochs), likewise."},
     )
     schedule_granularity: str = field(
         default="epoch",
@@ -60,7 +59,25 @@ class AdversarialTrainingArguments(TuningArguments):
             "help": "Let eps change at every 'epoch' (the paper) or at every 'step' (short or streamed training)."
         },
     )
+    schedule_args: list[str] | None = field(
+        default=None,
+        metadata={"help": "The schedule's other arguments, key=value (in Python also a dict), e.g. patience=3."},
+    )
+    schedule_overshoot: float = field(
+        default=1.0, metadata={"help": "Train at this multiple of eps_g, e.g. 1.1; evaluation stays at eps_g."}
+    )
     attack_steps: int = field(default=7, metadata={"help": "APGD steps of the training attack."})
+    attack_steps_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "How the training attack's steps grow from attack_steps_min to attack_steps, whatever eps does: a "
+            "schedule as of eps, but for auto, loss_driven, per_sample."
+        },
+    )
+    attack_steps_args: list[str] | None = field(
+        default=None, metadata={"help": "Its arguments, key=value, start and end among them."}
+    )
+    attack_steps_min: int = field(default=1, metadata={"help": "Fewest steps of the training attack."})
     attack_loss: str = field(default="ce", metadata={"help": "Loss that the attacks climb: ce, dlr, dlr_targeted."})
     attack_random_start: bool = field(
         default=False,
@@ -86,10 +103,11 @@ class AdversarialTrainingArguments(TuningArguments):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         # Each of these raises on what it cannot be built from.
-        build_schedule(self.eps_schedule, self.schedule_start, self.schedule_end)
+        schedule = self._build_schedules()
         _ = self.train_attack, self.eval_attack, self.evaluation_grid
         _refuse_zero_3(self.deepspeed)
         super().__post_init__()
+        check_can_observe(schedule, self)
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
         if metric in ("adversarial_accuracy", "expected_robustness") and self.robust_eval != "epoch":
             raise ValueError(
@@ -104,8 +122,18 @@ class AdversarialTrainingArguments(TuningArguments):
 
     @property
     def train_attack(self) -> APGD:
-        """The attack of a training step."""
+        """The attack of a training step, at its full number of steps."""
         return APGD(steps=self.attack_steps, loss=self.attack_loss, random_start=self.attack_random_start)
+
+    @property
+    def needs_sample_ids(self) -> bool:
+        """Whether the schedule remembers images by an id, which examples then carry as `sample_id`."""
+        return SCHEDULES[self.eps_schedule] is PerSample
+
+    def train_attack_at(self, share: float) -> APGD:
+        """The training attack with `share` in [0, 1] of the way from `attack_steps_min` to `attack_steps`, rounded."""
+        steps = self.attack_steps_min + math.floor((self.attack_steps - self.attack_steps_min) * share + 0.5)
+        return replace(self.train_attack, steps=steps)
 
     @property
     def eval_attack(self) -> APGD:
@@ -117,6 +145,22 @@ class AdversarialTrainingArguments(TuningArguments):
         """The budgets of a robust evaluation, from 0 to eps_g."""
         return resolve_epsilons(self.eval_epsilons, self.threat_model)
 
+    def _build_schedules(self) -> Schedule:
+        """Check the schedules' settings and bring their arguments into one form; the schedule of eps."""
+        self.schedule_args, self.attack_steps_args = (
+            parse_schedule_args(given) or None for given in (self.schedule_args, self.attack_steps_args)
+        )
+        check_overshoot(self.schedule_overshoot)
+        ThreatModel(self.norm, self.threat_model.eps * self.schedule_overshoot)
+        steps = build_schedule(self.attack_steps_schedule, arguments=self.attack_steps_args, of="attack steps")
+        if not 1 <= self.attack_steps_min <= self.train_attack.steps:
+            raise ValueError(
+                f"attack_steps_min must be between 1 and attack_steps={self.attack_steps}, got {self.attack_steps_min}."
+            )
+        if steps.name == "constant" and self.attack_steps_min != 1:
+            raise ValueError("attack_steps_min does nothing without attack_steps_schedule: set it (e.g. hinge).")
+        return build_schedule(self.eps_schedule, self.schedule_start, self.schedule_end, self.schedule_args, self.seed)
+
     def training_settings(self) -> dict[str, Any]:
         """What a report says of the training: the protocol, not every argument."""
         names = (
@@ -126,7 +170,28 @@ class AdversarialTrainingArguments(TuningArguments):
             "adam_beta2", "label_smoothing_factor", "seed", "bf16", "fp16",
         )  # fmt: skip
         settings = {name: getattr(self, name) for name in names} | self.tuning_settings()
+        unused = {"schedule_args": None, "schedule_overshoot": 1.0, "attack_steps_schedule": "constant"}
+        settings |= {name: getattr(self, name) for name, value in unused.items() if getattr(self, name) != value}
+        if "attack_steps_schedule" in settings:
+            settings |= {"attack_steps_args": self.attack_steps_args, "attack_steps_min": self.attack_steps_min}
         return {**settings, "optim": str(self.optim.value), "lr_scheduler_type": str(self.lr_scheduler_type.value)}
+
+
+def check_overshoot(overshoot: float) -> None:
+    """Raise unless it is a factor on eps_g that makes training no weaker."""
+    if not 1 <= overshoot < math.inf:
+        raise ValueError(f"schedule_overshoot is a factor on eps_g of at least 1, e.g. 1.1; got {overshoot}.")
+
+
+def check_can_observe(schedule: Schedule, args: Any) -> None:
+    """Raise unless training measures what an adaptive schedule follows: `auto` needs accuracy after each epoch."""
+    if schedule.observes != "accuracy" or (args.eval_strategy == "epoch" and args.eval_delay == 0):
+        return
+    raise ValueError(
+        f"eps_schedule={schedule.name!r} waits for validation accuracy to level off, so it needs an evaluation after "
+        f"each epoch: set eval_strategy='epoch' and eval_delay=0, and pass an eval_dataset. Got eval_strategy="
+        f"{args.eval_strategy.value!r}, eval_delay={args.eval_delay}."
+    )
 
 
 def _refuse_zero_3(deepspeed: dict | str | None) -> None:

@@ -1,9 +1,11 @@
+import json
 import warnings
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 from transformers import TrainerControl, TrainerState
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_robust_ft import EpsilonSchedulerCallback
 
@@ -84,3 +86,127 @@ def test_settings_rebuild_the_callback():
 def test_unknown_granularity_is_refused():
     with pytest.raises(ValueError, match=r"'batch'\. Valid: epoch, step"):
         EpsilonSchedulerCallback("8/255", granularity="batch")
+
+
+def test_sampled_eps_is_drawn_once_an_epoch_or_at_each_step_and_resumes():
+    epochs = run(EpsilonSchedulerCallback("8/255", "uniform", seed=3), 5, 4)
+    assert len(set(epochs)) == 4 and all(len(set(epochs[5 * k : 5 * k + 5])) == 1 for k in range(4))
+    steps = run(EpsilonSchedulerCallback("8/255", "uniform", seed=3, granularity="step"), 5, 4)
+    assert len(set(steps)) == 20 and steps[0] == epochs[0] and max(steps) <= EPS
+    again = run(EpsilonSchedulerCallback("8/255", "uniform", seed=3, granularity="step"), 5, 4, start_step=7)
+    assert again == steps[7:]
+    assert run(EpsilonSchedulerCallback("8/255", "uniform", seed=4), 5, 4) != epochs
+
+
+def test_overshoot_trains_above_the_target():
+    callback = EpsilonSchedulerCallback("8/255", "hinge", overshoot=1.1)
+    seen = run(callback, 5, 50)
+    assert seen[0] == 0 and seen[-1] == pytest.approx(1.1 * EPS) and callback.target_eps == EPS
+    with pytest.raises(ValueError, match=r"at least 1, e\.g\. 1\.1; got 0\.9"):
+        EpsilonSchedulerCallback("8/255", overshoot=0.9)
+
+
+def test_attack_steps_have_a_schedule_of_their_own():
+    callback = EpsilonSchedulerCallback(
+        "8/255", "constant", attack_steps_schedule="linear_warmup", attack_steps_args=["end=0.5"]
+    )
+    assert set(run(callback, 5, 10)) == {EPS}
+    shares = [callback.attack_share_at(step, 50) for step in range(0, 50, 5)]
+    assert shares == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1]) and callback.current_attack_share == 1
+    drawn = EpsilonSchedulerCallback("8/255", "uniform", granularity="step", attack_steps_schedule="uniform")
+    assert all(drawn.eps_at(step, 9) / EPS != pytest.approx(drawn.attack_share_at(step, 9)) for step in range(9))
+
+
+def adaptive(callback, accuracies, at=0, remembered=None, steps_per_epoch=3, **settings):
+    """Drive an accuracy-driven callback from step `at`; eps of each step, and what checkpoints would keep."""
+    args = SimpleNamespace(
+        gradient_accumulation_steps=1, eval_strategy=settings.get("eval_strategy", IntervalStrategy.EPOCH), eval_delay=0
+    )
+    state, control = TrainerState(max_steps=steps_per_epoch * len(accuracies), global_step=at), TrainerControl()
+    if remembered is not None:
+        state.stateful_callbacks = {"EpsilonSchedulerCallback": remembered}
+    callback.on_train_begin(args, state, control, train_dataloader=[None] * steps_per_epoch)
+    seen, kept = [], {}
+    while state.global_step < state.max_steps:
+        callback.on_step_begin(args, state, control)
+        seen.append(callback.current_eps)
+        state.global_step += 1
+        callback.on_step_end(args, state, control)
+        if state.global_step % steps_per_epoch == 0:
+            accuracy = accuracies[state.global_step // steps_per_epoch - 1]
+            callback.on_evaluate(args, state, control, metrics={"eval_clean_accuracy": accuracy})
+        kept[state.global_step] = json.loads(json.dumps(callback.state()))
+    callback.on_train_end(args, state, control)
+    return seen, kept
+
+
+AUTO = {"schedule": "auto", "schedule_args": {"patience": 2}, "granularity": "step"}
+ACCURACIES = [0.2, 0.6, 0.7, 0.705, 0.71, 0.7, 0.7, 0.71, 0.72, 0.7]
+
+
+@pytest.mark.parametrize("granularity", ["epoch", "step"])
+def test_auto_follows_a_scripted_accuracy_and_resumes_anywhere_bitwise(granularity):
+    settings = AUTO | {"granularity": granularity}
+    whole, kept = adaptive(EpsilonSchedulerCallback("8/255", **settings), ACCURACIES)
+    # Best 0.7 after the 3rd evaluation, 0.71 after the 5th: less than 0.02 more.
+    assert whole[:15] == [0.0] * 15 and whole[-1] > 0.7 * EPS
+    expected = [EPS * (step - 15) / 15 for step in range(15, 30)]
+    assert whole[15:] == pytest.approx(expected if granularity == "step" else [expected[k - k % 3] for k in range(15)])
+    for at in (1, 14, 15, 16, 22, 29):
+        rest, _ = adaptive(EpsilonSchedulerCallback("8/255", **settings), ACCURACIES, at, kept[at])
+        assert rest == whole[at:]
+
+
+def test_only_the_evaluation_of_each_epoch_counts():
+    callback = EpsilonSchedulerCallback("8/255", **AUTO)
+    adaptive(callback, ACCURACIES)
+    memory, state = callback.memory, TrainerState(max_steps=30, global_step=30)
+    callback.on_evaluate(None, state, None, metrics={"eval_clean_accuracy": 0.1})  # after training
+    assert callback.memory == memory and memory["accuracies"] == ACCURACIES
+    callback._is_training = True
+    for step in (30, 31, 0):  # again, within an epoch, before training
+        state.global_step = step
+        callback.on_evaluate(None, state, None, metrics={"eval_clean_accuracy": 0.1})
+    state.global_step = 33
+    callback.on_evaluate(None, state, None, metrics={"test_clean_accuracy": 0.1})  # another split
+    assert callback.memory == memory
+    with pytest.raises(ValueError, match="needs one eval_dataset, with labels"):
+        callback.on_evaluate(None, state, None, metrics={"eval_loss": 0.1})
+
+
+def test_auto_without_an_evaluation_each_epoch_is_refused():
+    with pytest.raises(ValueError, match="set eval_strategy='epoch'"):
+        adaptive(EpsilonSchedulerCallback("8/255", **AUTO), ACCURACIES, eval_strategy=IntervalStrategy.STEPS)
+
+
+def test_a_checkpoint_without_the_schedules_memory_is_refused():
+    _, kept = adaptive(EpsilonSchedulerCallback("8/255", **AUTO), ACCURACIES)
+    other = EpsilonSchedulerCallback("8/255", **AUTO | {"schedule_args": {"patience": 3}})
+    with pytest.raises(ValueError, match=r"that of another one: .*'patience': 2.*now .*'patience': 3"):
+        adaptive(other, ACCURACIES, 6, kept[6])
+    with pytest.raises(ValueError, match=r"that of another one: .*'hinge'"):
+        hinge = EpsilonSchedulerCallback("8/255").state()
+        adaptive(EpsilonSchedulerCallback("8/255", **AUTO), ACCURACIES, 6, hinge)
+    with pytest.raises(ValueError, match="that of another one"):
+        adaptive(EpsilonSchedulerCallback("8/255", **AUTO), ACCURACIES, 6)
+    with pytest.raises(ValueError, match="step 6 was saved before the accuracy"):
+        adaptive(EpsilonSchedulerCallback("8/255", **AUTO), ACCURACIES, 6, kept[5])
+
+
+def test_the_save_of_an_epochs_last_step_waits_for_its_evaluation():
+    callback, control = EpsilonSchedulerCallback("8/255", **AUTO), TrainerControl()
+    adaptive(callback, ACCURACIES)
+    for step, waits in ((4, False), (6, True)):
+        control.should_save = True
+        callback.on_step_end(None, TrainerState(max_steps=30, global_step=step), control)
+        assert control.should_save is not waits
+    callback.on_epoch_end(None, TrainerState(max_steps=30, global_step=6), control)
+    assert control.should_save
+    control.should_save = False
+    callback.on_epoch_end(None, TrainerState(max_steps=30, global_step=9), control)
+    assert not control.should_save
+
+
+def test_training_that_ended_far_below_the_target_says_so():
+    with pytest.warns(UserWarning, match=r"'auto' ended at eps=0 of 8/255.*change schedule_args"):
+        adaptive(EpsilonSchedulerCallback("8/255", **AUTO | {"schedule_args": {"latest": 0.97}}), [0.5] * 4)

@@ -148,6 +148,21 @@ def test_recipes_compose_and_flags_override_them(train_flags, tmp_path, capsys):
     assert state["num_train_epochs"] == 1 and state["log_history"][0]["eps"] == pytest.approx(8 / 255)
 
 
+def test_train_gives_each_image_an_id_for_a_per_sample_schedule(train_flags, tmp_path, capsys):
+    schedule = ["--schedule", "per_sample", "--schedule_args", "levels=2", "--robust_eval", "no"]
+    main(["train", *train_flags, *schedule, "--num_train_epochs", "2"])
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    saved = state["stateful_callbacks"]["EpsilonSchedulerCallback"]
+    assert len(saved["attributes"]["memory"]["levels"]) == 24 and saved["args"]["schedule_args"] == {"levels": 2}
+    for flags, message in (
+        (["--schedule", "auto", "--eval_strategy", "no"], "set eval_strategy='epoch'"),
+        (["--schedule", "cosine", "--schedule_args", "bend=0.1"], "Its arguments: cosine(start: float = 0.24"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["train", *train_flags, *flags, "--output_dir", str(tmp_path / "other")])
+        assert message in capsys.readouterr().err
+
+
 def test_fine_tuning_settings_and_skipped_images_are_in_report_and_card(train_flags, imagefolder, tmp_path):
     (Path(imagefolder) / "train" / "red" / "broken.png").write_bytes(b"no image")
     settings = ["--freeze", "1", "--ema_decay", "0.9", "--layer_decay", "0.5", "--head_learning_rate", "none"]
@@ -272,7 +287,7 @@ def test_help_is_short_and_grouped(capsys):
         and "--eps_schedule" in text
         and "--learning_rate" in text
     )
-    assert "--fsdp" not in text and "--eps-schedule" not in text and text.count("\n") < 260
+    assert "--fsdp" not in text and "--eps-schedule" not in text and text.count("\n") < 280
     with pytest.raises(SystemExit):
         main(["train", "--help_all"])
     assert "--fsdp" in capsys.readouterr().out

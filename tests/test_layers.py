@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "hf_robust_ft"
 
 LAYERS = [
-    ("threat_models", "schedules", "pixels", "losses", "downloads"),
+    ("threat_models", "schedules", "pixels", "losses", "downloads", "sample_ids"),
     ("batch_checks", "attacks", "metrics", "results_store", "batches", "shared_work", "evaluated_model"),
     ("trust_checks", "protocols"),
     ("reports",),

@@ -57,6 +57,8 @@ def test_four_trials_on_the_embedded_default(make_searched, tmp_path):
             budgets.append(self.current_eps)
 
     trainer = make_searched(started_from)
+    trainer.args.eps_schedule, trainer.args.schedule_args = "smoothed_hinge", {"bend": 0.5}
+    trainer.args.schedule_overshoot, trainer.args.attack_steps_schedule = 1.1, "cosine"
     scheduler = Spying.from_args(trainer.args)
     trainer.remove_callback(EpsilonSchedulerCallback)
     trainer.add_callback(scheduler)
@@ -66,7 +68,7 @@ def test_four_trials_on_the_embedded_default(make_searched, tmp_path):
     assert len(result.trials) == 4 and len(started_from) == 1 + 4
     for start in started_from:
         assert_same_weights(start, started_from[0])
-    assert budgets and set(budgets) == {4 / 255}  # fix, though the trainer's schedule is the hinge
+    assert budgets and set(budgets) == {4 / 255}  # fix, whatever the trainer's schedule is
     assert vars(trainer.args) == before
     best = max(result.trials, key=lambda trial: trial.accuracy)
     assert result.accuracy == best.accuracy and result.values == best.values
@@ -79,6 +81,8 @@ def test_four_trials_on_the_embedded_default(make_searched, tmp_path):
     # The best trial's accuracy is what training with its values gives.
     trainer.args.learning_rate, trainer.args.weight_decay = best.values["learning_rate"], best.values["weight_decay"]
     trainer.args.eps_schedule, trainer.args.robust_eval = "constant", "no"
+    trainer.args.schedule_args, trainer.args.schedule_overshoot = None, 1.0
+    trainer.args.attack_steps_schedule = "constant"
     trainer.train()
     assert trainer.evaluate()["eval_clean_accuracy"] == pytest.approx(result.accuracy, abs=1e-9)
     (args,) = parse_recipe((AdversarialTrainingArguments,), tmp_path / "found.yaml", {"output_dir": str(tmp_path)})

@@ -23,9 +23,23 @@ def test_defaults_are_the_papers(make_args):
         ({"eps": float("nan")}, "finite"),
         ({"eps": "4/0"}, "divides by zero"),
         ({"norm": "linf"}, "Valid norms: Linf"),
-        ({"eps_schedule": "cosine"}, "Valid schedules: constant, linear_warmup, hinge"),
+        ({"eps_schedule": "cosin"}, "Valid schedules: constant, linear_warmup, hinge"),
         ({"schedule_start": 0.9, "schedule_end": 0.5}, "is after schedule_end"),
         ({"schedule_start": 12}, r"must lie in \[0, 1\]"),
+        ({"schedule_args": ["patience=3"]}, r"'hinge' does not take patience\. Its arguments: hinge\(start"),
+        ({"schedule_args": {"start": 0.3}}, "start is schedule_start"),
+        ({"schedule_args": ["0.3"]}, "key=value"),
+        ({"eps_schedule": "auto"}, "set eval_strategy='epoch'.*Got eval_strategy='no', eval_delay=0"),
+        ({"eps_schedule": "auto", "eval_strategy": "steps"}, "Got eval_strategy='steps'"),
+        ({"eps_schedule": "auto", "eval_strategy": "epoch", "eval_delay": 2}, "eval_delay=2"),
+        ({"schedule_overshoot": 0.5}, "factor on eps_g of at least 1"),
+        ({"schedule_overshoot": float("nan")}, "factor on eps_g of at least 1"),
+        ({"eps": "0.9", "schedule_overshoot": 1.2, "eval_epsilons": None}, "more than the whole pixel range"),
+        ({"attack_steps_schedule": "auto"}, "follow progress alone"),
+        ({"attack_steps_schedule": "hinge", "attack_steps_args": ["end=2"]}, r"end=2 must lie in"),
+        ({"attack_steps_schedule": "hinge", "attack_steps_min": 3}, "between 1 and attack_steps=2, got 3"),
+        ({"attack_steps_schedule": "hinge", "attack_steps_min": 0}, "between 1 and attack_steps=2, got 0"),
+        ({"attack_steps_min": 2}, "does nothing without attack_steps_schedule"),
         ({"schedule_granularity": "batch"}, "Valid: epoch, step"),
         ({"attack_loss": "dlr2"}, "Valid losses: ce"),
         ({"attack_steps": 0}, "at least 1"),
@@ -50,6 +64,21 @@ def test_zero_3_is_found_in_a_config_file_too(make_args, tmp_path):
     path.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
     with pytest.raises(ValueError, match="ZeRO-3"):
         make_args(deepspeed=str(path))
+
+
+def test_attack_steps_run_from_the_fewest_to_all(make_args):
+    args = make_args(attack_steps=7, attack_steps_schedule="hinge", attack_steps_min=3)
+    assert [args.train_attack_at(share).steps for share in (0, 0.1, 0.125, 0.5, 0.9, 1)] == [3, 3, 4, 5, 7, 7]
+    assert args.train_attack_at(1) == args.train_attack
+
+
+def test_schedule_arguments_have_one_form_and_stand_in_the_settings(make_args):
+    args = make_args(eps_schedule="smoothed_hinge", schedule_args=["bend=0.5"], schedule_overshoot=1.1)
+    assert args.schedule_args == make_args(eps_schedule="smoothed_hinge", schedule_args={"bend": 0.5}).schedule_args
+    settings = json.loads(json.dumps(args.training_settings()))
+    assert settings["schedule_args"] == {"bend": 0.5} and settings["schedule_overshoot"] == 1.1
+    assert "attack_steps_schedule" not in settings
+    assert json.loads(args.to_json_string())["schedule_args"] == {"bend": 0.5}
 
 
 def test_training_settings_are_json(make_args):

@@ -9,12 +9,13 @@ from PIL import Image as PILImage
 
 from hf_robust_ft.data.augmentation import AUGMENTATIONS, AugmentationState
 from hf_robust_ft.data.images import UndecodableImageError, decode_rgb, image_bytes
+from hf_robust_ft.sample_ids import SAMPLE_ID, content_id
 
 STREAM_BATCH = 16  # images transformed at a time; a stream may end in fewer
 
 
 def with_pixel_values(
-    dataset: Dataset | IterableDataset, processor: Any, augmentation: str = "none"
+    dataset: Dataset | IterableDataset, processor: Any, augmentation: str = "none", sample_ids: bool = False
 ) -> Dataset | IterableDataset:
     """The dataset with a lazy transform to `pixel_values` (C, H, W) and `labels`.
 
@@ -25,6 +26,8 @@ def with_pixel_values(
         dataset: with columns `image` and `label`.
         processor: the checkpoint's image processor.
         augmentation: a key of `AUGMENTATIONS`; "none" for evaluation.
+        sample_ids: also make `sample_id`, for per-sample schedules: a column of that name if there is one, else what
+            the image's bytes give, so that identical images share one.
 
     Raises:
         ValueError: unknown augmentation; when read, an image that cannot be decoded (`UndecodableImageError`, naming
@@ -36,10 +39,11 @@ def with_pixel_values(
     # Undecoded, so that an image that fails can be named, and each image's bytes can seed its augmentation.
     dataset = dataset.cast_column("image", Image(decode=False))
     if isinstance(dataset, IterableDataset):
-        transform = _ToPixelValues(processor, AUGMENTATIONS[augmentation], name)
+        transform = _ToPixelValues(processor, AUGMENTATIONS[augmentation], name, sample_ids=sample_ids)
         return dataset.map(transform, batched=True, batch_size=STREAM_BATCH, remove_columns=list(dataset.features))
     images = dataset.with_format(None).select_columns("image")
-    return dataset.with_transform(_ToPixelValues(processor, AUGMENTATIONS[augmentation], name, images))
+    transform = _ToPixelValues(processor, AUGMENTATIONS[augmentation], name, images, sample_ids)
+    return dataset.with_transform(transform)
 
 
 @dataclass
@@ -50,12 +54,16 @@ class _ToPixelValues:
     augment: Callable | None
     name: str
     images: Dataset | None = None  # to find the index of an image that fails; a stream has none
+    sample_ids: bool = False
     state: AugmentationState = field(default_factory=AugmentationState)
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         images = [self._image(value) for value in batch["image"]]
         pixel_values = self.processor(images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": list(pixel_values), "labels": batch["label"]}
+        made = {"pixel_values": list(pixel_values), "labels": batch["label"]}
+        if self.sample_ids:
+            made[SAMPLE_ID] = batch.get(SAMPLE_ID) or [content_id(_content(value)) for value in batch["image"]]
+        return made
 
     def _image(self, value: dict) -> PILImage.Image:
         try:
@@ -69,5 +77,10 @@ class _ToPixelValues:
             ) from error.__cause__
         if self.augment is None:
             return image
-        with self.state.drawing_for(image_bytes(value) or value["path"].encode()):
+        with self.state.drawing_for(_content(value)):
             return self.augment(image)
+
+
+def _content(value: dict) -> bytes:
+    """What tells an undecoded image from others."""
+    return image_bytes(value) or value["path"].encode()

@@ -1,8 +1,9 @@
 """How many images pass through the model in a run, and how: counted from the arguments, before anything runs."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hf_robust_ft.attacks import APGD
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
@@ -34,13 +35,19 @@ class Phase:
 
 @dataclass(frozen=True)
 class TrainingLength:
-    """Optimizer steps and images of the training; attacked ones are those at eps > 0."""
+    """Optimizer steps and images of the training; attacked ones are those at eps > 0.
+
+    `attack_steps` has the attacked images by the number of steps they are attacked with. With `at_most`, the schedule
+    follows what training measures, and the attacked ones are those of the eps that rises as early as it can.
+    """
 
     steps_per_epoch: int
     steps: int
     attacked_steps: int
     images: int
     attacked_images: int
+    attack_steps: dict[int, int]
+    at_most: bool = False
 
     @property
     def epochs(self) -> int:
@@ -63,14 +70,26 @@ def training_length(args: AdversarialTrainingArguments, train_images: int) -> Tr
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     scheduler = EpsilonSchedulerCallback.from_args(args)
     scheduler.steps_per_epoch = steps_per_epoch
-    images = attacked_images = attacked_steps = 0
+    images = attacked_steps = 0
+    attack_steps: Counter[int] = Counter()
     for step in range(steps):
         count = min(per_step, per_epoch - step % steps_per_epoch * per_step)
         images += count
-        if scheduler.eps_at(step, steps) > 0:
+        if scheduler.may_attack_at(step, steps):
             attacked_steps += 1
-            attacked_images += count
-    return TrainingLength(steps_per_epoch, steps, attacked_steps, images, attacked_images)
+            attack_steps[args.train_attack_at(scheduler.attack_share_at(step, steps)).steps] += count
+        # An accuracy that never rises and a loss of 0 make eps rise at once.
+        if scheduler.alpha.observes == "loss" or (scheduler.alpha.observes and (step + 1) % steps_per_epoch == 0):
+            scheduler.observe(0.0, step + 1, steps)
+    return TrainingLength(
+        steps_per_epoch,
+        steps,
+        attacked_steps,
+        images,
+        attacked_images=sum(attack_steps.values()),
+        attack_steps=dict(attack_steps),
+        at_most=scheduler.alpha.has_memory,
+    )
 
 
 def attack_passes(attack: APGD, num_classes: int) -> tuple[int, int]:
@@ -104,13 +123,17 @@ def phases(
     Args:
         sizes: images of `validation` and `test`.
     """
-    gradients, forwards = attack_passes(args.train_attack, num_classes)
     yield Phase("training", length.images, training=length.images)
+    passes = [
+        (attack_passes(replace(args.train_attack, steps=steps), num_classes), images)
+        for steps, images in length.attack_steps.items()
+    ]
     yield Phase(
         f"attack in training (eps > 0 in {length.attacked_steps} of {length.steps} steps)",
         length.attacked_images,
-        forward=forwards * length.attacked_images,
-        input_gradient=gradients * length.attacked_images,
+        forward=sum(forwards * images for (_, forwards), images in passes),
+        input_gradient=sum(gradients * images for (gradients, _), images in passes),
+        at_most=length.at_most,
     )
     if args.threat_model.eps > 0:
         checked = min(2, args.train_batch_size) * args.world_size

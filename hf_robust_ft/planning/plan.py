@@ -30,6 +30,7 @@ ASSUMPTIONS = (
     "counted",
     "'at most': an image that is fooled is not attacked again",
 )
+EARLIEST = "the schedule follows what training measures: eps is taken to rise as early as it can"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Plan:
             f"  dataset    {_renamed(data['name'], data['source'])}",
             f"             {data['classes']} classes; images: {sizes} (from {data['origin']})",
             f"  training   {length.epochs} epochs of {length.steps_per_epoch} steps, {length.steps} steps in all; "
-            f"eps > 0 in {length.attacked_steps} of them",
+            f"eps > 0 in {'at most ' if length.at_most else ''}{length.attacked_steps} of them",
             "",
             "Configuration",
             *(f"  {name:<28} {value}" for name, value in self.configuration.items()),
@@ -178,7 +179,11 @@ def plan_run(
             "source": gpu.source,
             "utilisation": plan_args.utilisation,
         },
-        assumptions=[*ASSUMPTIONS, *_assumptions(data_args, args, precision, dataset)],
+        assumptions=[
+            *ASSUMPTIONS,
+            *([EARLIEST] if length.at_most else []),
+            *_assumptions(data_args, args, precision, dataset),
+        ],
     )
 
 

@@ -121,6 +121,8 @@ def _number_or_none(number: type) -> Callable[[str], Any]:
 
 def _as_argument(value: Any, takes_list: bool) -> Any:
     """A YAML value as it would stand on the command line: argparse gives strings their types, and checks them."""
+    if takes_list and isinstance(value, dict):
+        return [f"{key}={item}" for key, item in value.items()]
     if takes_list and value is not None:
         return [str(item) for item in (value if isinstance(value, list) else [value])]
     return value if value is None or isinstance(value, dict) else str(value)

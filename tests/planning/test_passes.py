@@ -3,6 +3,7 @@ from collections import Counter
 import pytest
 
 from hf_robust_ft import APGD
+from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.planning.passes import attack_passes, evaluations, phases, training_length
 
 
@@ -33,8 +34,9 @@ def visited():
         {"per_device_train_batch_size": 32, "dataloader_drop_last": True, "max_steps": 3},
         {"attack_loss": "dlr_targeted", "num_train_epochs": 2, "schedule_end": 0.5, "schedule_start": 0.1},
         {"eps": "0", "eval_epsilons": None, "num_train_epochs": 1},
+        {"eps_schedule": "uniform", "attack_steps": 4, "attack_steps_schedule": "cosine", "schedule_overshoot": 1.1},
     ],
-    ids=["hinge", "fix", "step_accumulated", "max_steps_drop_last", "targeted", "eps_0"],
+    ids=["hinge", "fix", "step_accumulated", "max_steps_drop_last", "targeted", "eps_0", "attack_steps"],
 )
 def test_the_plan_of_a_training_is_what_passes_through_the_model(make_trainer, make_args, visited, changes):
     args = make_args(per_device_eval_batch_size=16, eval_strategy="no", robust_eval="no", **changes)
@@ -47,6 +49,32 @@ def test_the_plan_of_a_training_is_what_passes_through_the_model(make_trainer, m
         assert seen[kind] == sum(getattr(phase, kind) for phase in planned), kind
     assert length.steps == trainer.state.max_steps and not any(phase.at_most for phase in planned)
     assert (length.attacked_images > 0) == (args.threat_model.eps > 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "attacked"),
+    [
+        # Both rise as early as they can after the first look: auto after 2 of 4 epochs, the loss after 1.
+        ({"eps_schedule": "auto", "schedule_args": {"patience": 1}, "eval_strategy": "epoch"}, 48),
+        ({"eps_schedule": "loss_driven", "schedule_granularity": "epoch"}, 3 * 48),
+        ({"eps_schedule": "per_sample", "attack_steps": 3}, 4 * 48),
+        ({"eps_schedule": "per_sample", "eps": "0", "eval_epsilons": None}, 0),
+    ],
+    ids=["auto", "loss_driven", "per_sample", "eps_0"],
+)
+def test_the_plan_bounds_what_a_schedule_that_follows_training_attacks(
+    make_trainer, make_args, images, processor, visited, changes, attacked
+):
+    args = make_args(robust_eval="no", **changes)
+    trainer = make_trainer(args=args, train_dataset=with_pixel_values(images, processor, sample_ids=True))
+    seen = visited(trainer.model)
+    trainer.train()
+    length = training_length(args, 48)
+    planned = list(phases(args, length, {"validation": 48, "test": 0}, num_classes=4))
+    assert length.attacked_images == attacked and seen["training"] == length.images
+    assert [phase.at_most for phase in planned if "attack in training" in phase.name] == [True]
+    for kind in ("input_gradient", "forward"):
+        assert seen[kind] <= sum(getattr(phase, kind) for phase in planned), kind
 
 
 @pytest.mark.parametrize("robust_eval", ["end", "epoch"])

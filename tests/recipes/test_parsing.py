@@ -97,3 +97,13 @@ def test_a_flag_can_unset_a_number_of_a_recipe(tmp_path, capsys):
         with pytest.raises(SystemExit):
             parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     assert "invalid float value: 'none'" in capsys.readouterr().err
+
+
+def test_schedule_arguments_of_a_recipe_are_words_or_a_mapping_and_a_flag_replaces_them(tmp_path):
+    for given in ({"bend": 0.5, "power": 2}, ["bend=0.5", "power=2"]):
+        recipe = {**NEEDED, "output_dir": str(tmp_path), "eps_schedule": "smoothed_hinge", "schedule_args": given}
+        parser = build_parser(TYPES, recipe)
+        _, _, args = parser.parse_args_into_dataclasses([], look_for_args_file=False)
+        assert args.schedule_args == {"bend": 0.5, "power": 2}
+        flags = ["--eps_schedule", "constant", "--schedule_args", "none"]
+        assert parser.parse_args_into_dataclasses(flags, look_for_args_file=False)[2].schedule_args is None
