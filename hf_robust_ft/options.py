@@ -17,6 +17,7 @@ from hf_robust_ft.schedules import SCHEDULES
 
 BASE_RECIPE = "paper_default"  # of train and search, unless --config names others
 RUNS = Path("runs")
+SWEEPS = ("diagnose", "calibrate")  # many runs in one folder
 PAPER_SCHEDULES = {"fix": "constant", "sched": "hinge", "linear": "linear_warmup"}  # the paper's words
 
 # Of Trainer's own arguments, those that `train --help` shows; `--help_all` shows every one.
@@ -93,7 +94,7 @@ def parse_options(
         raise ValueError(_unknown_option(unknown, parser))
     if trains:
         _check_schedule(seen.eps_schedule)
-        arguments = [*arguments, *_settled_late(seen)]
+        arguments = [*arguments, *_settled_late(command, seen)]
     parsed = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     flags = {word.split("=", 1)[0] for word in arguments if word.startswith("--")}
     given = {action.dest for action in parser._actions if flags & set(action.option_strings)}
@@ -130,11 +131,11 @@ def _check_schedule(name: str) -> None:
     raise ValueError(f"Unknown eps schedule {name!r}.{hint} Valid schedules: {', '.join(SCHEDULES)}.")
 
 
-def _settled_late(seen: argparse.Namespace) -> list[str]:
+def _settled_late(command: str, seen: argparse.Namespace) -> list[str]:
     """Flags that follow from the others."""
     flags = []
     if seen.output_dir is None:
-        flags += ["--output_dir", default_output_dir(seen)]
+        flags += ["--output_dir", default_sweep_dir(command, seen) if command in SWEEPS else default_output_dir(seen)]
     if getattr(seen, "dry_run", False):
         flags += ["--use_cpu", "true"]  # else Trainer's arguments refuse bf16 on a machine without the planned device
     return flags
@@ -147,12 +148,24 @@ def default_output_dir(seen: argparse.Namespace) -> str:
     >>> default_output_dir(argparse.Namespace(**names))
     'runs/timm-resnet18-cub200-Linf-4_255-hinge-seed0'
     """
-    model, dataset = (
-        Path(name).expanduser().resolve().name if os.path.exists(os.path.expanduser(name)) else name.replace("/", "-")
-        for name in (seen.model, seen.dataset)
-    )
+    model, dataset = (_short(name) for name in (seen.model, seen.dataset))
     eps = str(seen.eps).replace("/", "_")
     return str(RUNS / f"{model}-{dataset}-{seen.norm}-{eps}-{seen.eps_schedule}-seed{seen.seed}".replace(":", "-"))
+
+
+def default_sweep_dir(command: str, seen: argparse.Namespace) -> str:
+    """runs/COMMAND-MODEL-DATASET-NORM: its runs share the rest, or are refused.
+
+    >>> default_sweep_dir("diagnose", argparse.Namespace(model="swin", dataset="cub200", norm="Linf"))
+    'runs/diagnose-swin-cub200-Linf'
+    """
+    return str(RUNS / f"{command}-{_short(seen.model)}-{_short(seen.dataset)}-{seen.norm}".replace(":", "-"))
+
+
+def _short(name: str) -> str:
+    """A model's or dataset's name in a folder's."""
+    path = os.path.expanduser(name)
+    return Path(path).resolve().name if os.path.exists(path) else name.replace("/", "-")
 
 
 def _unknown_option(unknown: Sequence[str], parser: HfArgumentParser) -> str:
