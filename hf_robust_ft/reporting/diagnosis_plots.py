@@ -29,7 +29,7 @@ def plot_diagnosis(diagnosis: Diagnosis, curves: Sequence[ValidationCurve], fold
 
 def plot_validation_curves(curves: Sequence[ValidationCurve], threshold: float, path: str | Path) -> None:
     """Validation accuracy over epochs, a colour for each eps_g and a dot where a run adapts (Figures 1 and 3)."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
     epsilons = sorted({curve.eps for curve in curves})
     colours = dict(zip(epsilons, plt.colormaps["viridis"](np.linspace(0, 0.9, len(epsilons))), strict=True))
     labelled = set()
@@ -50,14 +50,14 @@ def plot_validation_curves(curves: Sequence[ValidationCurve], threshold: float, 
     axes.axhline(100 * threshold, color="grey", linewidth=0.8, linestyle="--", zorder=0)
     axes.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, 100), title="Adaptation to the task")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small", ncols=1 if len(epsilons) < 7 else 2)
+    figure.legend(frameon=False, fontsize="small", loc="outside right upper")
     _save(figure, path)
 
 
 def plot_delay_by_eps(diagnosis: Diagnosis, path: str | Path) -> None:
     """Adaptation delay over eps_g (Figure 8) and drop against standard fine-tuning over eps_g; means over seeds."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-    unit, unit_name = (255, " (1/255)") if _in_255ths(diagnosis) else (1, "")
+    unit, unit_name = _unit(diagnosis)
     runs, length = diagnosis.runs, diagnosis.num_epochs
     x = [unit * run.eps for run in runs]
     for axes, y in (
@@ -72,7 +72,7 @@ def plot_delay_by_eps(diagnosis: Diagnosis, path: str | Path) -> None:
         _dots(axes, x, y, adapted)
         axes.set(xlabel=f"eps_g{unit_name}")
         axes.grid(alpha=0.3)
-    left.set(ylabel=f"adaptation delay (epochs to {diagnosis.threshold:.3g} accuracy)", title="Delay")
+    left.set(ylabel=f"epochs until accuracy exceeds {100 * diagnosis.threshold:g} %", title="Adaptation delay")
     left.set_ylim(0, 1.05 * length)
     right.set(ylabel="drop against standard (points)", title="Severity")
     if diagnosis.never:
@@ -86,9 +86,10 @@ def plot_delay_and_accuracy(diagnosis: Diagnosis, path: str | Path) -> None:
     runs, length = diagnosis.runs, diagnosis.num_epochs
     x = [counted(run.delay, length) for run in runs]
     y = [100 * run.final_accuracy for run in runs]
-    _dots(axes, x, y, [run.delay is not None for run in runs])
-    for run, at, height in zip(runs, x, y, strict=True):
-        axes.annotate(format_eps(run.eps), (at, height), xytext=(5, 4), textcoords="offset points", fontsize="small")
+    unit, unit_name = _unit(diagnosis)
+    eps = [unit * run.eps for run in runs]
+    dots = _dots(axes, x, y, [run.delay is not None for run in runs], eps)
+    figure.colorbar(dots, ax=axes, label=f"eps_g{unit_name}")
     found = diagnosis.correlation
     title = "Delay and final accuracy"
     if found is not None:
@@ -103,12 +104,20 @@ def plot_delay_and_accuracy(diagnosis: Diagnosis, path: str | Path) -> None:
     _save(figure, path)
 
 
-def _dots(axes, x: Sequence[float], y: Sequence[float], adapted: Sequence[bool]) -> None:
-    for wanted, style, label in ((True, "o", "adapted"), (False, "x", "never adapted")):
-        points = [(a, b) for a, b, done in zip(x, y, adapted, strict=True) if done == wanted]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, color="#d55e00", label=label, clip_on=False, zorder=2)
+def _dots(axes, x: Sequence[float], y: Sequence[float], adapted: Sequence[bool], eps: Sequence[float] | None = None):
+    """A dot for each run, a cross where it never adapted; coloured by eps if given. Returns the last drawn."""
+    drawn = None
+    for wanted, marker, label in ((True, "o", "adapted"), (False, "x", "never adapted")):
+        rows = [row for row, done in enumerate(adapted) if done == wanted]
+        if rows:
+            colour = {"color": "#d55e00"} if eps is None else {
+                "c": [eps[row] for row in rows], "cmap": "viridis", "vmin": 0, "vmax": max(eps) / 0.9,
+            }  # fmt: skip
+            at = [x[row] for row in rows], [y[row] for row in rows]
+            drawn = axes.scatter(*at, marker=marker, label=label, clip_on=False, zorder=2, **colour)
+    return drawn
 
 
-def _in_255ths(diagnosis: Diagnosis) -> bool:
-    return diagnosis.facts.get("norm", "Linf") == "Linf"
+def _unit(diagnosis: Diagnosis) -> tuple[float, str]:
+    """What eps is multiplied by on an axis, and what the axis says of it."""
+    return (255, " (1/255)") if diagnosis.facts.get("norm", "Linf") == "Linf" else (1, "")
