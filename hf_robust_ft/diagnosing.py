@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,7 +118,7 @@ def diagnose(
             f"A correlation needs at least {FEWEST_POINTS} runs, got {len(runs)} "
             f"({', '.join(run.name for run in runs)}). Give more --epsilons or --seeds."
         )
-    curves = train_sweep(model_args, data_args, args, runs)
+    curves = train_sweep(model_args, data_args, args, runs, sweep.threshold)
     return write_diagnosis(curves, sweep.threshold, args.output_dir, writes=args.process_index == 0)
 
 
@@ -166,7 +165,7 @@ def calibrate(
         ValueError: a recipe file that exists, or what `train_sweep` and `schedule_epochs` refuse.
     """
     _refuse_existing(options.recipe)
-    curves = train_sweep(model_args, data_args, args, sweep.runs(args), stop_above=sweep.threshold)
+    curves = train_sweep(model_args, data_args, args, sweep.runs(args), sweep.threshold, stops_early=True)
     return write_recipe(curves, sweep.threshold, options.recipe, writes=args.process_index == 0)
 
 
@@ -195,12 +194,14 @@ def write_recipe(
         return found
     budgets = ", ".join(format_eps(eps) for eps in sorted({curve.eps for curve in curves}))
     start, end = found.shares
+    warning = chance_warning(threshold, max(len(curve.facts.get("classes", ())) for curve in curves))
     lines = [
         f"# Found by calibrate in {len(curves)} runs of {found.num_epochs:g} epochs at eps {budgets}: standard "
         f"fine-tuning reaches 90 % of its final",
         f"# validation accuracy in epoch {found.reached:.3g} (T1 = {found.start}); accuracy exceeds {threshold:.1%} in "
         f"epoch {found.mean_delay:.3g} on average (T2 = {found.end}).",
         *([f"# {found.note[0].upper()}{found.note[1:]}."] if found.note else []),
+        *([f"# Beware: {warning}"] if warning else []),
         "eps_schedule: hinge",
         f"schedule_start: {start!r}",
         f"schedule_end: {end!r}",
@@ -211,8 +212,6 @@ def write_recipe(
     print(
         f"\n{schedule_text(found)}\nReuse: hf-robust-ft train --config paper_default --config {recipe} ...", flush=True
     )
-    if warning := chance_warning(threshold, max(len(curve.facts.get("classes", ())) for curve in curves)):
-        warnings.warn(f"Beware: {warning}", UserWarning, stacklevel=2)
     return found
 
 

@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +16,12 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_robust_ft.finetuning import build_trainer, prepare_run
+from hf_robust_ft.reporting.diagnosis_text import chance_warning
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments
 from hf_robust_ft.threat_models import ThreatModel, format_eps
 from hf_robust_ft.trainer import AdversarialTrainer
 from hf_robust_ft.training_args import AdversarialTrainingArguments
-from hf_robust_ft.validation_curves import STATE, TASK_FACTS, ValidationCurve, read_run
+from hf_robust_ft.validation_curves import PAPER_THRESHOLD, STATE, TASK_FACTS, ValidationCurve, read_run
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ RUN_SETTINGS = {
     "push_to_hub": False,
 }
 CONFIGURATION = "configuration.json"
+UNFINISHED = "unfinished"
 # Set for each run, so no part of what the runs have in common.
 PER_RUN = ("eps", "eps_schedule", "schedule_start", "schedule_end", "schedule_granularity", "seed")
 
@@ -81,7 +85,9 @@ def train_sweep(
     data_args: DataArguments,
     args: AdversarialTrainingArguments,
     runs: Sequence[SweepRun],
-    stop_above: float | None = None,
+    threshold: float = PAPER_THRESHOLD,
+    *,
+    stops_early: bool = False,
 ) -> list[ValidationCurve]:
     """The validation curves of the runs; those that `args.output_dir` holds already are not trained again.
 
@@ -91,15 +97,17 @@ def train_sweep(
     Args:
         model_args, data_args, args: of every run, up to eps, its schedule, and the seed.
         runs: which ones; more may be added to a folder later.
-        stop_above: end fix runs once their clean validation accuracy exceeds this; None trains them to their end.
+        threshold: validation accuracy above which a run has adapted; one that guessing exceeds is warned of.
+        stops_early: end fix runs once they have adapted.
 
     Raises:
-        ValueError: a folder made with another configuration, `max_steps`, a schedule's worth of streaming, or what
+        ValueError: a folder made with another configuration, `max_steps` or streaming in place of epochs, or what
             `fine_tune` refuses.
     """
     if args.max_steps > 0 or data_args.streaming:
         raise ValueError("Delays are counted in epochs: set num_train_epochs, not max_steps, and do not stream.")
     _check_budgets(runs, args.norm)
+    stop_above = threshold if stops_early else None
     folder = Path(args.output_dir)
     _keep_configuration(folder, _configuration(model_args, data_args, args, stop_above), args.process_index == 0)
     curves = []
@@ -108,12 +116,14 @@ def train_sweep(
         if file.is_file():
             _tell(args, f"=== {run.name}: done before")
             curves.append(read_run(file))
-            continue
-        curve = _train(model_args, data_args, _run_arguments(args, run, folder), run, stop_above)
+        else:
+            curves.append(_train(model_args, data_args, _run_arguments(args, run, folder), run, threshold, stops_early))
         if args.process_index == 0:
-            curve.to_json(file)
+            if not file.is_file():
+                curves[-1].to_json(file)
             shutil.rmtree(_run_folder(folder, run), ignore_errors=True)
-        curves.append(curve)
+    with suppress(OSError):  # not empty: of runs that were not asked for this time
+        (folder / UNFINISHED).rmdir()
     return curves
 
 
@@ -122,14 +132,17 @@ def _train(
     data_args: DataArguments,
     args: AdversarialTrainingArguments,
     run: SweepRun,
-    stop_above: float | None,
+    threshold: float,
+    stops_early: bool,
 ) -> ValidationCurve:
     checkpoint = last_whole_checkpoint(args.output_dir)
     _tell(args, f"=== {run.name}" + (f": goes on from {os.path.basename(checkpoint)}" if checkpoint else ""))
     prepared = prepare_run(model_args, data_args, args)
+    if warning := chance_warning(threshold, len(prepared.model.config.id2label)):
+        warnings.warn(f"Beware: {warning}", UserWarning, stacklevel=3)
     trainer = build_trainer(model_args, args, prepared)
-    if stop_above is not None and args.threat_model.eps > 0:
-        trainer.add_callback(StopOnceAdapted(stop_above))
+    if stops_early and args.threat_model.eps > 0:
+        trainer.add_callback(StopOnceAdapted(threshold))
     trainer.train(resume_from_checkpoint=checkpoint)
     return _curve(trainer, run, prepared.facts)
 
@@ -177,7 +190,7 @@ def _run_arguments(args: AdversarialTrainingArguments, run: SweepRun, folder: Pa
 
 
 def _run_folder(folder: Path, run: SweepRun) -> Path:
-    return folder / "unfinished" / run.name
+    return folder / UNFINISHED / run.name
 
 
 def _check_budgets(runs: Sequence[SweepRun], norm: str) -> None:

@@ -36,9 +36,9 @@ def trained(monkeypatch):
     """The names of the runs that were trained, in turn."""
     names, train = [], sweeping._train
 
-    def noting(model_args, data_args, args, run, stop_above):
+    def noting(model_args, data_args, args, run, *more):
         names.append(run.name)
-        return train(model_args, data_args, args, run, stop_above)
+        return train(model_args, data_args, args, run, *more)
 
     monkeypatch.setattr(sweeping, "_train", noting)
     return names
@@ -93,7 +93,7 @@ def test_a_sweep_is_trained_once_extended_and_guarded(flags, trained, tmp_path, 
     assert len({curve.accuracies for curve in curves.values()}) == 3  # eps reached the training
     for name in NAMES:
         assert Image.open(folder / name).size[0] > 500
-    assert not list(folder.glob("**/checkpoint-*"))
+    assert not (folder / "unfinished").exists()
     printed = capsys.readouterr().out
     assert "fix-32_255-seed0" in printed and (folder / "diagnosis.txt").read_text().strip() in printed
 
@@ -108,7 +108,7 @@ def test_a_sweep_is_trained_once_extended_and_guarded(flags, trained, tmp_path, 
 
 
 def test_a_sweeps_run_is_what_train_gives(arguments, tmp_path):
-    (curve,) = train_sweep(*arguments(), [SweepRun("8/255", 0)])
+    (curve,) = train_sweep(*arguments(), [SweepRun("8/255", 0)], 0.2)
     model_args, data_args, args = arguments(
         output_dir=str(tmp_path / "single"), eps="8/255", eps_schedule="constant", robust_eval="no", seed=0,
         eval_epsilons=None,
@@ -143,12 +143,12 @@ main(["diagnose", *{FLAGS!r}, "--num_train_epochs", "3", "--epsilons", "0", "8/2
     (folder / "checkpoint-99" / "trainer_state.json").write_text('{"epoch": ')
 
     capsys.readouterr()
-    resumed = train_sweep(*arguments(num_train_epochs=3), runs)
+    resumed = train_sweep(*arguments(num_train_epochs=3), runs, 0.2)
     printed = capsys.readouterr().out
     assert f"{runs[0].name}: done before" in printed
     assert f"{runs[1].name}: goes on from {os.path.basename(checkpoint)}" in printed
     assert (tmp_path / "sweep" / "curves" / f"{runs[0].name}.json").read_bytes() == standard
-    fresh = train_sweep(*arguments(num_train_epochs=3, output_dir=str(tmp_path / "fresh")), runs)
+    fresh = train_sweep(*arguments(num_train_epochs=3, output_dir=str(tmp_path / "fresh")), runs, 0.2)
     assert resumed == fresh
 
 
@@ -227,15 +227,28 @@ def test_bad_runs_are_refused(kept_runs, tmp_path, capsys):
     assert "Unknown option --epsilons" in refused(["diagnose", "--runs", *kept_runs, "--epsilons", "0"], capsys)
 
 
+def test_a_threshold_that_guessing_exceeds_is_warned_of_before_training(arguments, monkeypatch):
+    def build_trainer(*args, **kwargs):
+        raise FloatingPointError("the training would start here")
+
+    monkeypatch.setattr(sweeping, "build_trainer", build_trainer)
+    with pytest.raises(FloatingPointError), pytest.warns(UserWarning, match="guessing among 10 classes"):
+        train_sweep(*arguments(), [SweepRun("0", 0)], 0.05)
+
+
 def test_a_threshold_that_guessing_exceeds_is_told(tmp_path, capsys):
     files = []
     for k in range(3):
         facts = {"classes": [str(digit) for digit in range(10)]}
-        curve = ValidationCurve(f"run{k}", k / 255, (1, 2, 3, 4), (0.1, 0.2, 0.3 - 0.05 * k, 0.9), 4, facts)
+        curve = ValidationCurve(
+            f"run{k}", k / 255, (1, 2, 3, 4, 5, 6), (0.1, 0.2, 0.3 - 0.05 * k, 0.9, 0.9, 0.9), 6, facts
+        )
         files.append(str(tmp_path / f"run{k}.json"))
         curve.to_json(files[-1])
     main(["diagnose", "--runs", *files, "--output_dir", str(tmp_path / "low")])
     assert "guessing among 10 classes is right in 10.0% of cases" in capsys.readouterr().out
+    main(["calibrate", "--runs", *files, "--recipe", str(tmp_path / "low.yaml")])
+    assert "# Beware: guessing among 10 classes" in (tmp_path / "low.yaml").read_text()
     main(["diagnose", "--runs", *files, "--threshold", "0.25", "--output_dir", str(tmp_path / "high")])
     assert "guessing among" not in capsys.readouterr().out
 
