@@ -123,7 +123,7 @@ def _reads_runs(argv: Sequence[str]) -> bool:
 
 
 def _sweep_options(command: str, argv: Sequence[str], description: str, *more: type) -> tuple:
-    from hf_robust_ft.diagnosing import SweepArguments, refuse_flags
+    from hf_robust_ft.diagnosing import SET_BY_SWEEP, SweepArguments, refuse_flags
     from hf_robust_ft.finetuning import DataArguments, ModelArguments
     from hf_robust_ft.options import BASE_RECIPE, filled_in, parse_options
     from hf_robust_ft.training_args import AdversarialTrainingArguments
@@ -134,7 +134,8 @@ def _sweep_options(command: str, argv: Sequence[str], description: str, *more: t
     options = parse_options(command, argv, types, titles, description, BASE_RECIPE)
     model_args, data_args, args, *_ = options.parsed
     if args.process_index == 0:
-        print(filled_in(options, model_args.model, data_args.dataset), flush=True)
+        used = {key: value for key, value in options.from_recipes.items() if key not in SET_BY_SWEEP}
+        print(filled_in(options._replace(from_recipes=used), model_args.model, data_args.dataset), flush=True)
     return options.parsed
 
 

@@ -19,9 +19,13 @@ from hf_robust_ft.validation_curves import PAPER_THRESHOLD, ValidationCurve, rea
 PAPER_EPSILONS = tuple(f"{k}/255" if k else "0" for k in range(10))
 DIAGNOSIS = "diagnosis.json"
 # What a sweep sets for each run, so that these flags would do nothing.
-SET_BY_SWEEP = ("eps", "eps_schedule", "schedule", "schedule_start", "schedule_end", "schedule_granularity")
+SET_BY_SWEEP = (
+    "eps", "eps_schedule", "schedule", "schedule_start", "schedule_end", "schedule_granularity", "eval_epsilons",
+    "eval_attack_steps", "robust_eval", "eval_strategy", "save_strategy", "save_total_limit", "resume_from_checkpoint",
+    "push_to_hub", "max_eval_samples",
+)  # fmt: skip
 
-THRESHOLD_HELP = "Validation accuracy above which a run has adapted, in (0, 1); the paper's 5 % suits 100 classes."
+THRESHOLD_HELP = "Validation accuracy above which a run has adapted, in (0, 1); the paper's 0.05 suits 100 classes."
 RUNS_HELP = (
     "Finished runs to read instead of training: standard (eps 0) and fix (eps_schedule constant) ones. Folders with a "
     "trainer_state.json or checkpoints, such files, or curves that diagnose kept."
@@ -238,7 +242,8 @@ def refuse_flags(command: str, argv: Sequence[str]) -> None:
     ignored = [flag for flag in given if flag[2:].replace("-", "_") in SET_BY_SWEEP]
     if ignored:
         raise ValueError(
-            f"{', '.join(ignored)}: {command} trains every run at a constant eps, those of --epsilons. Leave it out."
+            f"{', '.join(ignored)}: {command} trains every run at a constant eps, one of --epsilons, measures clean "
+            "validation accuracy after each epoch and goes on by itself where it was interrupted. Leave it out."
         )
 
 

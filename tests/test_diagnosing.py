@@ -95,6 +95,7 @@ def test_a_sweep_is_trained_once_extended_and_guarded(flags, trained, tmp_path, 
         assert Image.open(folder / name).size[0] > 500
     assert not (folder / "unfinished").exists()
     printed = capsys.readouterr().out
+    assert "eps_schedule=hinge" not in printed  # what the recipe says of it is not used
     assert "fix-32_255-seed0" in printed and (folder / "diagnosis.txt").read_text().strip() in printed
 
     main(["diagnose", *flags, "--epsilons", "0", "8/255", "16/255", "32/255"])
@@ -201,6 +202,7 @@ def test_finished_runs_are_diagnosed_without_training(kept_runs, trained, tmp_pa
         (["--threshold", "5"], "the paper's 5 % is 0.05"),
         (["--eps", "4/255"], "--eps: {command} trains every run at a constant eps"),
         (["--schedule-start=0.1"], "Leave it out"),
+        (["--resume_from_checkpoint", "last"], "goes on by itself where it was interrupted"),
         (["--norm", "L2"], "give --epsilons for L2"),
         (["--max_steps", "5"], "counted in epochs"),
     ],
@@ -251,6 +253,18 @@ def test_a_threshold_that_guessing_exceeds_is_told(tmp_path, capsys):
     assert "# Beware: guessing among 10 classes" in (tmp_path / "low.yaml").read_text()
     main(["diagnose", "--runs", *files, "--threshold", "0.25", "--output_dir", str(tmp_path / "high")])
     assert "guessing among" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["diagnose", "calibrate"])
+@pytest.mark.parametrize("more", [[], ["--runs", "folder"]], ids=["sweep", "runs"])
+def test_help_tells_the_options(command, more, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, *more, "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and "option_strings" not in printed  # what a bare % in a help text turns into
+    assert "--threshold THRESHOLD Validation accuracy above which a run has adapted" in printed
+    assert ("--epsilons" in printed) == (not more) and ("--recipe" in printed) == (command == "calibrate")
+    assert "--runs" in printed
 
 
 def test_stopping_asks_for_more_than_the_threshold():

@@ -61,7 +61,7 @@ def advice(diagnosis: Diagnosis) -> str:
 def schedule_text(schedule: ScheduleEpochs) -> str:
     """T1 and T2 in epochs and as `train`'s options."""
     start, end = schedule.shares
-    note = f" ({schedule.note[0].upper()}{schedule.note[1:]}.)" if schedule.note else ""
+    note = f" {schedule.note[0].upper()}{schedule.note[1:]}." if schedule.note else ""
     return (
         f"T1 = {schedule.start} and T2 = {schedule.end} of {schedule.num_epochs:g} epochs "
         f"(--schedule_start {start:.4g} --schedule_end {end:.4g}).{note}"
