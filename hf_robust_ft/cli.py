@@ -1,4 +1,4 @@
-"""The command line: `hf-robust-ft train | search | evaluate | quickstart`."""
+"""The command line: `hf-robust-ft train | search | diagnose | calibrate | evaluate | quickstart`."""
 
 import argparse
 import os
@@ -16,6 +16,8 @@ commands:
   train        fine-tune a Hub model or local checkpoint robustly, measure it, write checkpoint and model card;
                with --dry-run only tell what that would cost
   search       find learning rates and weight decay for a model and a dataset, as the paper does
+  diagnose     tell from runs over several eps how late and how badly a model adapts, and whether it needs a schedule
+  calibrate    find the schedule's T1 and T2 for a model and a dataset from short runs, and write them as a recipe
   evaluate     measure clean accuracy, adversarial accuracy and expected robustness of a checkpoint
 
 hf-robust-ft <command> --help tells the options of a command.
@@ -91,6 +93,53 @@ def search(argv: Sequence[str]) -> None:
     print(f"\n{result.to_recipe()}\nReuse: hf-robust-ft train --config {' --config '.join(recipes)} ...")
 
 
+def diagnose(argv: Sequence[str]) -> None:
+    """Train standard and fix runs over several eps, or read finished --runs, and tell how late and badly fix adapts."""
+    from hf_robust_ft.diagnosing import DiagnosedRuns, diagnose_runs
+    from hf_robust_ft.diagnosing import diagnose as run
+    from hf_robust_ft.options import parse_options
+
+    if _reads_runs(argv):
+        (reading,) = parse_options("diagnose", argv, (DiagnosedRuns,), ("runs",), diagnose.__doc__).parsed
+        diagnose_runs(reading)
+        return
+    run(*_sweep_options("diagnose", argv, diagnose.__doc__))
+
+
+def calibrate(argv: Sequence[str]) -> None:
+    """Find T1 and T2 from short standard and fix runs, or from finished --runs, and write them as a recipe."""
+    from hf_robust_ft.diagnosing import CalibratedRuns, RecipeArguments, calibrate_runs
+    from hf_robust_ft.diagnosing import calibrate as run
+    from hf_robust_ft.options import parse_options
+
+    if _reads_runs(argv):
+        (reading,) = parse_options("calibrate", argv, (CalibratedRuns,), ("runs",), calibrate.__doc__).parsed
+        calibrate_runs(reading)
+        return
+    run(*_sweep_options("calibrate", argv, calibrate.__doc__, RecipeArguments))
+
+
+def _reads_runs(argv: Sequence[str]) -> bool:
+    return any(word == "--runs" or word.startswith("--runs=") for word in argv)
+
+
+def _sweep_options(command: str, argv: Sequence[str], description: str, *more: type) -> tuple:
+    from hf_robust_ft.diagnosing import SET_BY_SWEEP, SweepArguments, refuse_flags
+    from hf_robust_ft.finetuning import DataArguments, ModelArguments
+    from hf_robust_ft.options import BASE_RECIPE, filled_in, parse_options
+    from hf_robust_ft.training_args import AdversarialTrainingArguments
+
+    refuse_flags(command, argv)
+    types = (ModelArguments, DataArguments, AdversarialTrainingArguments, SweepArguments, *more)
+    titles = ("model", "data", "threat model, attacks and fine-tuning", "runs", *("recipe" for _ in more))
+    options = parse_options(command, argv, types, titles, description, BASE_RECIPE)
+    model_args, data_args, args, *_ = options.parsed
+    if args.process_index == 0:
+        used = {key: value for key, value in options.from_recipes.items() if key not in SET_BY_SWEEP}
+        print(filled_in(options._replace(from_recipes=used), model_args.model, data_args.dataset), flush=True)
+    return options.parsed
+
+
 def evaluate(argv: Sequence[str]) -> None:
     """Measure clean accuracy, adversarial accuracy and expected robustness of a checkpoint."""
     from hf_robust_ft.finetuning import DataArguments
@@ -131,7 +180,14 @@ def quickstart(argv: Sequence[str]) -> None:
     run(options.output_dir, compare=options.compare, seeds=options.seeds)
 
 
-COMMANDS = {"train": train, "search": search, "evaluate": evaluate, "quickstart": quickstart}
+COMMANDS = {
+    "train": train,
+    "search": search,
+    "diagnose": diagnose,
+    "calibrate": calibrate,
+    "evaluate": evaluate,
+    "quickstart": quickstart,
+}
 
 
 def _shown_command(command: str, argv: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from hf_robust_ft.schedules import SCHEDULES
 
 BASE_RECIPE = "paper_default"  # of train and search, unless --config names others
 RUNS = Path("runs")
+SWEEPS = ("diagnose", "calibrate")  # many runs in one folder
 PAPER_SCHEDULES = {"fix": "constant", "sched": "hinge", "linear": "linear_warmup"}  # the paper's words
 
 # Of Trainer's own arguments, those that `train --help` shows; `--help_all` shows every one.
@@ -95,7 +96,7 @@ def parse_options(
         raise ValueError(_unknown_option(unknown, parser))
     if trains:
         _check_schedule(seen.eps_schedule)
-    settled = _settled_late(seen) if trains else []
+    settled = _settled_late(command, seen) if trains else []
     parsed = parser.parse_args_into_dataclasses([*arguments, *settled], look_for_args_file=False)
     if getattr(seen, "dry_run", False) and seen.tf32:
         for each in parsed:
@@ -136,11 +137,11 @@ def _check_schedule(name: str) -> None:
     raise ValueError(f"Unknown eps schedule {name!r}.{hint} Valid schedules: {', '.join(SCHEDULES)}.")
 
 
-def _settled_late(seen: argparse.Namespace) -> list[str]:
+def _settled_late(command: str, seen: argparse.Namespace) -> list[str]:
     """Flags that follow from the others."""
     flags = []
     if seen.output_dir is None:
-        flags += ["--output_dir", default_output_dir(seen)]
+        flags += ["--output_dir", default_sweep_dir(command, seen) if command in SWEEPS else default_output_dir(seen)]
     if getattr(seen, "dry_run", False):
         # Else Trainer's arguments refuse bf16 and TF32 on a machine without the planned device.
         flags += ["--use_cpu", "true", *(["--tf32", "false"] if seen.tf32 else [])]
@@ -154,12 +155,24 @@ def default_output_dir(seen: argparse.Namespace) -> str:
     >>> default_output_dir(argparse.Namespace(**names))
     'runs/timm-resnet18-cub200-Linf-4_255-hinge-seed0'
     """
-    model, dataset = (
-        Path(name).expanduser().resolve().name if os.path.exists(os.path.expanduser(name)) else name.replace("/", "-")
-        for name in (seen.model, seen.dataset)
-    )
+    model, dataset = (_short(name) for name in (seen.model, seen.dataset))
     eps = str(seen.eps).replace("/", "_")
     return str(RUNS / f"{model}-{dataset}-{seen.norm}-{eps}-{seen.eps_schedule}-seed{seen.seed}".replace(":", "-"))
+
+
+def default_sweep_dir(command: str, seen: argparse.Namespace) -> str:
+    """runs/COMMAND-MODEL-DATASET-NORM: its runs share the rest, or are refused.
+
+    >>> default_sweep_dir("diagnose", argparse.Namespace(model="swin", dataset="cub200", norm="Linf"))
+    'runs/diagnose-swin-cub200-Linf'
+    """
+    return str(RUNS / f"{command}-{_short(seen.model)}-{_short(seen.dataset)}-{seen.norm}".replace(":", "-"))
+
+
+def _short(name: str) -> str:
+    """A model's or dataset's name in a folder's."""
+    path = os.path.expanduser(name)
+    return Path(path).resolve().name if os.path.exists(path) else name.replace("/", "-")
 
 
 def _unknown_option(unknown: Sequence[str], parser: HfArgumentParser) -> str:

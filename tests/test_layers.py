@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent / "hf_robust_ft"
 
 LAYERS = [
-    ("threat_models", "schedules", "pixels", "losses", "downloads", "sample_ids"),
-    ("batch_checks", "attacks", "metrics", "results_store", "batches", "shared_work", "evaluated_model"),
+    ("threat_models", "schedules", "pixels", "losses", "downloads", "sample_ids", "validation_curves"),
+    ("batch_checks", "attacks", "metrics", "results_store", "batches", "shared_work", "evaluated_model", "diagnosis"),
     ("trust_checks", "protocols"),
     ("reports",),
     ("evaluation",),
@@ -22,8 +22,8 @@ LAYERS = [
     ("trainer_checks", "evaluation_record"),
     ("trainer",),
     ("finetuning", "recipes", "search"),
-    ("quickstart", "measuring", "searching", "planning"),
-    ("options",),
+    ("quickstart", "measuring", "searching", "planning", "sweeping"),
+    ("options", "diagnosing"),
     ("cli",),
     ("__main__", "benchmarks"),
 ]
