@@ -32,6 +32,7 @@ RUN_SETTINGS = {
     "schedule_overshoot": 1.0,
     "attack_steps_schedule": "constant",
     "attack_steps_args": None,
+    "attack_steps_min": 1,
     "eval_epsilons": None,
     "robust_eval": "no",
     "do_eval": True,
