@@ -45,6 +45,8 @@ def prepare_run(
         ValueError: what `load_image_dataset` or `load_image_classifier` refuse, a number of samples below 1, or a
             stream and no number of steps.
     """
+    if args.max_steps < 1 and not args.num_train_epochs > 0:
+        raise ValueError(f"num_train_epochs must be positive, got {args.num_train_epochs}.")
     if data_args.streaming:
         check_stream(args)
     loaded = data_args.load()

@@ -112,6 +112,8 @@ def test_a_finished_run_is_not_overwritten_and_can_be_resumed(train_flags, tmp_p
         (["--config", "no_such_recipe"], "There is no recipe 'no_such_recipe'"),
         (["--max_eval_samples", "-3"], "max_eval_samples must be at least 1"),
         (["--model", "/no/such/weights.pt"], "There is no file or folder /no/such/weights.pt"),
+        (["--num_train_epochs", "0"], "num_train_epochs must be positive, got 0.0"),
+        (["--num_train_epochs", "0", "--dry-run"], "num_train_epochs must be positive, got 0.0"),
         (["--head", "old"], "Unknown head 'old'. Valid: auto, new, keep, zero_shot"),
     ],
     ids=lambda value: "_".join(value).strip("-") if isinstance(value, list) else "",

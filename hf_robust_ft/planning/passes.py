@@ -59,7 +59,7 @@ def training_length(args: AdversarialTrainingArguments, train_images: int) -> Tr
     """How long training is, as Trainer counts it, and in how much of it the schedule attacks.
 
     Raises:
-        ValueError: fewer images than one batch, where incomplete batches are dropped.
+        ValueError: no epochs, or fewer images than one batch, where incomplete batches are dropped.
     """
     batch = args.train_batch_size * args.world_size
     per_epoch = train_images // batch * batch if args.dataloader_drop_last else train_images
@@ -68,6 +68,8 @@ def training_length(args: AdversarialTrainingArguments, train_images: int) -> Tr
     per_step = batch * args.gradient_accumulation_steps
     steps_per_epoch = max(math.ceil(math.ceil(per_epoch / batch) / args.gradient_accumulation_steps), 1)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    if steps < 1:
+        raise ValueError(f"num_train_epochs must be positive, got {args.num_train_epochs}.")
     scheduler = EpsilonSchedulerCallback.from_args(args)
     scheduler.steps_per_epoch = steps_per_epoch
     images = attacked_steps = 0

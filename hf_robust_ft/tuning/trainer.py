@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.trainer_optimizer import is_optimizer_factory
@@ -172,6 +173,28 @@ class TuningTrainer(MendedTrainer):
             check_adapters(resume_from_checkpoint, self.model)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_averages(resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Refuses other rates than the checkpoint's, which would silently stand in for those of the arguments.
+
+        Raises:
+            ValueError: they differ.
+        """
+        wanted = self._rates()
+        super()._load_optimizer_and_scheduler(checkpoint)
+        differing = [pair for pair in zip(self._rates(), wanted, strict=True) if not np.allclose(*pair, atol=0)]
+        if differing:
+            old, new = differing[0]
+            raise ValueError(
+                f"{checkpoint} was trained with other rates: learning rate {old[0]:.3g} and weight decay {old[1]:.3g}, "
+                f"where the arguments now say {new[0]:.3g} and {new[1]:.3g}. Resuming would keep the old ones: give "
+                "these, or start anew."
+            )
+
+    def _rates(self) -> list[tuple[float, float]]:
+        """Peak learning rate and weight decay of each parameter group, before any schedule."""
+        groups = [] if self.is_deepspeed_enabled or self.optimizer is None else self.optimizer.param_groups
+        return [(group.get("initial_lr") or 0.0, group.get("weight_decay") or 0.0) for group in groups]
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

@@ -1,6 +1,7 @@
 """Every trainable parameter in one group, at the rate its depth says; norms and biases without decay."""
 
 import math
+from pathlib import Path
 
 import pytest
 import timm
@@ -140,6 +141,25 @@ def test_trainers_own_rule_is_the_default_and_decays_batch_norm(make_model, make
     assert kept == set(Trainer.get_decay_parameter_names(trainer, trainer.model))
     ours, _ = decayed(no_decay="norms_biases")
     assert ours < kept and "timm_model.bn1.weight" in kept - ours
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_decay": 0.9}, "learning rate .* where the arguments now say"),
+        ({"weight_decay": 0.2}, "weight decay 0.1, where the arguments now say .* and 0.2"),
+        ({"head_learning_rate": 3e-2}, "give these, or start anew"),
+    ],
+)
+def test_rates_that_resuming_would_ignore_are_refused(make_model, make_trainer, changes, message):
+    settings = {"layer_decay": 0.5, "head_learning_rate": 1e-2, "weight_decay": 0.1, "eps": "0", "eval_epsilons": None}
+    settings |= {"num_train_epochs": 2, "save_strategy": "epoch", "robust_eval": "no"}
+    make_trainer(make_model(), **settings).train()
+    resumed = make_trainer(make_model(), **settings)
+    first = min(Path(resumed.args.output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    resumed.train(resume_from_checkpoint=str(first))
+    with pytest.raises(ValueError, match=message):
+        make_trainer(make_model(), **{**settings, **changes}).train(resume_from_checkpoint=str(first))
 
 
 def test_warm_up_and_cosine_scale_every_group_with_accumulation(make_model, make_trainer):
