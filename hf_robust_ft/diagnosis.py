@@ -200,11 +200,11 @@ def schedule_epochs(curves: Sequence[ValidationCurve], threshold: float = PAPER_
             f"the mean delay of {mean_delay:.1f} epochs is moved to {earliest}, to leave room for a ramp{easy}"
         )
         end = earliest
-    if end > length:
-        raise ValueError(
-            f"Standard fine-tuning reaches 90 % of its final accuracy only after {reached:g} of {length:g} epochs, "
-            "which leaves no room for a ramp. Train longer."
-        )
+        if end >= length:  # a ramp that ends with training never gets to eps_g, and one of an epoch never starts
+            raise ValueError(
+                f"Standard fine-tuning reaches 90 % of its final accuracy only after {reached:g} of {length:g} epochs, "
+                "which leaves no room for a ramp. Train longer."
+            )
     return ScheduleEpochs(start, end, length, reached, mean_delay, "; ".join(notes))
 
 

@@ -151,7 +151,10 @@ class AdversarialTrainingArguments(TuningArguments):
             parse_schedule_args(given) or None for given in (self.schedule_args, self.attack_steps_args)
         )
         check_overshoot(self.schedule_overshoot)
-        ThreatModel(self.norm, self.threat_model.eps * self.schedule_overshoot)
+        try:
+            ThreatModel(self.norm, self.threat_model.eps * self.schedule_overshoot)
+        except ValueError as error:
+            raise ValueError(f"schedule_overshoot={self.schedule_overshoot} times eps={self.eps}: {error}") from None
         steps = build_schedule(self.attack_steps_schedule, arguments=self.attack_steps_args, of="attack steps")
         if not 1 <= self.attack_steps_min <= self.train_attack.steps:
             raise ValueError(

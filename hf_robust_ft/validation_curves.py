@@ -145,9 +145,12 @@ def read_run(path: str | Path) -> ValidationCurve:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from None
     if isinstance(state, dict) and state.get("kind") == KIND:
-        return ValidationCurve.from_dict(state)
+        return _stored_curve(state, file)
     if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
         raise ValueError(f"{file} is no trainer_state.json of transformers.Trainer: it has no log_history.")
+    numbers = ("global_step", "max_steps", "epoch")
+    if lacking := [key for key in numbers if not isinstance(state.get(key), (int, float))]:
+        raise ValueError(f"{file} is no whole trainer_state.json: it lacks a number for {', '.join(lacking)}.")
     folder = file.parent
     home = folder.parent if folder.name.startswith("checkpoint-") else folder
     name = home.resolve().name
@@ -157,11 +160,23 @@ def read_run(path: str | Path) -> ValidationCurve:
             "Finish it, or leave it out."
         )
     measured = _accuracies(state["log_history"], name)
+    if not state["epoch"] > 0:
+        raise ValueError(f"{name} trained for {state['epoch']} epochs: there is nothing to diagnose. Leave it out.")
     facts = _facts_of(home) | _facts_of(folder) | {"steps_per_epoch": round(state["max_steps"] / state["epoch"])}
     epochs, accuracies = zip(*measured, strict=True)
     return ValidationCurve(
         name, _fixed_eps(state["log_history"], name), epochs, accuracies, num_epochs=state["epoch"], facts=facts
     )
+
+
+def _stored_curve(content: dict[str, Any], file: Path) -> ValidationCurve:
+    try:
+        return ValidationCurve.from_dict(content)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is no whole validation curve ({type(error).__name__}: {error}). Delete it and let diagnose train "
+            "that run again, or leave it out."
+        ) from None
 
 
 def _find_state(path: Path) -> Path:

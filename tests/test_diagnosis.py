@@ -114,6 +114,15 @@ def test_a_diagnosis_that_cannot_tell_the_schedule_says_why(sweep):
     assert "leaves no room" in diagnose([growing, *sweep[1:]]).no_schedule
 
 
+def test_a_schedule_leaves_an_epoch_at_the_full_eps(sweep):
+    """T1 = 9 and T2 = 10 of 10 epochs would, with an eps that changes by epochs, attack nothing at all."""
+    late = curve("standard", 0, (0.1,) * 8 + (0.8, 0.8))
+    with pytest.raises(ValueError, match="only after 9 of 10 epochs, which leaves no room for a ramp"):
+        schedule_epochs([late, *sweep[1:]])
+    found = schedule_epochs([curve("standard", 0, (0.1,) * 7 + (0.8,) * 3), *sweep[1:]])
+    assert (found.start, found.end) == (8, 9)
+
+
 @pytest.mark.parametrize(
     ("others", "message"),
     [

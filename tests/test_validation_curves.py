@@ -82,6 +82,8 @@ def test_a_last_epoch_without_evaluation_is_not_taken_for_the_end(state):
         ({"key": "train_loss"}, r"\(of its evaluations: nothing\)"),
         ({"global_step": 2}, "run stopped at step 2 of 4"),
         ({"log_history": None}, "is no trainer_state.json"),
+        ({"max_steps": None, "epoch": "2"}, r"no whole trainer_state\.json: it lacks a number for max_steps, epoch"),
+        ({"global_step": 0, "max_steps": 0, "epoch": 0}, "trained for 0 epochs"),
         (
             {"log_history": [{"epoch": 1.0, "eval_accuracy": 0.5, "eps": eps} for eps in (0.0, 0.1)]},
             "trained with a schedule: its eps went from 0 to 0.1",
@@ -100,3 +102,6 @@ def test_paths_that_hold_no_run_are_refused(tmp_path):
     (tmp_path / "broken.json").write_text('{"log_history": [')
     with pytest.raises(ValueError, match=r"broken\.json is not JSON"):
         read_run(tmp_path / "broken.json")
+    (tmp_path / "half.json").write_text('{"kind": "validation curve", "name": "fix"}')
+    with pytest.raises(ValueError, match=r"half\.json is no whole validation curve \(KeyError: 'eps'\)"):
+        read_run(tmp_path / "half.json")

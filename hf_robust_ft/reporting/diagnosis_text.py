@@ -37,25 +37,27 @@ def render_diagnosis(diagnosis: Diagnosis) -> str:
 
 
 def advice(diagnosis: Diagnosis) -> str:
-    """Whether a schedule is needed, and with which T1 and T2."""
+    """Whether a schedule is needed, and with which T1 and T2; the first can be told where the second cannot."""
+    unknown = f"T1 and T2 cannot be told from these runs. {diagnosis.no_schedule}"
+    if any(run.delay is None for run in diagnosis.runs if run.eps == 0):
+        return unknown
     worst = max((run for run in diagnosis.runs if run.eps > 0), key=lambda run: run.severity)
     last = f"at eps {format_eps(worst.eps)} fix ends {100 * worst.severity:.1f} points below standard fine-tuning"
-    if diagnosis.schedule is None:
-        return f"T1 and T2 cannot be told from these runs. {diagnosis.no_schedule}"
-    epochs = schedule_text(diagnosis.schedule)
+    epochs = schedule_text(diagnosis.schedule) if diagnosis.schedule else None
+    if_used = f"; if you use one, {epochs}" if epochs else f". {unknown}"
     if worst.severity <= TOLERATED_DROP:
         return (
             f"No schedule is needed up to eps {format_eps(diagnosis.runs[-1].eps)}: fix loses at most "
-            f"{100 * max(worst.severity, 0):.1f} points against standard fine-tuning; if you use one, {epochs}"
+            f"{100 * max(worst.severity, 0):.1f} points against standard fine-tuning{if_used}"
         )
     later = _later(diagnosis, worst)
-    if later <= 0:
+    if worst.delay is not None and later <= 0:
         return (
             f"A schedule may help little: {last}, but does not adapt later, so the drop is rather the price of "
-            f"robustness than suboptimal transfer; if you use one, {epochs}"
+            f"robustness than suboptimal transfer{if_used}"
         )
     how = "and never adapts" if worst.delay is None else f"and adapts {later:.3g} epochs later"
-    return f"Use a schedule: {last} {how}. Take {epochs}"
+    return f"Use a schedule: {last} {how}. " + (f"Take {epochs}" if epochs else unknown)
 
 
 def schedule_text(schedule: ScheduleEpochs) -> str:

@@ -147,7 +147,7 @@ def _signature(name: str, rule: Callable[..., Any], of: str) -> str:
 def _check_shares(used: Mapping[str, float], of: str) -> None:
     prefix = "schedule_" if of == "eps" else ""
     for key, value in used.items():
-        if not 0 <= value <= 1:
+        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise ValueError(
                 f"{prefix}{key}={value} must lie in [0, 1]: it is a share of training (epoch 12 of 50 is 0.24)."
             )

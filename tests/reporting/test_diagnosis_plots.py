@@ -100,7 +100,15 @@ def test_all_pictures_of_a_diagnosis_without_correlation(tmp_path):
         ((0.9, 0.9, 0.88, 0.89), (1, 2, 4, 4), "No schedule is needed up to eps 6/255: fix loses at most 2.0 points"),
         ((0.8, 0.85, 0.9, 0.9), (1, 2, 4, 4), "fix loses at most 0.0 points"),
         ((0.9, 0.8, 0.7, 0.6), (2, 2, 2, 2), "A schedule may help little: at eps 6/255 fix ends 30.0 points below"),
-        ((0.9, 0.01, 0.01, 0.01), (1, None, None, None), "T1 and T2 cannot be told from these runs. No fix run"),
+        (
+            (0.9, 0.01, 0.01, 0.01),
+            (1, None, None, None),
+            "Use a schedule: at eps 2/255 fix ends 89.0 points below standard fine-tuning and never adapts. T1 and T2 "
+            "cannot be told from these runs. No fix run",
+        ),
+        ((0.9, 0.9, 0.9, 0.9), (10, 10, 10, 10), "0.0 points against standard fine-tuning. T1 and T2 cannot be told"),
+        ((0.9, 0.8, 0.7, 0.6), (10, 10, 10, 10), "rather the price of robustness than suboptimal transfer. T1 and T2"),
+        ((0.9, 0.01, 0.01, 0.01), (10, None, None, None), "Use a schedule: at eps 2/255 fix ends 89.0 points below"),
     ],
 )
 def test_the_advice_follows_from_the_runs(final, delays, expected):
