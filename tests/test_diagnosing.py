@@ -129,8 +129,9 @@ main(["diagnose", *{FLAGS!r}, "--num_train_epochs", "3", "--epsilons", "0", "8/2
       "--output_dir", {str(tmp_path / "sweep")!r}])
 """
     folder = tmp_path / "sweep" / "unfinished" / runs[1].name
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums depend on their number
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=log, stderr=log)
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=log, stderr=log, env=one_thread)
         deadline = time.monotonic() + 120
         while last_whole_checkpoint(folder) is None and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
