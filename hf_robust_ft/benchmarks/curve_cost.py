@@ -59,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="Checkpoint folder or Hub id.")
     parser.add_argument("--dataset", default="digits", help="As in hf-robust-ft evaluate.")
+    parser.add_argument("--norm", default="Linf")
     parser.add_argument("--eps", default="8/255")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--images", type=int, default=240)
@@ -77,7 +78,7 @@ def main() -> None:
     batch = stack_examples(list(data))
     pixels, labels = space.to_pixels(batch["pixel_values"]).clamp(0, 1), batch["labels"]
     classifier = PixelClassifier(model, space).eval()
-    threat_model = ThreatModel("Linf", options.eps)
+    threat_model = ThreatModel(options.norm, options.eps)
     epsilons = resolve_epsilons(None, threat_model)
     setting = {"threat_model": threat_model, "epsilons": epsilons, "attack": evaluation_attack(options.steps)}
 

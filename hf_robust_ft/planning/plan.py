@@ -20,8 +20,7 @@ from hf_robust_ft.planning.offline import offline
 from hf_robust_ft.planning.passes import Phase, TrainingLength, phases, training_length
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments
 from hf_robust_ft.training_args import AdversarialTrainingArguments
-from hf_robust_ft.tuning.freezing import freeze_parameters
-from hf_robust_ft.tuning.lora import add_lora
+from hf_robust_ft.tuning.adapting import adapted
 
 # Where neither spec nor data tell the number of classes; the head's share of the FLOPs is small.
 ASSUMED_CLASSES = 1000
@@ -145,17 +144,7 @@ def plan_run(
             architecture=model_args.architecture,
             revision=model_args.model_revision,
         )
-        model = bare.model
-        freeze_parameters(model, args.freeze)
-        if args.lora_rank is not None:
-            model = add_lora(
-                model,
-                rank=args.lora_rank,
-                alpha=args.lora_alpha,
-                dropout=args.lora_dropout,
-                targets=args.lora_targets,
-                seed=args.seed,
-            )
+        model = adapted(bare.model, args)
     length = training_length(args, dataset["sizes"]["train"])
     parameters = [(entry.numel(), entry.requires_grad) for entry in model.parameters()]
     return Plan(

@@ -10,10 +10,11 @@ from torch import nn
 from transformers.trainer_optimizer import is_optimizer_factory
 
 from hf_robust_ft.mended_trainer import MendedTrainer
+from hf_robust_ft.tuning.adapting import adapted
 from hf_robust_ft.tuning.arguments import TuningArguments
 from hf_robust_ft.tuning.averaging import WeightAveraging
-from hf_robust_ft.tuning.freezing import freeze_parameters, frozen_norms
-from hf_robust_ft.tuning.lora import add_lora, check_adapters, merged
+from hf_robust_ft.tuning.freezing import frozen_norms
+from hf_robust_ft.tuning.lora import check_adapters, merged
 from hf_robust_ft.tuning.parameter_groups import parameter_groups, spared_by_decay
 
 # What distributed wrappers and torch.compile put into parameters' names.
@@ -69,16 +70,7 @@ class TuningTrainer(MendedTrainer):
         return self._adapt(super().call_model_init(trial), self.args)
 
     def _adapt(self, model: nn.Module, args: TuningArguments) -> nn.Module:
-        freeze_parameters(model, args.freeze)
-        if args.lora_rank is not None:
-            model = add_lora(
-                model,
-                rank=args.lora_rank,
-                alpha=args.lora_alpha,
-                dropout=args.lora_dropout,
-                targets=args.lora_targets,
-                seed=args.seed,
-            )
+        model = adapted(model, args)
         self._spared_by_decay = spared_by_decay(model)  # by name, before FSDP flattens parameters
         is_partial = args.freeze != "none" or args.lora_rank is not None
         self._frozen_norms = frozen_norms(model) if is_partial else []
