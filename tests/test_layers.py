@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "hf_robust_ft"
 
 LAYERS = [
-    ("threat_models", "schedules", "pixels", "losses", "downloads", "sample_ids", "validation_curves"),
+    ("threat_models", "schedules", "pixels", "losses", "downloads", "sample_ids", "validation_curves", "paper"),
     ("batch_checks", "attacks", "metrics", "results_store", "batches", "shared_work", "evaluated_model", "diagnosis"),
     ("trust_checks", "protocols"),
     ("reports",),
@@ -24,6 +24,7 @@ LAYERS = [
     ("finetuning", "recipes", "search"),
     ("quickstart", "measuring", "searching", "planning", "sweeping"),
     ("options", "diagnosing"),
+    ("grid",),
     ("cli",),
     ("__main__", "benchmarks"),
 ]
