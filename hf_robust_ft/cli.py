@@ -1,4 +1,4 @@
-"""The command line: `hf-robust-ft train | search | diagnose | calibrate | evaluate | quickstart`."""
+"""The command line: `hf-robust-ft train | search | diagnose | calibrate | reproduce | evaluate | quickstart`."""
 
 import argparse
 import os
@@ -18,6 +18,7 @@ commands:
   search       find learning rates and weight decay for a model and a dataset, as the paper does
   diagnose     tell from runs over several eps how late and how badly a model adapts, and whether it needs a schedule
   calibrate    find the schedule's T1 and T2 for a model and a dataset from short runs, and write them as a recipe
+  reproduce    run a grid of backbones, datasets, budgets, schedules and seeds, and set its tables beside the paper's
   evaluate     measure clean accuracy, adversarial accuracy and expected robustness of a checkpoint
 
 hf-robust-ft <command> --help tells the options of a command.
@@ -140,6 +141,19 @@ def _sweep_options(command: str, argv: Sequence[str], description: str, *more: t
     return options.parsed
 
 
+def reproduce(argv: Sequence[str]) -> None:
+    """Run a grid of backbones x datasets x eps x schedules x seeds, each cell once, and compare it with the paper."""
+    from hf_robust_ft.grid.reproducing import parse_grid
+    from hf_robust_ft.grid.reproducing import reproduce as run
+
+    missing = run(*parse_grid(argv, reproduce.__doc__))
+    if isinstance(missing, dict) and missing:
+        names = "\n".join(f"  {name}: {reason}" for name, reason in missing.items())
+        sys.exit(
+            f"hf-robust-ft reproduce: {len(missing)} cells have no result; give the command again for these:\n{names}"
+        )
+
+
 def evaluate(argv: Sequence[str]) -> None:
     """Measure clean accuracy, adversarial accuracy and expected robustness of a checkpoint."""
     from hf_robust_ft.finetuning import DataArguments
@@ -185,6 +199,7 @@ COMMANDS = {
     "search": search,
     "diagnose": diagnose,
     "calibrate": calibrate,
+    "reproduce": reproduce,
     "evaluate": evaluate,
     "quickstart": quickstart,
 }

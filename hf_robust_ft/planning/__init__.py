@@ -3,6 +3,6 @@
 from hf_robust_ft.planning.arguments import PlanArguments
 from hf_robust_ft.planning.gpus import GPUS
 from hf_robust_ft.planning.offline import offline
-from hf_robust_ft.planning.plan import Plan, plan_run
+from hf_robust_ft.planning.plan import Plan, configuration, plan_run
 
-__all__ = ["GPUS", "Plan", "PlanArguments", "offline", "plan_run"]
+__all__ = ["GPUS", "Plan", "PlanArguments", "configuration", "offline", "plan_run"]

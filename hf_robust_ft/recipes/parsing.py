@@ -109,6 +109,19 @@ def parse_recipe(types: Sequence[type], recipe: str | Path, overrides: Mapping[s
     return parser.parse_args_into_dataclasses([], look_for_args_file=False)
 
 
+def as_flags(options: Mapping[str, Any]) -> list[str]:
+    """Recipe values as they would stand on the command line.
+
+    >>> as_flags({"eps": "4/255", "bf16": True, "schedule_args": {"bend": 0.3}, "weight_decay": None})
+    ['--eps', '4/255', '--bf16', 'True', '--schedule_args', 'bend=0.3', '--weight_decay', 'none']
+    """
+    flags = []
+    for name, value in options.items():
+        words = _as_argument("none" if value is None else value, takes_list=isinstance(value, (list, dict)))
+        flags += [f"--{name}", *(words if isinstance(words, list) else [words])]
+    return flags
+
+
 def _number_or_none(number: type) -> Callable[[str], Any]:
     """The type of a number that may be unset: a flag can then undo a recipe."""
 

@@ -1,0 +1,72 @@
+"""How eps is scheduled in a cell of a grid, by the paper's name, a schedule's or a recipe's: options of `train`."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+from hf_robust_ft.recipes import read_recipe, shipped_recipes
+from hf_robust_ft.schedules import SCHEDULES
+
+PAPER_EPOCHS = 50  # the scale of "hinge:T1,T2", as in the paper's Table 7
+STANDARD = "standard"
+# Never an attack; eps stays the budget that is measured. Bitwise the plain Trainer's training.
+NEVER = {"eps_schedule": "piecewise_linear", "schedule_args": ["points=0:0,1:0"]}
+NAMED = {STANDARD: NEVER, "fix": {"eps_schedule": "constant"}, "sched": {"eps_schedule": "hinge"}}
+DEFAULT_SETTINGS = (STANDARD, "fix", "linear_warmup", "uniform", "auto", "hinge")
+# What tells cells apart, and so is no setting's to change.
+OF_THE_GRID = ("model", "dataset", "norm", "eps", "seed", "output_dir", "push_to_hub", "resume_from_checkpoint")
+
+
+def setting_name(setting: str) -> str:
+    """What cells and tables call it: a recipe file by its name without folders and ending."""
+    return Path(setting).stem if setting.endswith((".yaml", ".yml")) else setting
+
+
+def setting_options(setting: str) -> dict[str, Any]:
+    """The options of `train` that a setting stands for.
+
+    Args:
+        setting: "standard" (never an attack), "fix", "hinge" or "sched", another key of `SCHEDULES`, "hinge:T1,T2" with
+            T1 and T2 in epochs of 50 as in the paper's Table 7, "auto:patience=2" and the like for a schedule with
+            arguments, or a recipe: shipped, or a YAML file.
+
+    Raises:
+        ValueError: none of these, or a recipe that sets what the grid does.
+
+    >>> setting_options("hinge:12,37")
+    {'eps_schedule': 'hinge', 'schedule_start': 0.24, 'schedule_end': 0.74}
+    """
+    if setting in NAMED:
+        return dict(NAMED[setting])
+    name, _, arguments = setting.partition(":")
+    if name == "hinge" and arguments:
+        return _corners(setting)
+    if name in SCHEDULES and arguments:
+        return {"eps_schedule": name, "schedule_args": arguments.split(",")}
+    if setting in SCHEDULES:
+        return {"eps_schedule": setting}
+    if setting in shipped_recipes() or os.path.isfile(setting):
+        options = read_recipe(setting)
+        wrong = [name for name in options if name in OF_THE_GRID]
+        if wrong:
+            raise ValueError(
+                f"The setting {setting!r} sets {', '.join(wrong)}, which the grid does: leave it out there."
+            )
+        return options
+    known = [*NAMED, *SCHEDULES, "hinge:T1,T2", "SCHEDULE:KEY=VALUE,...", *shipped_recipes()]
+    near = difflib.get_close_matches(setting, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ValueError(f"Unknown setting {setting!r}.{hint} Valid: {', '.join(known)}, or a recipe file (.yaml).")
+
+
+def _corners(setting: str) -> dict[str, Any]:
+    try:
+        start, end = (float(epoch) / PAPER_EPOCHS for epoch in setting.removeprefix("hinge:").split(","))
+    except ValueError:
+        raise ValueError(
+            f"{setting!r} is not hinge:T1,T2 with two epochs of {PAPER_EPOCHS}, e.g. hinge:12,37."
+        ) from None
+    if not 0 <= start <= end <= 1:
+        raise ValueError(f"{setting!r}: T1 and T2 are epochs of {PAPER_EPOCHS} with 0 <= T1 <= T2 <= {PAPER_EPOCHS}.")
+    return {"eps_schedule": "hinge", "schedule_start": start, "schedule_end": end}
