@@ -95,7 +95,7 @@ def test_figure_8_by_model_and_dataset():
 
 
 def test_the_files_are_declared_as_package_data():
-    declared = Path("setup.cfg").read_text(encoding="utf-8")
+    declared = (Path(__file__).parents[2] / "setup.cfg").read_text(encoding="utf-8")
     assert "paper/*.csv" in declared and "paper/README.md" in declared
     readme = files("hf_robust_ft.paper").joinpath("README.md").read_text(encoding="utf-8")
     assert all(path.name in readme for path in files("hf_robust_ft.paper").iterdir() if path.name.endswith(".csv"))
