@@ -139,7 +139,7 @@ class ScoreTable:
         found: dict[tuple[Configuration, str], list[int]] = {}
         for keys in (set(self.scores) - ablation, ablation):
             places = {configuration for configuration, _ in keys}
-            if keys is not ablation:
+            if keys and keys is not ablation:
                 places = {Configuration(*each) for each in itertools.product(*map(set, zip(*places, strict=True)))}
             seeds = sorted({seed for key in keys for seed in self.scores[key]})
             for key in itertools.product(places, {setting for _, setting in keys}):

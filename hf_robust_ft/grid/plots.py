@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from hf_robust_ft.grid.comparison import (
     Configuration,
@@ -15,6 +16,7 @@ from hf_robust_ft.grid.comparison import (
     is_papers_protocol,
     paper_figure,
     schedule_epochs,
+    setting_rank,
 )
 from hf_robust_ft.grid.results import CellResult
 from hf_robust_ft.paper.numbers import Scores
@@ -24,7 +26,10 @@ from hf_robust_ft.threat_models import parse_eps
 from hf_robust_ft.validation_curves import ValidationCurve
 
 _LINES = ("-", "--", ":", "-.")  # for settings beyond the colours
+_MARKERS = ("o", "s", "^", "D")
 _HATCHES = ("", "///", "...", "xxx")
+_PAPERS, _NEVER = "the paper's", "never adapted"  # entries of legends
+Styles = Mapping[str, Mapping[str, str]]  # of `styles_of`
 _SHORT = {"clean": "clean", "adversarial": "adv.", "expected": "expected"}
 
 
@@ -32,25 +37,40 @@ def plot_grid(results: Sequence[CellResult], folder: str | Path) -> list[Path]:
     """Draw into `folder` every picture that the results allow; returns their paths."""
     folder = Path(folder)
     schedules = [each for each in results if not schedule_epochs(each.setting)]
+    styles = styles_of(schedules)
     ablation = [each for each in results if schedule_epochs(each.setting)]
+    observed = [each for each in schedules if each.validation.get("epochs")]
     drawn = []
-    for kind, plot, chosen in (
-        ("accuracy_by_eps", plot_accuracy_by_eps, schedules),
-        ("scores", plot_scores, schedules),
-        ("training", plot_training_by_setting, [each for each in schedules if each.validation.get("epochs")]),
-        ("start_and_end", plot_start_and_end, ablation),
-        ("delay_and_accuracy", plot_delay_and_accuracy, [each for each in schedules if each.validation.get("epochs")]),
+    for kind, plot, chosen, how in (
+        ("accuracy_by_eps", plot_accuracy_by_eps, schedules, {"styles": styles}),
+        ("scores", plot_scores, schedules, {"styles": styles}),
+        ("training", plot_training_by_setting, observed, {"styles": styles}),
+        ("delay_and_accuracy", plot_delay_and_accuracy, observed, {"styles": styles}),
+        ("start_and_end", plot_start_and_end, ablation, {}),
     ):
         for eps in sorted({configuration_of(each).eps for each in chosen}, key=parse_eps):
             path = folder / f"{kind}_{eps.replace('/', '_')}.png"
-            plot([each for each in chosen if configuration_of(each).eps == eps], path)
+            plot([each for each in chosen if configuration_of(each).eps == eps], path, **how)
             drawn.append(path)
     return drawn
 
 
-def plot_accuracy_by_eps(results: Sequence[CellResult], path: str | Path) -> None:
+def styles_of(results: Sequence[CellResult]) -> dict[str, dict[str, str]]:
+    """The look of each setting, in the order of legends."""
+    return {
+        setting: {
+            "color": COLOURS[place % len(COLOURS)],
+            "linestyle": _LINES[place // len(COLOURS) % len(_LINES)],
+            "marker": _MARKERS[place // len(COLOURS) % len(_MARKERS)],
+            "hatch": _HATCHES[place // len(COLOURS) % len(_HATCHES)],
+        }
+        for place, setting in enumerate(ScoreTable.from_results(results).settings)
+    }
+
+
+def plot_accuracy_by_eps(results: Sequence[CellResult], path: str | Path, *, styles: Styles) -> None:
     """Accuracy under attack over its budget: the mean over seeds, and a band from the lowest to the highest seed."""
-    figure, panels, styles = _panels(results)
+    figure, panels = _panels(results)
     unit, unit_name = _unit(results[0])
     for _, axes, by_setting in panels:
         for setting, seeds in by_setting.items():
@@ -58,17 +78,17 @@ def plot_accuracy_by_eps(results: Sequence[CellResult], path: str | Path) -> Non
             y = 100 * np.array([each.report.accuracies for each in seeds])
             _line_and_band(axes, x, y, styles[setting], setting, marker="o", markersize=3)
         axes.set(ylim=(0, 100), xlim=(0, unit * results[0].report.epsilons[-1]))
-        axes.grid(alpha=0.3)
-    title = f"Accuracy under attack, trained for {results[0].norm} {configuration_of(results[0]).eps}"
-    _finish(figure, title, f"{results[0].norm} budget eps{unit_name}", "accuracy (%)", path)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=results[0].norm == "Linf"))
+        _label(axes, f"{results[0].norm} budget eps{unit_name}", "accuracy (%)")
+    _finish(figure, f"Trained for {_budget(results)}, attacked up to it", path)
 
 
-def plot_scores(results: Sequence[CellResult], path: str | Path) -> None:
+def plot_scores(results: Sequence[CellResult], path: str | Path, *, styles: Styles) -> None:
     """Clean, adversarial and expected accuracy as bars, with the standard deviation over seeds.
 
     A black line is what the paper prints for that backbone, dataset and setting, where it was measured as ours was.
     """
-    figure, panels, styles = _panels(results)
+    figure, panels = _panels(results)
     table = ScoreTable.from_results(results)
     width = 0.84 / len(styles)
     for configuration, axes, by_setting in panels:
@@ -92,18 +112,17 @@ def plot_scores(results: Sequence[CellResult], path: str | Path) -> None:
             )
             paper = paper_figure(results[0].norm, configuration, setting) if comparable else None
             if paper:
-                axes.hlines(100 * np.array(paper), x - width / 2, x + width / 2, color="black", label="the paper's")
+                axes.hlines(100 * np.array(paper), x - width / 2, x + width / 2, color="black", label=_PAPERS)
         axes.set_xticks(range(3), _SHORT.values())
         axes.set_ylim(0, 100)
-        axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
-    title = f"Scores at {results[0].norm} {configuration_of(results[0]).eps}"
-    _finish(figure, title, "", "accuracy (%)", path)
+        _label(axes, "", "accuracy (%)", grid="y")
+    _finish(figure, f"Scores at {_budget(results)}", path)
 
 
-def plot_training_by_setting(results: Sequence[CellResult], path: str | Path) -> None:
+def plot_training_by_setting(results: Sequence[CellResult], path: str | Path, *, styles: Styles) -> None:
     """Clean validation accuracy over the budget eps of training, by epoch; means over seeds with their range."""
-    figure, panels, styles = _panels(results, with_strip=True)
+    figure, panels = _panels(results, with_strip=True)
     unit, unit_name = _unit(results[0])
     for _, (top, bottom), by_setting in panels:
         for setting, seeds in by_setting.items():
@@ -115,12 +134,12 @@ def plot_training_by_setting(results: Sequence[CellResult], path: str | Path) ->
                 x, y = [0, *epochs], unit * budget.mean(0)
                 bottom.step(x, [y[0], *y], where="pre", color=styles[setting]["color"], ls=styles[setting]["linestyle"])
         top.set_ylim(0, 100)
-        bottom.set_ylim(bottom=0)
-        bottom.set_ylabel(f"eps{unit_name}", fontsize="small")
-        for axes in (top, bottom):
-            axes.grid(alpha=0.3)
-    title = f"Training for {results[0].norm} {configuration_of(results[0]).eps}"
-    _finish(figure, title, "epoch", "validation accuracy (%)", path)
+        bottom.set_ylim(bottom=-0.04 * bottom.get_ylim()[1])  # so that a line at 0 is seen
+        bottom.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        bottom.yaxis.set_major_locator(MaxNLocator(3, integer=results[0].norm == "Linf"))
+        _label(top, "", "accuracy (%)")
+        _label(bottom, "epoch", f"eps{unit_name}")
+    _finish(figure, f"Validation accuracy in training for {_budget(results)}", path)
 
 
 def plot_start_and_end(results: Sequence[CellResult], path: str | Path) -> None:
@@ -144,43 +163,48 @@ def plot_start_and_end(results: Sequence[CellResult], path: str | Path) -> None:
                     axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour)
             axes.set_xticks(range(len(ends)), [f"{end:g}" for end in ends])
             axes.set_yticks(range(len(starts)), [f"{start:g}" for start in starts])
-            axes.set(xlabel="T2", title=f"{_SHORT[score]} (%)")
-        line[0].set_ylabel(f"{configuration.model}, {configuration.dataset}\nT1")
-    figure.suptitle(f"T1 and T2 in epochs of 50, {results[0].norm} {rows[0].eps}")
+            axes.set_title(f"{configuration.model}, {configuration.dataset}: {_SHORT[score]} (%)", fontsize="medium")
+            _label(axes, "T2", "T1", grid="")
+    figure.suptitle(f"T1 and T2 in epochs of 50, {_budget(results)}")
     _save(figure, path)
 
 
-def plot_delay_and_accuracy(results: Sequence[CellResult], path: str | Path) -> None:
+def plot_delay_and_accuracy(results: Sequence[CellResult], path: str | Path, *, styles: Styles) -> None:
     """Clean accuracy on held-out images against adaptation delay, a dot a run; a cross never adapted.
 
     A run has adapted when its validation accuracy exceeds the paper's 5 %, or more where guessing exceeds that.
     """
-    figure, panels, styles = _panels(results)
+    figure, panels = _panels(results)
     for _, axes, by_setting in panels:
         threshold = threshold_for(len(next(iter(by_setting.values()))[0].report.per_class))
         for setting, seeds in by_setting.items():
+            look = {"color": styles[setting]["color"], "linestyle": "", "alpha": 0.8}
+            axes.plot([], [], marker=styles[setting]["marker"], label=setting, **look)
             for each in seeds:
-                epochs = tuple(each.validation["epochs"])
-                curve = ValidationCurve(setting, 0.0, epochs, tuple(each.validation["accuracies"]), epochs[-1])
-                delay = curve.delay(threshold)
-                axes.scatter(
-                    [epochs[-1] if delay is None else delay],
+                delay, length = _delay(each, threshold), each.validation["epochs"][-1]
+                marker = "x" if delay is None else styles[setting]["marker"]
+                axes.plot(
+                    [length if delay is None else delay],
                     [100 * each.report.clean_accuracy],
-                    marker="x" if delay is None else "o",
-                    color=styles[setting]["color"],
-                    label=setting,
+                    marker,
                     clip_on=False,
-                    zorder=3,
+                    **look,
                 )
-        axes.set_xlabel(f"epochs until accuracy exceeds {threshold:.0%}", fontsize="small")
-        axes.set(ylim=(0, 100), xlim=(0, None))
-        axes.grid(alpha=0.3)
-    title = f"Adaptation delay and accuracy, trained for {results[0].norm} {configuration_of(results[0]).eps}"
-    _finish(figure, title, "", "clean accuracy (%)", path)
+                if delay is None:
+                    axes.plot([], [], "x", color="grey", label=_NEVER)
+        axes.set(ylim=(0, 100), xlim=(0, max(each.validation["epochs"][-1] for each in results)))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _label(axes, f"epochs to exceed {threshold:.0%}", "clean accuracy (%)")
+    _finish(figure, f"Adaptation delay, trained for {_budget(results)}", path)
 
 
-def _panels(results: Sequence[CellResult], with_strip: bool = False) -> tuple[plt.Figure, list, dict[str, dict]]:
-    """A figure, (configuration, axes, {setting: its seeds}) for each panel, and the look of each setting.
+def _delay(result: CellResult, threshold: float) -> float | None:
+    epochs, accuracies = (tuple(result.validation[name]) for name in ("epochs", "accuracies"))
+    return ValidationCurve(result.setting, 0.0, epochs, accuracies, epochs[-1]).delay(threshold)
+
+
+def _panels(results: Sequence[CellResult], with_strip: bool = False) -> tuple[plt.Figure, list]:
+    """A figure, and (configuration, axes, {setting: its seeds}) for each panel.
 
     Args:
         with_strip: give each panel a second, lower axes under its own; axes are then a pair.
@@ -200,14 +224,6 @@ def _panels(results: Sequence[CellResult], with_strip: bool = False) -> tuple[pl
         sharex=True,
         height_ratios=heights * len(models),
     )
-    styles = {
-        setting: {
-            "color": COLOURS[place % len(COLOURS)],
-            "linestyle": _LINES[place // len(COLOURS) % len(_LINES)],
-            "hatch": _HATCHES[place // len(COLOURS) % len(_HATCHES)],
-        }
-        for place, setting in enumerate(table.settings)
-    }
     panels = []
     for row, model in enumerate(models):
         for column, dataset in enumerate(datasets):
@@ -226,7 +242,9 @@ def _panels(results: Sequence[CellResult], with_strip: bool = False) -> tuple[pl
             else:
                 for axes in own:
                     axes.set_visible(False)
-    return figure, panels, styles
+    for column in grid.T:  # the lowest panel that is not empty names the x axis
+        [axes for axes in column if axes.get_visible()][-1].tick_params(labelbottom=True)
+    return figure, panels
 
 
 def _line_and_band(axes, x: Sequence[float], y: np.ndarray, style: Mapping, label: str, **how) -> None:
@@ -248,14 +266,27 @@ def _unit(result: CellResult) -> tuple[float, str]:
     return (255, " (1/255)") if result.norm == "Linf" else (1, "")
 
 
-def _finish(figure: plt.Figure, title: str, xlabel: str, ylabel: str, path: str | Path) -> None:
-    """Titles that the panels share, and one legend for all."""
+def _budget(results: Sequence[CellResult]) -> str:
+    return f"{results[0].norm} {configuration_of(results[0]).eps}"
+
+
+def _label(axes, xlabel: str, ylabel: str, grid: str = "both") -> None:
+    """Name the axes: x where its numbers are, y in the first column."""
+    if axes.xaxis.get_tick_params()["labelbottom"]:
+        axes.set_xlabel(xlabel)
+    if axes.get_subplotspec().is_first_col():
+        axes.set_ylabel(ylabel)
+    if grid:
+        axes.grid(axis=grid, alpha=0.3)
+
+
+def _finish(figure: plt.Figure, title: str, path: str | Path) -> None:
+    """A title, and one legend for all panels: the settings first."""
     entries: dict[str, object] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
+    names = sorted(entries, key=lambda label: (label in (_PAPERS, _NEVER), setting_rank(label)))
     figure.suptitle(title)
-    figure.supxlabel(xlabel, fontsize="medium")
-    figure.supylabel(ylabel, fontsize="medium")
-    figure.legend(entries.values(), entries.keys(), frameon=False, loc="outside right upper")
+    figure.legend([entries[name] for name in names], names, frameon=False, loc="outside right upper")
     _save(figure, path)

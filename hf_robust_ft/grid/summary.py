@@ -110,8 +110,8 @@ def _papers_wins(table: ScoreTable, norm: str | None) -> list[dict[str, Any]]:
     """Wins of hinge over fix in the paper's own tables, for each eps that it shares with the grid."""
     if norm != "Linf":
         return []
-    paper, ours = ScoreTable.from_paper(), _by_eps(table)
-    return [row for row in _wins(paper, "hinge", "fix") if row["eps"] in ours]
+    ours = {configuration.eps for configuration in table.configurations}
+    return [row for row in _wins(ScoreTable.from_paper(), "hinge", "fix") if row["eps"] in ours]
 
 
 def _t_tests(table: ScoreTable, setting: str, reference: str) -> Iterable[dict[str, Any]]:

@@ -36,9 +36,9 @@ def write_tables(results: Sequence[CellResult], folder: str | Path, failed: Mapp
     summary = summarise(results, failed or {})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULTS_NAME).write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     pictures = plot_grid(results, folder)
     markdown = render_tables(summary, [picture.name for picture in pictures])
-    (folder / RESULTS_NAME).write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (folder / TABLES_NAME).write_text(markdown, encoding="utf-8")
     return markdown
 
@@ -50,9 +50,12 @@ def render_tables(summary: Mapping[str, Any], pictures: Sequence[str] = ()) -> s
         summary: of `summarise`.
         pictures: file names in the same folder.
     """
-    parts = ["# Results of the grid", *_failures(summary)]
+    parts = ["# Results of the grid"]
     if summary["cells"]:
-        parts += [*_introduction(summary), *_score_tables(summary), *_ablation_tables(summary)]
+        parts += _introduction(summary)
+    parts += _failures(summary)
+    if summary["cells"]:
+        parts += [*_score_tables(summary), *_ablation_tables(summary)]
         parts += [*_win_table(summary), *_t_test_tables(summary), *_mean_tables(summary), *_cost_table(summary)]
     if pictures:
         parts += ["## Pictures", *(f"![{_alt_text(name)}]({name})" for name in pictures)]
@@ -67,14 +70,21 @@ def _introduction(summary: Mapping[str, Any]) -> list[str]:
     ]
     if summary["missing"]:
         lines.append("Cells that have no result (every comparison uses what both sides have):")
-        lines.append(
-            "\n".join(
-                f"- {each['model']} / {each['dataset']} / {each['eps']} / {each['setting']}: "
-                f"seed{'s' * (len(each['seeds']) > 1)} {', '.join(map(str, each['seeds']))}"
-                for each in summary["missing"]
-            )
-        )
+        lines.append(_missing(summary["missing"]))
     return lines
+
+
+def _missing(cells: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each configuration, and in it the settings that lack the same seeds together."""
+    lacking: dict[str, dict[str, list[str]]] = {}
+    for each in cells:
+        seeds = f"seed{'s' * (len(each['seeds']) > 1)} {', '.join(map(str, each['seeds']))}"
+        by_seeds = lacking.setdefault(f"{each['model']} / {each['dataset']} / {each['eps']}", {})
+        by_seeds.setdefault(seeds, []).append(each["setting"])
+    return "\n".join(
+        f"- {name}: " + "; ".join(", ".join(settings) + f" ({seeds})" for seeds, settings in by_seeds.items())
+        for name, by_seeds in lacking.items()
+    )
 
 
 def _failures(summary: Mapping[str, Any]) -> list[str]:
@@ -85,15 +95,21 @@ def _failures(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _score_tables(summary: Mapping[str, Any]) -> list[str]:
-    """For each eps the paper's Table 1 or 2, then its Table 8."""
+    """One table for each eps; where the paper has figures, two: its Table 1 or 2, then its Table 8.
+
+    The second holds the other settings beside fix and hinge.
+    """
     parts = []
     for eps in summary["protocols"]:
         cells = [each for each in summary["cells"] if each["eps"] == eps and not schedule_epochs(each["setting"])]
-        main = [each for each in cells if each["setting"] in MAIN_SETTINGS]
-        others = [each for each in cells if each["setting"] not in MAIN_SETTINGS]
-        for title, chosen in (("fix and hinge", main), ("Other settings", others)):
-            if chosen:
-                parts += [f"## {title}, {summary['norm']} {eps}", _score_table(chosen), _caption(summary, eps, chosen)]
+        groups = [cells]
+        if any(each["paper"] for each in cells):
+            main = [each for each in cells if each["setting"] in MAIN_SETTINGS]
+            others = [each for each in cells if each["setting"] != "standard"]
+            groups = [main, others] if any(each["setting"] not in MAIN_SETTINGS for each in cells) else [main]
+        for chosen in filter(None, groups):
+            settings = ", ".join(dict.fromkeys(each["setting"] for each in chosen))
+            parts += [f"## {summary['norm']} {eps}: {settings}", _score_table(chosen), _caption(summary, eps, chosen)]
     return parts
 
 
@@ -188,6 +204,7 @@ def _won(count: Mapping[str, int]) -> str:
 def _t_test_tables(summary: Mapping[str, Any]) -> list[str]:
     """Over configurations, and over the seeds of each configuration."""
     parts = []
+    alone = [each for each in summary["t_tests"] if each["clean"]["n"] == 1]
     for unit, labels in (("configurations", ()), ("seeds", ("model", "dataset"))):
         rows = [
             [
@@ -195,11 +212,13 @@ def _t_test_tables(summary: Mapping[str, Any]) -> list[str]:
                 str(each["clean"]["n"]), *(_tested(each[score]) for score in Scores._fields),
             ]
             for each in summary["t_tests"]
-            if each["pairs_are"] == unit
+            if each["pairs_are"] == unit and each not in alone
         ]  # fmt: skip
         if rows:
             head = ["setting", "minus", "eps", *labels, "pairs", *_SHORT.values()]
             parts += [f"### Pairs are {unit}", _table(head, rows, text_columns=3 + len(labels))]
+        if untested := sum(each["pairs_are"] == unit for each in alone):
+            parts.append(f"Not tested: {untested} comparisons over a single pair of {unit}.")
     if not parts:
         return []
     note = (
@@ -227,6 +246,8 @@ def _mean_tables(summary: Mapping[str, Any]) -> list[str]:
             for each in summary["means"]
             if each["eps"] == eps
         ]  # fmt: skip
+        if all(each["configurations"] == 1 for each in summary["means"] if each["eps"] == eps):
+            continue  # the table of scores has them
         head = ["over", "setting", "configurations", *_SHORT.values()]
         head += ["pairs", *(f"{short} minus {REFERENCES[0]}" for short in _SHORT.values())]
         where = "all eps" if eps == ALL_EPS else f"{summary['norm']} {eps}"
