@@ -269,8 +269,9 @@ def schedule_epochs(setting: str) -> tuple[float, float] | None:
 
 
 def setting_rank(setting: str) -> tuple:
-    """What settings are sorted by."""
-    place = _ORDER.index(setting) if setting in _ORDER else len(_ORDER)
+    """What settings are sorted by: "auto:patience=2" stands behind "auto"."""
+    name = setting.partition(":")[0]
+    place = _ORDER.index(name) if name in _ORDER else len(_ORDER)
     epochs = schedule_epochs(setting)
     return (epochs is not None, epochs or (), place, setting)
 

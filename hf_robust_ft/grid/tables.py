@@ -1,5 +1,6 @@
 """A grid's figures as Markdown tables in the form of arXiv 2509.23325, with the paper's own beside them."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from hf_robust_ft.paper.numbers import Scores
 
 TABLES_NAME = "tables.md"
 RESULTS_NAME = "results.json"
+SYNONYMS = {"sched": "hinge", "constant": "fix"}
 MAIN_SETTINGS = ("standard", "fix", "hinge")
 _NONE = "-"
 _SHORT = {"clean": "clean", "adversarial": "adv.", "expected": "expected"}
@@ -22,7 +24,8 @@ def write_tables(results: Sequence[CellResult], folder: str | Path, failed: Mapp
     """Write `tables.md`, `results.json` (the same figures, not rounded) and the pictures into `folder`.
 
     Args:
-        results: finished cells of one grid, in any order; the grid may be incomplete.
+        results: finished cells of one grid, in any order; the grid may be incomplete. The settings "sched" and
+            "constant" are called "hinge" and "fix".
         failed: what went wrong, by the cell's name.
 
     Returns:
@@ -33,6 +36,7 @@ def write_tables(results: Sequence[CellResult], folder: str | Path, failed: Mapp
     """
     if not results and not failed:
         raise ValueError("There is no finished cell to tabulate. Run the grid first, or name the folder that holds it.")
+    results = [dataclasses.replace(each, setting=SYNONYMS.get(each.setting, each.setting)) for each in results]
     summary = summarise(results, failed or {})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -218,7 +222,8 @@ def _t_test_tables(summary: Mapping[str, Any]) -> list[str]:
             head = ["setting", "minus", "eps", *labels, "pairs", *_SHORT.values()]
             parts += [f"### Pairs are {unit}", _table(head, rows, text_columns=3 + len(labels))]
         if untested := sum(each["pairs_are"] == unit for each in alone):
-            parts.append(f"Not tested: {untested} comparisons over a single pair of {unit}.")
+            plural = "s" if untested > 1 else ""
+            parts.append(f"Not tested: {untested} comparison{plural} of one {unit.removesuffix('s')} only.")
     if not parts:
         return []
     note = (

@@ -180,5 +180,7 @@ def test_the_papers_protocol_is_told_from_others():
 def test_settings_are_told_apart_and_ordered():
     assert schedule_epochs("hinge:0,12.5") == (0, 12.5)
     assert [schedule_epochs(each) for each in ("hinge", "hinge:1", "hinge:a,b", "hinge_fast")] == [None] * 4
-    mixed = ["hinge:12,30", "zeta", "hinge", "hinge:5,50", "fix", "alpha", "standard"]
-    assert sorted(mixed, key=setting_rank) == ["standard", "fix", "hinge", "alpha", "zeta", "hinge:5,50", "hinge:12,30"]
+    mixed = ["auto:patience=2", "auto", "hinge:12,30", "zeta", "hinge", "hinge:5,50", "fix", "alpha", "standard"]
+    assert sorted(mixed, key=setting_rank) == [
+        "standard", "fix", "auto", "auto:patience=2", "hinge", "alpha", "zeta", "hinge:5,50", "hinge:12,30",
+    ]  # fmt: skip

@@ -13,7 +13,9 @@ def drawn(monkeypatch):
     """The figures that would be saved."""
     figures = []
     monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
-    return figures
+    yield figures
+    for figure in figures:
+        plots.plt.close(figure)
 
 
 def grid(**facts):

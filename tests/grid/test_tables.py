@@ -131,6 +131,13 @@ def test_the_ablation_in_the_form_of_table_7(no_pictures, tmp_path):
     assert (jump["4/255 clean"], jump["8/255 expected"]) == ("1.90", "1.28")
 
 
+def test_synonyms_are_one_setting(no_pictures, tmp_path):
+    one = write_tables([make_result(setting="sched"), make_result(setting="constant")], tmp_path)
+    assert one == write_tables([make_result(setting="hinge"), make_result(setting="fix")], tmp_path)
+    with pytest.raises(ValueError, match=r"Two results for .* hinge, seed 0"):
+        write_tables([make_result(setting="sched"), make_result(setting="hinge")], tmp_path)
+
+
 def test_tests_and_missing_cells_are_told(no_pictures, tmp_path):
     markdown = write_tables(small_grid(), tmp_path)
     assert "nan" not in markdown
