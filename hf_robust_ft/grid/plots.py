@@ -1,4 +1,4 @@
-"""A grid in pictures: after Figures 4 to 6 of arXiv 2509.23325, its (T1, T2) ablation, and delay against accuracy.
+"""A grid in pictures: accuracy over eps, scores, training, the (T1, T2) ablation, and delay against accuracy.
 
 One picture an eps, a panel for each backbone (rows) and dataset (columns); a setting has the same colour in all.
 """
