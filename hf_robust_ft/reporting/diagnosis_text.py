@@ -2,6 +2,7 @@
 
 from hf_robust_ft.diagnosis import Diagnosis, RunDiagnosis, ScheduleEpochs, counted
 from hf_robust_ft.threat_models import format_eps
+from hf_robust_ft.validation_curves import PAPER_THRESHOLD
 
 # A smaller loss of final accuracy calls for no schedule; the paper's fix runs lose 38 points on average at 4/255.
 TOLERATED_DROP = 0.05
@@ -76,9 +77,21 @@ def chance_warning(threshold: float, num_classes: int) -> str:
         return ""
     return (
         f"guessing among {num_classes} classes is right in {1 / num_classes:.1%} of cases, so the threshold of "
-        f"{threshold:.1%} tells little; try --threshold {min(5 / num_classes, 0.5):.2g}. (The paper's tasks have 100 "
+        f"{threshold:.1%} tells little; try --threshold {threshold_for(num_classes):.2g}. (The paper's tasks have 100 "
         "classes and more.)"
     )
+
+
+def threshold_for(num_classes: int) -> float:
+    """The paper's threshold, or where guessing exceeds it five times what guessing achieves, at most a half.
+
+    Args:
+        num_classes: 0 where it is not known.
+
+    >>> threshold_for(100), threshold_for(20), threshold_for(10)
+    (0.05, 0.25, 0.5)
+    """
+    return min(5 / num_classes, 0.5) if num_classes and 1 / num_classes >= PAPER_THRESHOLD else PAPER_THRESHOLD
 
 
 def _shown_delay(run: RunDiagnosis) -> str:

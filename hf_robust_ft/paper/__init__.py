@@ -1,0 +1,1 @@
+"""The numbers that arXiv 2509.23325 prints, to hold ours against."""
