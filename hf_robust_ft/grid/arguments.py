@@ -39,7 +39,8 @@ class GridArguments:
         default_factory=lambda: list(DEFAULT_SETTINGS),
         metadata={
             "help": "How eps is scheduled: standard (no attack), fix, hinge (the paper's sched), another schedule, "
-            "hinge:T1,T2 in epochs of 50, a shipped recipe, or a recipe file."
+            "hinge:T1,T2 in epochs of 50, SCHEDULE:KEY=VALUE, a shipped recipe, a recipe file, or options of train as "
+            "NAME=OPTION:VALUE;OPTION:VALUE."
         },
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "One run of each kind per seed."})

@@ -18,6 +18,7 @@ def main() -> None:
     options = parser.parse_args()
     job = Job.from_dict(json.loads(options.job))
     try:
+        _check_distributed(job)
         run_cell(job, keeps_checkpoint=options.keeps_checkpoint)
     except CellInProgress as error:
         sys.exit(str(error))
@@ -29,6 +30,16 @@ def main() -> None:
             where = f" (rank {rank})" if rank else ""
             record_failure(job, f"{type(error).__name__}: {error}{where}", traceback.format_exc())
         sys.exit(1)
+
+
+def _check_distributed(job: Job) -> None:
+    """Raise where the launcher started several processes that would not work together, but each train the cell."""
+    started, together = int(os.environ.get("WORLD_SIZE", 1)), job.parse().training.world_size
+    if started != together:
+        raise ValueError(
+            f"The launcher started {started} processes, and training sees {together}: on a machine without GPUs give "
+            "--use_cpu as well."
+        )
 
 
 if __name__ == "__main__":

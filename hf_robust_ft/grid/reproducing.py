@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -123,5 +124,7 @@ def _without_paths(grid: Grid) -> dict:
     content = grid._asdict() | {"measurement": grid.measurement._asdict()}
     del content["folder"]
     for name in ("models", "datasets", "settings"):
-        content[name] = [Path(each).name if Path(each).is_absolute() else each for each in content[name]]
+        content[name] = [
+            Path(each).name if os.path.isfile(each) or os.path.isdir(each) else each for each in content[name]
+        ]
     return content

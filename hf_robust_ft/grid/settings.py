@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ OF_THE_GRID = ("model", "dataset", "norm", "eps", "seed", "output_dir", "push_to
 
 
 def setting_name(setting: str) -> str:
-    """What cells and tables call it: a recipe file by its name without folders and ending."""
-    return Path(setting).stem if setting.endswith((".yaml", ".yml")) else setting
+    """What cells and tables call it: a recipe file by its name without folders and ending, options by their NAME."""
+    if setting.endswith((".yaml", ".yml")):
+        return Path(setting).stem
+    return setting.partition("=")[0] if _is_inline(setting) else setting
 
 
 def setting_options(setting: str) -> dict[str, Any]:
@@ -29,13 +32,15 @@ def setting_options(setting: str) -> dict[str, Any]:
     Args:
         setting: "standard" (never an attack), "fix", "hinge" or "sched", another key of `SCHEDULES`, "hinge:T1,T2" with
             T1 and T2 in epochs of 50 as in the paper's Table 7, "auto:patience=2" and the like for a schedule with
-            arguments, or a recipe: shipped, or a YAML file.
+            arguments, a recipe (shipped, or a YAML file), or options themselves: "NAME=OPTION:VALUE;OPTION:VALUE".
 
     Raises:
-        ValueError: none of these, or a recipe that sets what the grid does.
+        ValueError: none of these, or options that the grid sets.
 
     >>> setting_options("hinge:12,37")
     {'eps_schedule': 'hinge', 'schedule_start': 0.24, 'schedule_end': 0.74}
+    >>> setting_options("short=attack_steps:3;schedule_args:bend=0.3 power=2")
+    {'attack_steps': '3', 'schedule_args': ['bend=0.3', 'power=2']}
     """
     if setting in NAMED:
         return dict(NAMED[setting])
@@ -46,18 +51,34 @@ def setting_options(setting: str) -> dict[str, Any]:
         return {"eps_schedule": name, "schedule_args": arguments.split(",")}
     if setting in SCHEDULES:
         return {"eps_schedule": setting}
-    if setting in shipped_recipes() or os.path.isfile(setting):
-        options = read_recipe(setting)
+    if _is_inline(setting) or setting in shipped_recipes() or os.path.isfile(setting):
+        options = _inline(setting) if _is_inline(setting) else read_recipe(setting)
         wrong = [name for name in options if name in OF_THE_GRID]
         if wrong:
             raise ValueError(
                 f"The setting {setting!r} sets {', '.join(wrong)}, which the grid does: leave it out there."
             )
         return options
-    known = [*NAMED, *SCHEDULES, "hinge:T1,T2", "SCHEDULE:KEY=VALUE,...", *shipped_recipes()]
+    known = [*NAMED, *SCHEDULES, "hinge:T1,T2", "SCHEDULE:KEY=VALUE,...", "NAME=OPTION:VALUE;...", *shipped_recipes()]
     near = difflib.get_close_matches(setting, known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise ValueError(f"Unknown setting {setting!r}.{hint} Valid: {', '.join(known)}, or a recipe file (.yaml).")
+
+
+def _is_inline(setting: str) -> bool:
+    """Whether it is NAME=OPTION:VALUE; in "auto:patience=2" the colon comes first."""
+    name, mark, options = setting.partition("=")
+    return bool(mark) and ":" in options and re.fullmatch(r"\w+", name) is not None
+
+
+def _inline(setting: str) -> dict[str, Any]:
+    options = {}
+    for part in setting.partition("=")[2].split(";"):
+        name, mark, value = part.strip().partition(":")
+        if not mark or not name or not value:
+            raise ValueError(f"{part!r} in the setting {setting!r} is not OPTION:VALUE, e.g. attack_steps:3.")
+        options[name] = value.split() if "=" in value else value
+    return options
 
 
 def _corners(setting: str) -> dict[str, Any]:
