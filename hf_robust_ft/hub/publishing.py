@@ -24,7 +24,7 @@ from hf_robust_ft.hub.repository import (
 )
 from hf_robust_ft.hub.uploading import upload
 from hf_robust_ft.reporting.card_sections import merge_cards, own_text, with_metadata_of
-from hf_robust_ft.reporting.evidence import CARD_NAME, EXAMPLE_FILES, write_evidence
+from hf_robust_ft.reporting.evidence import CARD_NAME, EXAMPLE_FILES, REPORT_NAME, write_card, write_evidence
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.run_record import RECORD_NAME, write_run_record
 from hf_robust_ft.weight_hashes import WEIGHT_FILES
@@ -94,6 +94,7 @@ def publish(
     check_for_leaks(folder, published_files(folder), token)
     check_online()
 
+    replace = ("license",) if license is not None else ()
     flags = {"--revision": revision, "--report": str(evaluation) if evaluation else None, "--license": license}
     resume = _resume_command(folder, repo_id, flags, private=private, create_pr=create_pr)
     try:
@@ -102,9 +103,10 @@ def publish(
         if revision is not None:
             _ensure_branch(api, repo_id, revision)
         measured = _with_base_licence(api, measured.with_metadata(repo_id=repo_id))
-        write_evidence(measured, folder)
+        measured.to_json(folder / REPORT_NAME)
+        write_card(measured, folder, replace)
         held = remote_files(api, repo_id, branch_head(api, repo_id, revision or "main")) or {}
-        _keep_foreign_text(api, repo_id, folder, held, revision or "main", replace_licence=license is not None)
+        _keep_foreign_text(api, repo_id, folder, held, revision or "main", replace)
         check_card(folder)
         check_for_leaks(folder, published_files(folder), token)
         files = published_files(folder)
@@ -184,7 +186,7 @@ def _with_base_licence(api: HfApi, measured: RobustnessReport) -> RobustnessRepo
 
 
 def _keep_foreign_text(
-    api: HfApi, repo_id: str, folder: Path, held: dict, revision: str, *, replace_licence: bool
+    api: HfApi, repo_id: str, folder: Path, held: dict, revision: str, replace: tuple[str, ...]
 ) -> None:
     """Put our section into the README that the repository has, and write the result to `folder`."""
     if CARD_NAME not in held:
@@ -198,7 +200,7 @@ def _keep_foreign_text(
     try:
         foreign, own = own_text(theirs), own_text(ours)
         base = with_metadata_of(ours, theirs) if own and not foreign else theirs
-        merged = merge_cards(base, ours, replace=("license",) if replace_licence else ())
+        merged = merge_cards(base, ours, replace)
     except ValueError as error:
         raise ValueError(
             f"The {CARD_NAME} in {repo_id} is kept, but our section cannot be added to it: {error}"

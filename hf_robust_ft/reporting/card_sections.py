@@ -86,7 +86,8 @@ def _merge_metadata(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, A
     foreign = _foreign_results(theirs.get("model-index"))
     if foreign and ours.get("model-index"):
         (entry,) = ours["model-index"]
-        merged["model-index"] = [{**entry, "results": [*foreign, *entry["results"]]}]
+        new = [result for result in entry["results"] if result not in foreign]
+        merged["model-index"] = [{**entry, "results": [*foreign, *new]}]
     return merged
 
 

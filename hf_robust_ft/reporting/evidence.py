@@ -1,5 +1,6 @@
 """The files that let others see what was measured: report, pictures, card."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hf_robust_ft.reporting.card_sections import merge_cards
@@ -40,8 +41,11 @@ def write_evidence(
     write_card(report, folder)
 
 
-def write_card(report: RobustnessReport, folder: str | Path) -> None:
+def write_card(report: RobustnessReport, folder: str | Path, replace: Sequence[str] = ()) -> None:
     """Render the card of a folder's pictures, or update our section of the one that is there.
+
+    Args:
+        replace: metadata that are taken from the report even where somebody set them.
 
     Raises:
         ValueError: the card that is there cannot be added to.
@@ -49,7 +53,7 @@ def write_card(report: RobustnessReport, folder: str | Path) -> None:
     card = Path(folder) / CARD_NAME
     existing = card.read_text(encoding="utf-8") if card.is_file() else None
     try:
-        merged = merge_cards(existing, render_model_card(report, pictures_in(folder)))
+        merged = merge_cards(existing, render_model_card(report, pictures_in(folder)), replace)
     except ValueError as error:
         raise ValueError(f"Our section cannot be added to {card}: {error}") from None
     card.write_text(merged, encoding="utf-8")
