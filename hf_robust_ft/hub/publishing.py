@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 # What an earlier publication, or Trainer's pushes on the way, left at the root and would stand beside the new files.
 SUPERSEDED = (WEIGHT_FILES, INDEX, EXAMPLE_FILES)
-LEFT_BY_TRAINING = ("training_args.bin", "adapter_*", "last-checkpoint/*", "checkpoint-*/*")
+LEFT_BY_TRAINING = ("training_args.bin", "last-checkpoint/*", "checkpoint-*/*")
 
 
 def publish(
