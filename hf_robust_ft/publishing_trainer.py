@@ -1,14 +1,21 @@
 """`TuningTrainer` that publishes a checkpoint with the evidence of its robustness; nothing adversarial here."""
 
 import logging
-from concurrent.futures import Future
+import os
+import shutil
+import tempfile
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import HubStrategy
 
 from hf_robust_ft.hub import BackgroundPushError, create_repository, publish
+from hf_robust_ft.hub.contents import checkpoint_files
 from hf_robust_ft.hub.errors import described
+from hf_robust_ft.hub.uploading import upload
 from hf_robust_ft.reporting import write_evidence
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.run_record import RECIPE_NAME, resolved_recipe, write_run_record
@@ -16,6 +23,9 @@ from hf_robust_ft.tuning import TuningTrainer
 from hf_robust_ft.weight_hashes import hash_model, hash_weight_files
 
 logger = logging.getLogger(__name__)
+
+LAST = "last-checkpoint"  # Trainer's own name
+SNAPSHOT = ".pushing-"
 
 
 class PublishingTrainer(TuningTrainer):
@@ -30,6 +40,7 @@ class PublishingTrainer(TuningTrainer):
         self.robustness_report: RobustnessReport | None = None
         self._measured: str | None = None  # which weights `robustness_report` is of
         self._background_pushes: list[Future] = []
+        self._api: HfApi | None = None  # of these pushes, which it makes one after the other
         super().__init__(*args, **kwargs)
 
     # ---- Evidence ----------------------------------------------------------------
@@ -150,7 +161,7 @@ class PublishingTrainer(TuningTrainer):
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self._check_report()
-        self._finish_current_push()  # it reads the files that saving writes
+        self._finish_current_push()
         token = token if token is not None else self.args.hub_token
         private = private if private is not None else self.args.hub_private_repo
         if self.hub_model_id is None:
@@ -170,7 +181,7 @@ class PublishingTrainer(TuningTrainer):
         }
         if blocking:
             return publish(self.args.output_dir, self.hub_model_id, **options)
-        future = HfApi().run_as_future(publish, self.args.output_dir, self.hub_model_id, **options)
+        future = HfApi(token=token).run_as_future(publish, self.args.output_dir, self.hub_model_id, **options)
         future.add_done_callback(_log_failure)
         return future
 
@@ -202,6 +213,8 @@ class PublishingTrainer(TuningTrainer):
         Raises:
             BackgroundPushError: training is complete and saved in `output_dir`, but pushes on the way failed.
         """
+        for left in Path(self.args.output_dir).glob(f"{SNAPSHOT}*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         output = super().train(*args, **kwargs)
         failures = [error for push in self._background_pushes if (error := push.exception()) is not None]
         count, self._background_pushes = len(self._background_pushes), []
@@ -216,11 +229,41 @@ class PublishingTrainer(TuningTrainer):
         return output
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        before = list(self.push_in_progress.jobs) if getattr(self, "push_in_progress", None) else []
-        super()._push_from_checkpoint(checkpoint_folder)
-        after = list(self.push_in_progress.jobs) if getattr(self, "push_in_progress", None) else []
-        # Trainer forgets the jobs of a push that is done, whether it failed or not.
-        self._background_pushes += [job for job in after if job not in before]
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        if not self.args.hub_always_push and not all(push.done() for push in self._background_pushes):
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        # Links, for the next save may delete this checkpoint before it is uploaded.
+        snapshot = Path(tempfile.mkdtemp(prefix=SNAPSHOT, dir=self.args.output_dir))
+        shutil.copytree(checkpoint_folder, snapshot, copy_function=_link, dirs_exist_ok=True)
+        place = {HubStrategy.CHECKPOINT: LAST, HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name}.get(strategy)
+        message = f"Training in progress, step {self.state.global_step}"
+        if self._api is None:
+            self._api = HfApi(token=self.args.hub_token)
+        self._background_pushes.append(self._api.run_as_future(self._push_snapshot, snapshot, place, message))
+
+    def _push_snapshot(self, snapshot: Path, place: str | None, message: str) -> None:
+        """The model alone and, for `place`, also what resuming needs; Trainer's pickled arguments it does not."""
+        try:
+            files = {name: snapshot / name for name in checkpoint_files(snapshot)}
+            if place is not None:
+                state = [path for path in snapshot.rglob("*") if path.is_file() and path.name != TRAINING_ARGS_NAME]
+                files |= {f"{place}/{path.relative_to(snapshot).as_posix()}": path for path in state}
+            upload(self._api, self.hub_model_id, files, revision=self.args.hub_revision or "main", message=message)
+        finally:
+            shutil.rmtree(snapshot, ignore_errors=True)
+
+    def _finish_current_push(self) -> None:
+        wait(self._background_pushes)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 def _log_failure(future: Future) -> None:

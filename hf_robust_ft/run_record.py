@@ -24,7 +24,7 @@ RECORDED_ARGUMENTS = (
     "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
     "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args",
     "label_smoothing_factor", "seed", "data_seed", "full_determinism", "bf16", "fp16", "tf32",
-    "gradient_checkpointing", "torch_compile", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
+    "torch_compile", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
     "logging_strategy", "logging_steps", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
     "dataloader_drop_last", "remove_unused_columns",
 )  # fmt: skip

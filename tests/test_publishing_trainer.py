@@ -70,7 +70,7 @@ def pushed(tmp_path_factory):
     with HubServer() as hub:
         token = "hf_" + "SECRETsecret42" * 3
         hub.users[token] = hub.users[hub.token]
-        hub.fail("tester/failing/commit/", method="POST", times=2)
+        hub.fail("tester/failing/commit/", method="POST", times=6)
         body = START.format(tests=TESTS) + RUNS
         found = hub.run(body, folder, timeout=400, GIVEN_TOKEN=token, HF_HUB_OFFLINE="0")
         yield hub, found, folder, token
@@ -83,6 +83,10 @@ def test_what_lands_is_the_same_whatever_was_pushed_on_the_way(pushed, name):
     assert found[name] == {"value": repository.head.sha} or name == "lora", found[name]
     sha = found[name]["value"]
     assert set(repository.files(sha)) == PUBLISHED | {f"examples/example_{index:03d}.png" for index in range(4)}
+    for commit in repository.commits.values():
+        state = {path for path in commit.files if path.endswith((".pt", ".pth", ".bin"))}
+        assert all(path.startswith("last-checkpoint/") for path in state) and (name == "checkpoint" or not state)
+        assert not any("training_args" in path for path in commit.files)
     early = sum(commit.title.startswith("Training in progress") for commit in repository.commits.values())
     assert (early > 0) == (name not in ("end", "lora"))
     report = json.loads(repository.files(sha)["robustness_report.json"])

@@ -31,10 +31,15 @@ def published_files(folder: str | Path) -> list[str]:
     folder = Path(folder)
     evidence = [name for name in EVIDENCE if (folder / name).is_file()]
     examples = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(EXAMPLE_FILES))]
-    return [*_checkpoint_files(folder), *evidence, *examples]
+    return [*checkpoint_files(folder), *evidence, *examples]
 
 
-def _checkpoint_files(folder: Path) -> list[str]:
+def checkpoint_files(folder: Path) -> list[str]:
+    """Weights, configuration, image processor, and code if the model comes with its own.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")
     if not (folder / CONFIG).is_file():

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 # What an earlier publication, or Trainer's pushes on the way, left at the root and would stand beside the new files.
 SUPERSEDED = (WEIGHT_FILES, INDEX, EXAMPLE_FILES)
-LEFT_BY_TRAINING = ("training_args.bin", "last-checkpoint/*", "checkpoint-*/*")
+LEFT_BY_TRAINING = ("last-checkpoint/*", "checkpoint-*/*")
 
 
 def publish(
@@ -65,7 +65,7 @@ def publish(
         report: the folder of an evaluation (`hf-robust-ft evaluate --output_dir`) to publish in place of the
             checkpoint's own report.
         license: of the published model; by default that of the pretrained weights where it is known.
-        remove_training_files: take out what Trainer pushed on the way (`training_args.bin`, `last-checkpoint`, ...).
+        remove_training_files: take out what Trainer pushed on the way (`last-checkpoint`, ...).
 
     Returns:
         The verified commit; `pr_url` is that of a pull request.
