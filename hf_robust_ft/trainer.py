@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
 from hf_robust_ft.protocols import attack_on_grid
 from hf_robust_ft.publishing_trainer import PublishingTrainer
 from hf_robust_ft.reporting import save_examples
+from hf_robust_ft.reporting.evidence import EXAMPLE_FILES
 from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import build_report
 from hf_robust_ft.run_record import environment_facts
@@ -323,6 +325,8 @@ class AdversarialTrainer(PublishingTrainer):
     def _write_examples(self, folder: str) -> None:
         if not self._examples:
             return
+        for old in Path(folder).glob(EXAMPLE_FILES):  # of other weights
+            old.unlink()
         pixels, labels = (torch.cat(parts)[:SHOWN_EXAMPLES] for parts in zip(*self._examples, strict=True))
         save_examples(
             self._classifier({}),

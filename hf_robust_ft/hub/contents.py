@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from io import StringIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,12 @@ def _code_files(folder: Path) -> list[str]:
     if missing:
         raise ValueError(f"{folder / CONFIG} loads the model with {', '.join(missing)}, which is not in the folder.")
     return files
+
+
+def free_place(path: Path) -> Path:
+    """The path, or with the first number behind its name under which nothing lies yet."""
+    numbered = (path.with_stem(f"{path.stem}.{number}") for number in count(2))
+    return path if not path.exists() else next(each for each in numbered if not each.exists())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

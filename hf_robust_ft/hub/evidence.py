@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from hf_robust_ft.hub.contents import free_place
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.evidence import EXAMPLE_FILES, REPORT_NAME
 from hf_robust_ft.reports import RobustnessReport
@@ -69,8 +70,11 @@ def take_report(evaluation: Path, folder: Path) -> None:
     """Bring an evaluation's pictures of attacked images to the checkpoint, whose own report gets another name."""
     own = folder / REPORT_NAME
     if own.is_file() and own.read_bytes() != (evaluation / REPORT_NAME).read_bytes():
-        shutil.copyfile(own, folder / REPLACED_REPORT)
-    for source in evaluation.glob(EXAMPLE_FILES):
+        shutil.copyfile(own, free_place(folder / REPLACED_REPORT))
+    strips = sorted(evaluation.glob(EXAMPLE_FILES))
+    for old in folder.glob(EXAMPLE_FILES) if strips else ():
+        old.rename(free_place(old.with_name(old.name.replace("example_", "replaced_"))))
+    for source in strips:
         target = folder / source.relative_to(evaluation)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)

@@ -4,10 +4,12 @@ import fnmatch
 import logging
 import os
 import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub import CommitInfo, HfApi
 
+from hf_robust_ft.hub.card import check_card, keep_foreign_text, with_base_licence
 from hf_robust_ft.hub.contents import INDEX, PICKLES, check_loads, published_files
 from hf_robust_ft.hub.errors import PublishError, cause_to_show, described
 from hf_robust_ft.hub.evidence import check_belongs, read_report, take_report
@@ -19,11 +21,9 @@ from hf_robust_ft.hub.repository import (
     check_online,
     check_repo_id,
     create_repository,
-    explained,
     remote_files,
 )
 from hf_robust_ft.hub.uploading import upload
-from hf_robust_ft.reporting.card_sections import merge_cards, own_text, with_metadata_of
 from hf_robust_ft.reporting.evidence import CARD_NAME, EXAMPLE_FILES, REPORT_NAME, write_card, write_evidence
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.run_record import RECORD_NAME, write_run_record
@@ -76,25 +76,12 @@ def publish(
             and the message ends with the command that goes on.
     """
     folder = Path(folder).expanduser()
+    evaluation = Path(report).expanduser() if report is not None else None
     check_repo_id(repo_id)
     if revision is not None and create_pr:
         raise ValueError(f"Give a revision ({revision!r}) or open a pull request against main, not both.")
-    files = published_files(folder)
-    evaluation = Path(report).expanduser() if report is not None else None
-    measured = read_report(folder, evaluation, repo_id)
-    check_belongs(measured, folder, repo_id, evaluation)
-    check_loads(folder, files)
-    measured = _with_facts(measured, repo_id, license)
-    if evaluation is not None:
-        take_report(evaluation, folder)
-    if not (folder / RECORD_NAME).is_file():
-        write_run_record(folder, None, measured.metadata)
-    write_evidence(measured, folder)
-    check_card(folder)
-    check_for_leaks(folder, published_files(folder), token)
+    measured = _prepare(folder, repo_id, evaluation, license, token)
     check_online()
-
-    replace = ("license",) if license is not None else ()
     flags = {"--revision": revision, "--report": str(evaluation) if evaluation else None, "--license": license}
     resume = _resume_command(folder, repo_id, flags, private=private, create_pr=create_pr)
     try:
@@ -102,25 +89,18 @@ def publish(
         api = HfApi(token=token)
         if revision is not None:
             _ensure_branch(api, repo_id, revision)
-        measured = _with_base_licence(api, measured.with_metadata(repo_id=repo_id))
-        measured.to_json(folder / REPORT_NAME)
-        write_card(measured, folder, replace)
         held = remote_files(api, repo_id, branch_head(api, repo_id, revision or "main")) or {}
-        _keep_foreign_text(api, repo_id, folder, held, revision or "main", replace)
-        check_card(folder)
-        check_for_leaks(folder, published_files(folder), token)
-        files = published_files(folder)
-        patterns = SUPERSEDED + (LEFT_BY_TRAINING if remove_training_files else ())
-        stale = [name for name in held if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
-        info = upload(
-            api,
-            repo_id,
-            {name: folder / name for name in files},
-            delete=stale,
-            revision=revision or "main",
-            create_pr=create_pr,
-            message=commit_message,
-        )
+        measured = with_base_licence(api, measured.with_metadata(repo_id=repo_id))
+        measured.to_json(folder / REPORT_NAME)
+        replace = ("license",) if license is not None else ()
+        write_card(measured, folder, replace)
+        if CARD_NAME in held:
+            keep_foreign_text(api, repo_id, folder, revision or "main", replace)
+        files = _checked_files(folder, token)
+        stale = _stale(held, files, SUPERSEDED + (LEFT_BY_TRAINING if remove_training_files else ()))
+        where = {"revision": revision or "main", "create_pr": create_pr}
+        sent = {name: folder / name for name in files}
+        info = upload(api, repo_id, sent, delete=stale, message=commit_message, **where)
     except PublishError as error:
         raise type(error)(f"{error} Nothing in {folder} is lost. Go on with: {resume}") from error.__cause__
     except CLIENT_ERRORS as error:
@@ -134,84 +114,36 @@ def publish(
     return info
 
 
-def check_card(folder: Path) -> None:
-    """Raise unless the card's metadata are what the Hub's client reads, with every result complete.
-
-    Raises:
-        ValueError: they are not.
-    """
-    try:
-        data = ModelCard((folder / CARD_NAME).read_text(encoding="utf-8")).data
-    except ValueError as error:
-        raise ValueError(f"{folder / CARD_NAME} has metadata that the Hub cannot read: {error}") from None
-    results = data.eval_results or []
-    incomplete = [
-        str(result.metric_type)
-        for result in results
-        if not (result.metric_type and result.dataset_type and result.dataset_name) or result.metric_value is None
-    ]
-    if not results or incomplete:
-        raise ValueError(f"{folder / CARD_NAME} has no complete results in its metadata: {', '.join(incomplete)}.")
-
-
-def _with_facts(measured: RobustnessReport, repo_id: str, license: str | None) -> RobustnessReport:
-    facts = {"repo_id": repo_id}
-    if license is not None:
-        facts["license"] = license
-    if not measured.metadata.get("model_name"):
-        facts["model_name"] = repo_id.split("/")[-1]
-    return measured.with_metadata(**facts)
-
-
-def _with_base_licence(api: HfApi, measured: RobustnessReport) -> RobustnessReport:
-    """The pretrained weights' licence as their own card states it; a warning where nobody states any."""
-    facts = measured.metadata
-    if facts.get("license") or facts.get("base_model_license"):
-        return measured
-    base, stated = facts.get("base_model"), None
-    if base:
-        try:
-            card = api.model_info(base).card_data
-            stated = card.get("license") if card is not None else None
-        except CLIENT_ERRORS:
-            stated = None
-    if isinstance(stated, str):
-        return measured.with_metadata(base_model_license=stated)
-    logger.warning(
-        "The licence of the pretrained weights (%s) is not known, so the card states none; give --license (e.g. "
-        "apache-2.0) if you know it.",
-        base or facts.get("base_model_text") or "not named in the report",
-    )
+def _prepare(
+    folder: Path, repo_id: str, evaluation: Path | None, license: str | None, token: str | bool | None
+) -> RobustnessReport:
+    """Check all that can be checked here, and write report, pictures and card."""
+    files = published_files(folder)
+    measured = read_report(folder, evaluation, repo_id)
+    check_belongs(measured, folder, repo_id, evaluation)
+    check_loads(folder, files)
+    facts = {"repo_id": repo_id, "model_name": measured.metadata.get("model_name") or repo_id.split("/")[-1]}
+    measured = measured.with_metadata(**facts, **({"license": license} if license is not None else {}))
+    if evaluation is not None:
+        take_report(evaluation, folder)
+    if not (folder / RECORD_NAME).is_file():
+        write_run_record(folder, None, measured.metadata)
+    write_evidence(measured, folder)
+    _checked_files(folder, token)
     return measured
 
 
-def _keep_foreign_text(
-    api: HfApi, repo_id: str, folder: Path, held: dict, revision: str, replace: tuple[str, ...]
-) -> None:
-    """Put our section into the README that the repository has, and write the result to `folder`."""
-    if CARD_NAME not in held:
-        return
-    path = explained(
-        lambda: patiently(lambda: api.hf_hub_download(repo_id, CARD_NAME, revision=revision), f"Reading {CARD_NAME}"),
-        f"Cannot read the {CARD_NAME} of {repo_id}",
-    )
-    theirs = Path(path).read_text(encoding="utf-8")
-    ours = (folder / CARD_NAME).read_text(encoding="utf-8")
-    try:
-        foreign, own = own_text(theirs), own_text(ours)
-        base = with_metadata_of(ours, theirs) if own and not foreign else theirs
-        merged = merge_cards(base, ours, replace)
-    except ValueError as error:
-        raise ValueError(
-            f"The {CARD_NAME} in {repo_id} is kept, but our section cannot be added to it: {error}"
-        ) from None
-    if foreign:
-        logger.warning("%s of %s has text that is not ours; it is kept around our section.", CARD_NAME, repo_id)
-        if own not in ("", foreign):
-            aside = folder / "README.local.md"
-            aside.write_text(ours, encoding="utf-8")
-            logger.warning("%s had other text; it is kept in %s, and not published.", folder / CARD_NAME, aside)
-    (folder / CARD_NAME).write_text(merged, encoding="utf-8")
+def _checked_files(folder: Path, token: str | bool | None) -> list[str]:
+    """What goes up, once the card is readable and no file tells what it must not."""
+    files = published_files(folder)
+    check_card(folder)
+    check_for_leaks(folder, files, token)
+    return files
+
+
+def _stale(held: Iterable[str], files: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """What the repository holds and would stand beside the new files."""
+    return [name for name in held if name not in files and any(fnmatch.fnmatch(name, each) for each in patterns)]
 
 
 def _ensure_branch(api: HfApi, repo_id: str, revision: str) -> None:

@@ -115,7 +115,8 @@ def test_another_evaluation_takes_the_reports_place_and_keeps_what_training_was(
     assert taken.protocol == "exact" and taken.metadata["base_model"] == "timm/base"
     assert taken.metadata["training"] == {"eps": "8/255"} and not taken.metadata["base_model_text"]
     assert (run / "robustness_report.replaced.json").read_bytes() == before
-    assert "examples/example_001.png" in published_files(run)
+    strips = {name for name in published_files(run) if name.startswith("examples/")}
+    assert strips == {"examples/example_001.png"} and (run / "examples" / "replaced_000.png").is_file()
     assert "robustness_report.replaced.json" not in published_files(run)
 
 
