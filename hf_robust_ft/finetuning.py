@@ -116,6 +116,7 @@ def fine_tune(
             earlier run that is neither resumed nor empty.
         PublishError: with `push_to_hub`, what could not be pushed; all of it is in `output_dir`.
     """
+    _check_publishable(args)
     resume = _checkpoint_to_resume(args)
     run = prepare_run(model_args, data_args, args)
     trainer = build_trainer(model_args, args, run)
@@ -140,6 +141,21 @@ def fine_tune(
         if failed is not None:  # what they would have carried is in the repository now
             logger.warning("%s", failed)
     return trainer
+
+
+def _check_publishable(args: AdversarialTrainingArguments) -> None:
+    """Raise where `push_to_hub` would have no report of the published weights to push, before a run is spent on it."""
+    if not args.push_to_hub:
+        return
+    if args.robust_eval == "no" or args.threat_model.eps == 0:
+        raise ValueError(
+            f"push_to_hub publishes a checkpoint with its robustness report, which robust_eval={args.robust_eval!r} "
+            f"and eps={args.eps} do not make: leave push_to_hub out, or set robust_eval=end and an eps above 0."
+        )
+    if args.ema_decay is not None and args.ema_use == "eval":
+        raise ValueError(
+            "With ema_use=eval other weights are measured than published: set ema_use=save to push_to_hub."
+        )
 
 
 def check_stream(args: AdversarialTrainingArguments) -> None:

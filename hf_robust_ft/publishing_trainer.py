@@ -39,6 +39,7 @@ class PublishingTrainer(TuningTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         self.robustness_report: RobustnessReport | None = None
         self._measured: str | None = None  # which weights `robustness_report` is of
+        self._saved: str | None = None  # which weights lie in `output_dir`
         self._background_pushes: list[Future] = []
         self._api: HfApi | None = None  # of these pushes, which it makes one after the other
         super().__init__(*args, **kwargs)
@@ -65,9 +66,10 @@ class PublishingTrainer(TuningTrainer):
         if not self.is_world_process_zero() or self.robustness_report is None:
             return
         folder = self.args.output_dir
-        hashes = hash_weight_files(folder) if self._measured and self._measured == self._weights_now() else None
+        hashes = hash_weight_files(folder) if self._measured and self._measured == self._saved else None
         self.robustness_report = self.robustness_report.with_metadata(weights_sha256=hashes)
-        self._write_examples(folder)
+        with self._averages(wanted_for=("eval", "save")):
+            self._write_examples(folder)
         recipe = None if (Path(folder) / RECIPE_NAME).is_file() else resolved_recipe(self.args)
         write_run_record(folder, recipe, self.robustness_report.metadata)
         write_evidence(self.robustness_report, folder, self.state.log_history)
@@ -120,6 +122,8 @@ class PublishingTrainer(TuningTrainer):
             super().save_model(output_dir, _internal_call)
         finally:
             self.args.push_to_hub = pushes
+        if output_dir is None or (not _internal_call and Path(output_dir) == Path(self.args.output_dir)):
+            self._saved = self._weights_now()
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository, or find it; what is wrong with name, token or rights shows before training.

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from enum import Enum
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,13 @@ def hardware() -> dict[str, Any]:
 
 
 def environment_facts() -> dict[str, Any]:
-    """`versions`, `hardware` and, where the user works in a git repository, `git`."""
+    """`versions`, `hardware` and, where the user works in a git repository, `git`: as first asked for."""
+    return dict(_environment())
+
+
+@cache
+def _environment() -> dict[str, Any]:
+    # Code that is edited while a run goes on is not the code it runs.
     facts = {"versions": library_versions(), "hardware": hardware(), "git": git_state()}
     return {name: value for name, value in facts.items() if value is not None}
 

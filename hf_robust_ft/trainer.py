@@ -323,7 +323,8 @@ class AdversarialTrainer(PublishingTrainer):
         return metadata
 
     def _write_examples(self, folder: str) -> None:
-        if not self._examples:
+        names = getattr(getattr(self.model, "config", None), "id2label", None)
+        if not self._examples or names is None:
             return
         for old in Path(folder).glob(EXAMPLE_FILES):  # of other weights
             old.unlink()
@@ -335,7 +336,7 @@ class AdversarialTrainer(PublishingTrainer):
             os.path.join(folder, EXAMPLES),
             threat_model=self.args.threat_model,
             attack=self.args.eval_attack,
-            class_names=self.model.config.id2label,
+            class_names=names,
         )
 
 

@@ -9,6 +9,8 @@ from finished_run import PUBLISHED, contents
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 
+from hf_robust_ft.finetuning import fine_tune
+
 START = """
 import pathlib, sys
 sys.path.insert(0, {tests!r})
@@ -85,3 +87,17 @@ def test_no_folder_and_no_token_leaves_the_machine(went):
     written = {name: text for name, text in contents(folder).items() if name != "script.py"}
     assert not [name for name, text in written.items() if hub.token.encode() in text]
     assert hub.token not in found["stderr"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"robust_eval": "no"}, "which robust_eval='no' and eps=8/255 do not make"),
+        ({"eps": "0", "eval_epsilons": None}, "which robust_eval='end' and eps=0 do not make"),
+        ({"ema_decay": 0.9, "ema_use": "eval"}, "set ema_use=save to push_to_hub"),
+    ],
+)
+def test_a_run_that_could_not_be_published_does_not_begin(make_args, changes, message):
+    args = make_args(push_to_hub=True, hub_strategy="end", **changes)
+    with pytest.raises(ValueError, match=message):
+        fine_tune(None, None, args)
