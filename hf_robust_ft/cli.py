@@ -1,4 +1,4 @@
-"""The command line: `hf-robust-ft train | search | diagnose | calibrate | reproduce | evaluate | quickstart`."""
+"""The command line: `hf-robust-ft train | evaluate | diagnose | reproduce | publish | ...`."""
 
 import argparse
 import os
@@ -20,6 +20,9 @@ commands:
   calibrate    find the schedule's T1 and T2 for a model and a dataset from short runs, and write them as a recipe
   reproduce    run a grid of backbones, datasets, budgets, schedules and seeds, and set its tables beside the paper's
   evaluate     measure clean accuracy, adversarial accuracy and expected robustness of a checkpoint
+  publish      put a checkpoint with its report, pictures and card on the Hub, and compare what arrived
+  publish-metric
+               put the robustness metric on the Hub as a Space, for evaluate.load
 
 hf-robust-ft <command> --help tells the options of a command.
 """
@@ -174,6 +177,34 @@ def evaluate(argv: Sequence[str]) -> None:
         print(f"\nReport, curve and card: {options.output_dir}")
 
 
+def publish(argv: Sequence[str]) -> None:
+    """Put a checkpoint with its robustness report, pictures and card on the Hub, and compare what arrived."""
+    parser = argparse.ArgumentParser("hf-robust-ft publish", description=publish.__doc__)
+    parser.add_argument("folder", metavar="DIR", help="A checkpoint's folder, as train leaves it.")
+    parser.add_argument("repo_id", metavar="REPO", help="OWNER/NAME, or a name of your own; created if need be.")
+    parser.add_argument("--private", action="store_true", default=None, help="Create it private.")
+    parser.add_argument("--revision", help="Branch to commit to, made if need be (default: main).")
+    parser.add_argument("--pr", action="store_true", dest="create_pr", help="Open a pull request instead.")
+    parser.add_argument("--report", metavar="DIR", help="What evaluate --output_dir wrote, for DIR's own report.")
+    parser.add_argument("--license", help="Licence of the model (default: the pretrained weights', where known).")
+    options = parser.parse_args(argv)
+    from hf_robust_ft.hub import publish as run
+
+    info = run(**vars(options))
+    print(f"Published and verified: {info.pr_url or info.commit_url}")
+
+
+def publish_metric(argv: Sequence[str]) -> None:
+    """Put the robustness metric on the Hub as a Space, for evaluate.load("OWNER/NAME")."""
+    parser = argparse.ArgumentParser("hf-robust-ft publish-metric", description=publish_metric.__doc__)
+    parser.add_argument("repo_id", metavar="REPO", help="OWNER/NAME, or a name of your own; created if need be.")
+    parser.add_argument("--private", action="store_true", default=None, help="Create it private.")
+    options = parser.parse_args(argv)
+    from hf_robust_ft.hub import publish_metric as run
+
+    print(f"Published and verified: {run(**vars(options)).commit_url}")
+
+
 def quickstart(argv: Sequence[str]) -> None:
     """Train ImageNet EfficientNet-Lite0 robustly on handwritten digits, measure it, write checkpoint and card."""
     parser = argparse.ArgumentParser(
@@ -201,6 +232,8 @@ COMMANDS = {
     "calibrate": calibrate,
     "reproduce": reproduce,
     "evaluate": evaluate,
+    "publish": publish,
+    "publish-metric": publish_metric,
     "quickstart": quickstart,
 }
 

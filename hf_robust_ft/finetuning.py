@@ -1,5 +1,6 @@
 """One robust fine-tuning run from names to a checkpoint with its evidence; what `hf-robust-ft train` does."""
 
+import logging
 import os
 from typing import Any, NamedTuple
 
@@ -10,11 +11,14 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_robust_ft.attacks import use_fast_memory_format
 from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.data import SeededAugmentation, align_labels, describe_transforms, with_pixel_values
-from hf_robust_ft.reporting import write_evidence
+from hf_robust_ft.hub import BackgroundPushError
 from hf_robust_ft.reporting.evidence import REPORT_NAME
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments, at_most, describe_model
+from hf_robust_ft.run_record import environment_facts, resolved_recipe, write_run_record
 from hf_robust_ft.trainer import AdversarialTrainer
 from hf_robust_ft.training_args import AdversarialTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 # Files of a finished run that another one would overwrite.
 RESULTS = ("model.safetensors", "model.safetensors.index.json", REPORT_NAME)
@@ -105,25 +109,53 @@ def fine_tune(
     Accuracy during training is measured on the validation split; nothing is selected on the test split. Returns the
     trainer, whose `robustness_report` holds the result.
 
+    `recipe.yaml` and `provenance.json` are there from the start of training.
+
     Raises:
         ValueError: what `prepare_run` or `AdversarialTrainer` refuse, or an `output_dir` with checkpoints of an
             earlier run that is neither resumed nor empty.
+        PublishError: with `push_to_hub`, what could not be pushed; all of it is in `output_dir`.
     """
+    _check_publishable(args)
     resume = _checkpoint_to_resume(args)
     run = prepare_run(model_args, data_args, args)
     trainer = build_trainer(model_args, args, run)
-    trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model()  # before anything else can fail
+    seeds = {"seed": args.seed, "split_seed": data_args.split_seed}
+    facts = {**run.facts, "seeds": seeds, "split": "test", **(metadata or {})}
+    if trainer.is_world_process_zero():
+        recipe = resolved_recipe(model_args, data_args, args)
+        write_run_record(args.output_dir, recipe, facts | environment_facts())
+    failed = None
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except BackgroundPushError as error:  # training itself is done
+        failed = error
+    trainer.save_model(_internal_call=True)  # before anything else can fail
     trainer.evaluate(with_pixel_values(run.splits["test"], run.processor), metric_key_prefix="test")
     trainer.save_state()
-    if trainer.robustness_report is not None and trainer.is_world_process_zero():
-        trainer.robustness_report = trainer.robustness_report.with_metadata(
-            **run.facts, split="test", **(metadata or {})
-        )
-        write_evidence(trainer.robustness_report, args.output_dir, trainer.state.log_history)
+    if trainer.robustness_report is not None:
+        trainer.robustness_report = trainer.robustness_report.with_metadata(**facts)
+        trainer.save_evidence()
     if args.push_to_hub:
         trainer.push_to_hub()
+        if failed is not None:  # what they would have carried is in the repository now
+            logger.warning("%s", failed)
     return trainer
+
+
+def _check_publishable(args: AdversarialTrainingArguments) -> None:
+    """Raise where `push_to_hub` would have no report of the published weights to push, before a run is spent on it."""
+    if not args.push_to_hub:
+        return
+    if args.robust_eval == "no" or args.threat_model.eps == 0:
+        raise ValueError(
+            f"push_to_hub publishes a checkpoint with its robustness report, which robust_eval={args.robust_eval!r} "
+            f"and eps={args.eps} do not make: leave push_to_hub out, or set robust_eval=end and an eps above 0."
+        )
+    if args.ema_decay is not None and args.ema_use == "eval":
+        raise ValueError(
+            "With ema_use=eval other weights are measured than published: set ema_use=save to push_to_hub."
+        )
 
 
 def check_stream(args: AdversarialTrainingArguments) -> None:

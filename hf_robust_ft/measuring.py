@@ -17,10 +17,12 @@ from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_dist
 from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.protocols import evaluation_attack, get_protocol, resolve_epsilons
-from hf_robust_ft.reporting import library_versions, save_examples, write_evidence
+from hf_robust_ft.reporting import save_examples, write_evidence
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.run_arguments import DataArguments, at_most, check_model_name, describe_model
+from hf_robust_ft.run_record import environment_facts
 from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.weight_hashes import hash_weight_files
 
 
 @dataclass
@@ -118,6 +120,7 @@ def measure(
     model, processor = load_image_classifier(
         options.model, architecture=options.architecture, image_size=options.image_size, **given
     )
+    hashes = {"weights_sha256": hash_weight_files(options.model)} if os.path.isdir(options.model) else {}
     images = align_labels(splits[options.split], model.config)
     images = at_most(images, data_args.max_eval_samples, data_args.split_seed, "max_eval_samples")
     data = data_args.describe(splits)
@@ -146,13 +149,14 @@ def measure(
         **data,
         "split": options.split,
         "transforms": describe_transforms(processor),
+        **hashes,
     }
-    report = report.with_metadata(**facts, versions=library_versions(), command=command)
+    report = report.with_metadata(**facts, **environment_facts(), command=command)
     if options.output_dir and state.is_main_process:
-        write_evidence(report, options.output_dir)
         if options.save_examples:
             classifier = PixelClassifier(model, pixel_space)
             _write_examples(options, classifier, dataset, names, threat_model=threat_model, attack=attack)
+        write_evidence(report, options.output_dir)
     return state, report
 
 

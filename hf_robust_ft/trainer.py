@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,21 @@ from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.evaluation_record import EvaluationRecord
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
 from hf_robust_ft.protocols import attack_on_grid
-from hf_robust_ft.reporting import library_versions, write_evidence
-from hf_robust_ft.reports import RobustnessReport, build_report
+from hf_robust_ft.publishing_trainer import PublishingTrainer
+from hf_robust_ft.reporting import save_examples
+from hf_robust_ft.reporting.evidence import EXAMPLE_FILES
+from hf_robust_ft.reporting.model_card import EXAMPLES
+from hf_robust_ft.reports import build_report
+from hf_robust_ft.run_record import environment_facts
 from hf_robust_ft.sample_ids import SAMPLE_ID, IdentifyingCollator
 from hf_robust_ft.threat_models import format_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 from hf_robust_ft.trust_checks import CHECKED_IMAGES, TrustCheck, run_trust_checks
-from hf_robust_ft.tuning import TuningTrainer
+
+SHOWN_EXAMPLES = 4  # attacked images beside the card
 
 
-class AdversarialTrainer(TuningTrainer):
+class AdversarialTrainer(PublishingTrainer):
     """`Trainer` whose `compute_loss` sees the batch after an attack at the scheduled eps.
 
     Takes `Trainer`'s arguments, of which `args` must be `AdversarialTrainingArguments`; the normalisation of
@@ -85,7 +91,7 @@ class AdversarialTrainer(TuningTrainer):
         trainer_checks.check_labels(train_dataset, self.num_labels, at_least=2)
         for dataset in datasets_of(eval_dataset):
             trainer_checks.check_labels(dataset, self.num_labels)
-        self.robustness_report: RobustnessReport | None = None
+        self._examples: list[tuple[Tensor, Tensor]] = []
         self._first_batch_checked = False
         self._attack_generator: torch.Generator | None = None
         self._attack_generator_step = -1
@@ -284,7 +290,8 @@ class AdversarialTrainer(TuningTrainer):
         )
         metrics = {f"{prefix}_clean_accuracy": report.clean_accuracy}
         if len(report.epsilons) > 1:
-            self.robustness_report = report
+            self._keep_report(report)
+            self._examples = [] if self.is_fsdp_enabled else evaluation.kept[:1]
             metrics[f"{prefix}_adversarial_accuracy"] = report.adversarial_accuracy
             metrics[f"{prefix}_expected_robustness"] = report.expected_robustness
         return metrics
@@ -308,54 +315,31 @@ class AdversarialTrainer(TuningTrainer):
 
     def _metadata(self) -> dict[str, Any]:
         training = self.scheduler_callback.described(self.args.training_settings())
-        metadata = {"training": training, "versions": library_versions()}
+        seeds = {"seed": self.args.seed} | ({} if self.args.data_seed is None else {"data_seed": self.args.data_seed})
+        metadata = {"training": training, "seeds": seeds, **environment_facts()}
         name = getattr(getattr(self.model, "config", None), "_name_or_path", "")
         if name and not os.path.exists(name):  # a Hub id, not a folder of this machine
             metadata["base_model"] = name
         return metadata
 
-    # ---- Publishing --------------------------------------------------------------
-
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> None:
-        """Write the robustness report, its pictures and a card with them, once a robust evaluation has run.
-
-        Before, the card is Trainer's own. Of Trainer's arguments, `tasks` and `dataset_args` have no place in ours;
-        of several datasets the first is named.
-        """
-        if self.robustness_report is None:
-            return super().create_model_card(
-                language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args
-            )
-        facts = {
-            "language": language,
-            "license": license,
-            "tags": tags,
-            "model_name": model_name,
-            "base_model": finetuned_from,
-            "dataset": _first(dataset_tags),
-            "dataset_name": _first(dataset),
-            "dataset_on_hub": bool(dataset_tags),
-        }
-        if self.is_world_process_zero():
-            self.robustness_report = self.robustness_report.with_metadata(**{k: v for k, v in facts.items() if v})
-            write_evidence(self.robustness_report, self.args.output_dir, self.state.log_history)
+    def _write_examples(self, folder: str) -> None:
+        names = getattr(getattr(self.model, "config", None), "id2label", None)
+        if not self._examples or names is None:
+            return
+        for old in Path(folder).glob(EXAMPLE_FILES):  # of other weights
+            old.unlink()
+        pixels, labels = (torch.cat(parts)[:SHOWN_EXAMPLES] for parts in zip(*self._examples, strict=True))
+        save_examples(
+            self._classifier({}),
+            pixels,
+            labels,
+            os.path.join(folder, EXAMPLES),
+            threat_model=self.args.threat_model,
+            attack=self.args.eval_attack,
+            class_names=names,
+        )
 
 
 def datasets_of(eval_dataset: Any) -> list:
     """The datasets in Trainer's `eval_dataset`: several by name, one, or none."""
     return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
-
-
-def _first(value: str | list[str] | None) -> str | None:
-    return value[0] if isinstance(value, list) and value else value or None

@@ -1,5 +1,6 @@
 """The Trainer's arguments plus the threat model, the eps schedule and the attacks."""
 
+import copy
 import json
 import math
 import os
@@ -114,6 +115,21 @@ class AdversarialTrainingArguments(TuningArguments):
                 f"metric_for_best_model={self.metric_for_best_model!r} is only measured during training with "
                 f"robust_eval='epoch', got robust_eval={self.robust_eval!r}."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: not the token, since Trainer writes its arguments into every checkpoint."""
+        return {**self.__dict__, "hub_token": None}
+
+    def __deepcopy__(self, memo: dict) -> "AdversarialTrainingArguments":
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))  # token and all: a copy stays in memory
+        return twin
+
+    def __copy__(self) -> "AdversarialTrainingArguments":
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     @property
     def threat_model(self) -> ThreatModel:

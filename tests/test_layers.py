@@ -8,18 +8,21 @@ import pytest
 ROOT = Path(__file__).parent.parent / "hf_robust_ft"
 
 LAYERS = [
-    ("threat_models", "schedules", "pixels", "losses", "downloads", "sample_ids", "validation_curves", "paper"),
+    (
+        "threat_models", "schedules", "pixels", "losses", "downloads", "sample_ids", "validation_curves", "paper",
+        "weight_hashes",
+    ),  # fmt: skip
     ("batch_checks", "attacks", "metrics", "results_store", "batches", "shared_work", "evaluated_model", "diagnosis"),
-    ("trust_checks", "protocols"),
+    ("trust_checks", "protocols", "run_record"),
     ("reports",),
     ("evaluation",),
     ("models", "data"),
     ("reporting", "run_arguments"),
-    ("mended_trainer",),
+    ("mended_trainer", "hub"),
     ("tuning",),
     ("training_args",),
     ("callbacks",),
-    ("trainer_checks", "evaluation_record"),
+    ("trainer_checks", "evaluation_record", "publishing_trainer"),
     ("trainer",),
     ("finetuning", "recipes", "search"),
     ("quickstart", "measuring", "searching", "planning", "sweeping"),

@@ -1,27 +1,18 @@
 """The files that let others see what was measured: report, pictures, card."""
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
 
-from hf_robust_ft.reporting.model_card import render_model_card
+from hf_robust_ft.reporting.card_sections import merge_cards
+from hf_robust_ft.reporting.model_card import EXAMPLES, render_model_card
 from hf_robust_ft.reporting.plots import plot_curves, plot_training
 from hf_robust_ft.reports import RobustnessReport
 
 REPORT_NAME = "robustness_report.json"
+CARD_NAME = "README.md"
 CURVE_NAME = "accuracy_eps_curve.png"
 TRAINING_NAME = "training.png"
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    versions = {"python": platform.python_version()}
-    for package in ("hf_robust_ft", "torch", "transformers", "accelerate", "datasets", "timm"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+EXAMPLE_FILES = f"{EXAMPLES}/example_*.png"
 
 
 def write_evidence(
@@ -29,18 +20,47 @@ def write_evidence(
 ) -> None:
     """Write `robustness_report.json`, the curve, the training picture (given a log history) and the card.
 
+    A card that is there already keeps what somebody wrote around our section. Pictures of training and of attacked
+    images that are there already are shown.
+
     Args:
         report: what the card is rendered from.
         folder: usually the checkpoint's.
-        log_history: `trainer.state.log_history`; without one there is no training picture.
+        log_history: `trainer.state.log_history`; without one no training picture is drawn.
         label: the curve's name in the legend.
+
+    Raises:
+        ValueError: the card that is there cannot be added to; nothing of it was changed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     report.to_json(folder / REPORT_NAME)
     plot_curves({label: report}, folder / CURVE_NAME)
-    pictures = [CURVE_NAME]
     if log_history:
         plot_training({label: log_history}, folder / TRAINING_NAME)
-        pictures.append(TRAINING_NAME)
-    (folder / "README.md").write_text(render_model_card(report, pictures), encoding="utf-8")
+    write_card(report, folder)
+
+
+def write_card(report: RobustnessReport, folder: str | Path, replace: Sequence[str] = ()) -> None:
+    """Render the card of a folder's pictures, or update our section of the one that is there.
+
+    Args:
+        replace: metadata that are taken from the report even where somebody set them.
+
+    Raises:
+        ValueError: the card that is there cannot be added to.
+    """
+    card = Path(folder) / CARD_NAME
+    existing = card.read_text(encoding="utf-8") if card.is_file() else None
+    try:
+        merged = merge_cards(existing, render_model_card(report, pictures_in(folder)), replace)
+    except ValueError as error:
+        raise ValueError(f"Our section cannot be added to {card}: {error}") from None
+    card.write_text(merged, encoding="utf-8")
+
+
+def pictures_in(folder: str | Path) -> list[str]:
+    """The pictures that a card of this folder shows, in their order."""
+    folder = Path(folder)
+    found = [name for name in (CURVE_NAME, TRAINING_NAME) if (folder / name).is_file()]
+    return found + [path.relative_to(folder).as_posix() for path in sorted(folder.glob(EXAMPLE_FILES))]

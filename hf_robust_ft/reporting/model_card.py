@@ -1,14 +1,18 @@
 """The model card of a robust checkpoint, rendered from its report and nothing else."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_robust_ft.protocols import PROTOCOLS
+from hf_robust_ft.reporting.card_sections import BEGIN, END
+from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import format_eps
 
+EXAMPLES = "examples"
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
 # What the attacker may do, in words.
@@ -17,6 +21,8 @@ THREATS = {
     "L2": "the image by up to {eps} in\nEuclidean distance, pixels in [0, 1]",
     "L1": "the image by up to {eps} in the sum\nof absolute differences, pixels in [0, 1]",
 }
+
+_IDENTIFIER = re.compile(r"[a-z0-9]+(?:[.-][a-z0-9]+)*")
 
 METRIC_NAMES = {
     "clean_accuracy": "Clean accuracy",
@@ -33,25 +39,32 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         report: its metadata may hold `model_name`, `base_model` (a Hub id) or `base_model_text`,
             `base_model_license`, `dataset`,
             `dataset_name`, `dataset_on_hub`, `split`, `license`, `language`, `training`, `versions`, `command`,
-            `recipes`, `tags`, `notes` (sentences for the limitations), and what the data were (`DataArguments.describe`
+            `recipes`, `tags`, `notes` (sentences for the limitations), `repo_id`, `git`, `hardware`, `seeds`, and what
+            the data were (`DataArguments.describe`
             and `describe_transforms`): `dataset_alias`, `dataset_config`, `dataset_revision`, `dataset_commit`,
             `dataset_license`, `dataset_citation`, `dataset_note`, `split_sizes`, `paper_split_sizes`,
             `skipped_images`, `streaming`, `transforms`.
-        pictures: file names beside the card to show.
+        pictures: file names beside the card to show; those in `examples/` as strips of attacked images.
     """
     facts = report.metadata
     norm, eps = report.threat_model["norm"], format_eps(report.threat_model["eps"])
     attack = f"APGD-{report.attack['loss'].upper().replace('_', '-')}-{report.attack['steps']}"
+    subject_id = None if facts.get("training") else facts.get("base_model")
     subject = facts.get("base_model_text") or facts.get("base_model")
     title = "Robust image classifier" if facts.get("training") or not subject else f"Robustness of {subject}"
     dataset = facts.get("dataset_name") or facts.get("dataset") or "the evaluation dataset"
-    setting = {"norm": norm, "eps": eps, "attack": attack, "protocol": report.protocol, "samples": report.num_samples}
+    setting = {
+        "norm": norm, "eps": eps, "attack": attack, "steps": report.attack["steps"], "protocol": report.protocol,
+        "samples": report.num_samples,
+    }  # fmt: skip
     results = [
         EvalResult(
             task_type="image-classification",
             dataset_type=facts.get("dataset") or "unknown",
             dataset_name=dataset,
+            dataset_config=facts.get("dataset_config"),
             dataset_split=facts.get("split"),
+            dataset_revision=facts.get("dataset_commit") or facts.get("dataset_revision"),
             metric_type="accuracy" if key == "clean_accuracy" else key,
             metric_name=_metric_name(
                 key, f"{norm} {eps}", attack if report.protocol == "paper" else f"{attack}, {report.protocol}"
@@ -69,7 +82,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         model_name=facts.get("model_name") or title[0].lower() + title[1:],
         library_name="transformers",
         pipeline_tag="image-classification",
-        license=facts.get("license"),
+        license=_card_licence(facts),
         base_model=facts.get("base_model"),
         datasets=[facts["dataset"]] if facts.get("dataset_on_hub") else None,
         tags=tags,
@@ -95,7 +108,11 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         differs_from_paper=_differs(facts.get("split_sizes"), facts.get("paper_split_sizes")),
         skipped={name: len(images) for name, images in facts.get("skipped_images", {}).items() if images},
         licences=_licences(facts),
-        pictures=pictures,
+        pictures=[picture for picture in pictures if not picture.startswith(f"{EXAMPLES}/")],
+        examples=[picture for picture in pictures if picture.startswith(f"{EXAMPLES}/")],
+        evaluate_command=evaluate_command(report, facts.get("repo_id") or subject_id or "MODEL"),
+        begin=BEGIN,
+        end=END,
         percent=lambda value: f"{100 * value:.2f} %",
         curve=[(format_eps(e), a) for e, a in zip(report.epsilons, report.accuracies, strict=True)],
     )
@@ -120,8 +137,16 @@ def _metric_name(key: str, budget: str, attack: str) -> str:
 
 
 def _metric_args(key: str, report: RobustnessReport, setting: dict) -> dict:
+    """Threat model, attack, protocol and number of images of one result; clean accuracy is the one at eps 0."""
     if key == "clean_accuracy":
-        return {"samples": report.num_samples}
+        return {**setting, "eps": "0", "attack": "none", "steps": 0}
     if key == "autoattack_accuracy":
-        return {"norm": setting["norm"], "eps": setting["eps"], "samples": report.autoattack_samples}
+        told = {"norm": setting["norm"], "eps": setting["eps"], "attack": "AutoAttack", "protocol": "standard"}
+        return {**told, "samples": report.autoattack_samples}
     return setting
+
+
+def _card_licence(facts: dict) -> str | None:
+    """As given, or else the pretrained weights' where that is an identifier the Hub knows ("mit", not a sentence)."""
+    stated = facts.get("license") or facts.get("base_model_license")
+    return stated if facts.get("license") or (stated and _IDENTIFIER.fullmatch(stated)) else None

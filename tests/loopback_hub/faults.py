@@ -3,7 +3,8 @@
 import re
 from dataclasses import dataclass
 
-# What each kind applies to: any request, the sending of a file's content, its reception, or the answer to a commit.
+# What each kind applies to: any request, the sending of a file's content, its reception, the answer to a commit, a file
+# that is committed, or a request that was served.
 STAGES = {
     "status": "any",
     "drop": "any",
@@ -14,6 +15,8 @@ STAGES = {
     "cut_upload": "upload",
     "corrupt_upload": "upload",
     "other_sha": "commit",
+    "damage": "store",
+    "lose_answer": "answered",
 }
 
 
@@ -26,7 +29,9 @@ class Fault:
             "cut" closes the connection after `keep` of the announced bytes, "shorten" announces and sends only that
             part (with a HEAD that still tells the truth), "corrupt" changes bytes and not their number, "replace"
             sends `content`. Of a file being received, "cut_upload" stops reading and closes, "corrupt_upload" stores
-            other bytes. "other_sha" makes the commit and tells another commit's sha.
+            other bytes. "other_sha" makes the commit and tells another commit's sha. "damage" commits other bytes of a
+            file than were sent and says nothing, where the pattern is searched in OWNER/NAME/path. "lose_answer" does
+            what is asked, and closes the connection.
         pattern: searched in the request's path, as a regular expression.
         method: "GET", "HEAD", ...; None for all.
         times: how often; None for always.

@@ -71,6 +71,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             body = self.read_body()
             answer = self.answer(address, body)
+            if self.fault("answered"):
+                raise Dropped
             sent, status = self.send_answer(answer), answer.status
         except Dropped:
             sent, status, self.close_connection = 0, 0, True

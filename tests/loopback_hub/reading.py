@@ -3,6 +3,8 @@
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
+import yaml
+
 from loopback_hub.exchange import Answer, Call, HubError, find_commit, find_repository, page_url
 from loopback_hub.repositories import DATE, Commit, blob_id
 
@@ -58,8 +60,22 @@ def repository_info(call: Call) -> Answer:
             "likes": 0,
             "tags": [],
             "siblings": siblings,
+            **({"cardData": card} if (card := card_data(commit)) else {}),
         }
     )
+
+
+def card_data(commit: Commit) -> dict | None:
+    """The metadata of a commit's README, where they can be read."""
+    readme = commit.files.get("README.md")
+    text = readme.content.decode() if readme else ""
+    if not text.startswith("---"):
+        return None
+    try:
+        data = yaml.safe_load(text.split("---")[1])
+    except yaml.YAMLError:
+        return None
+    return data if isinstance(data, dict) else None
 
 
 def folders_of(commit: Commit) -> set[str]:

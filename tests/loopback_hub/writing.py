@@ -7,6 +7,7 @@ import json
 import yaml
 
 from loopback_hub.exchange import URL_PREFIX, Answer, Call, HubError, find_commit, find_repository
+from loopback_hub.faults import corrupted
 from loopback_hub.repositories import Repository, StoredFile, is_large
 
 
@@ -194,4 +195,7 @@ def committed_files(call: Call, lines: list[dict]) -> tuple[dict[str, StoredFile
             files[value["path"]] = StoredFile(content, large=True)
         elif line["key"] in ("deletedFile", "deletedFolder"):
             delete.append(value["path"].rstrip("/"))
+    for path, file in files.items():
+        if call.hub.next_fault("store", call.method, f"{call.values['repo_id']}/{path}"):
+            files[path] = StoredFile(corrupted(file.content), file.large)
     return files, tuple(delete)

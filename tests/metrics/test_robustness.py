@@ -1,4 +1,4 @@
-import re
+import doctest
 from pathlib import Path
 
 import evaluate
@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hf_robust_ft
+from hf_robust_ft.hub.metric_space import LOCAL_NAME
 from hf_robust_ft.metrics.robustness.curve import expected_robustness, trapezoid_weights
 from hf_robust_ft.metrics.robustness.robustness import Robustness
 
 FOLDER = Path(hf_robust_ft.__file__).parent / "metrics" / "robustness"
 QUARTERS = [eps / 255 for eps in range(5)]
-PYTHON_BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 @pytest.fixture(params=["evaluate.load", "import"])
@@ -80,13 +80,10 @@ def test_bad_distributions_are_refused(options, message):
 
 
 def test_readme_examples_give_what_they_show():
-    text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    first, second = PYTHON_BLOCK.findall(text.replace("path/to/hf_robust_ft/metrics/robustness", str(FOLDER)))
-    names: dict = {}
-    exec(first, names)
-    assert f"# {names['results']}" in first
-    call, shown = second.rsplit("# ", 1)
-    assert eval(call, names) == float(shown)
+    text = (FOLDER / "README.md").read_text(encoding="utf-8").replace(LOCAL_NAME, FOLDER.as_posix())
+    assert FOLDER.as_posix() in text
+    examples = doctest.DocTestParser().get_doctest(text, {}, "README", None, 0)
+    assert len(examples.examples) > 8 and doctest.DocTestRunner().run(examples).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_metadata_is_what_the_hub_reads(report):
         "accuracy": 0.9, "adversarial_accuracy": 0.5, "expected_robustness": 0.7,
     }  # fmt: skip
     assert results["adversarial_accuracy"].metric_args == {
-        "norm": "Linf", "eps": "4/255", "attack": "APGD-CE-10", "protocol": "paper", "samples": 200,
+        "norm": "Linf", "eps": "4/255", "attack": "APGD-CE-10", "steps": 10, "protocol": "paper", "samples": 200,
     }  # fmt: skip
 
 
@@ -259,7 +259,9 @@ def test_autoattack_is_a_result_of_its_own(full, report):
     results = {result.metric_type: result for result in ModelCard(render_model_card(full)).data.eval_results}
     assert results["autoattack_accuracy"].metric_value == 0.4375
     assert results["autoattack_accuracy"].metric_name == "AutoAttack accuracy (Linf 4/255)"
-    assert results["autoattack_accuracy"].metric_args == {"norm": "Linf", "eps": "4/255", "samples": 64}
+    assert results["autoattack_accuracy"].metric_args == {
+        "norm": "Linf", "eps": "4/255", "attack": "AutoAttack", "protocol": "standard", "samples": 64,
+    }  # fmt: skip
     assert len(ModelCard(render_model_card(report)).data.eval_results) == 3
 
 

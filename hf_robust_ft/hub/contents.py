@@ -1,0 +1,138 @@
+"""Which files of a run's folder go to the Hub, and whether they are a checkpoint that loads."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from io import StringIO
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.utils import logging as transformers_logging
+
+from hf_robust_ft.reporting.evidence import CARD_NAME, CURVE_NAME, EXAMPLE_FILES, REPORT_NAME, TRAINING_NAME
+from hf_robust_ft.run_record import RECIPE_NAME, RECORD_NAME
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+EVIDENCE = (CARD_NAME, REPORT_NAME, CURVE_NAME, TRAINING_NAME, RECIPE_NAME, RECORD_NAME)
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+def published_files(folder: str | Path) -> list[str]:
+    """Everything that goes up, by path in the repository: the checkpoint's files, and what evidence there is.
+
+    Raises:
+        ValueError: `folder` is not a plain checkpoint with weights in safetensors and an image processor.
+    """
+    folder = Path(folder)
+    evidence = [name for name in EVIDENCE if (folder / name).is_file()]
+    examples = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(EXAMPLE_FILES))]
+    return [*checkpoint_files(folder), *evidence, *examples]
+
+
+def checkpoint_files(folder: Path) -> list[str]:
+    """Weights, configuration, image processor, and code if the model comes with its own.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}.")
+    if not (folder / CONFIG).is_file():
+        adapters = (folder / "adapter_config.json").is_file()
+        hint = " It holds adapters: save the merged model (trainer.save_model())." if adapters else ""
+        raise ValueError(f"{folder} is no checkpoint: it has no {CONFIG}.{hint}")
+    processors = [name for name in PROCESSORS if (folder / name).is_file()]
+    if not processors:
+        raise ValueError(
+            f"{folder} has no image processor ({PROCESSORS[0]}), without which nobody can prepare images for it: save "
+            "it there with processor.save_pretrained(folder)."
+        )
+    return [CONFIG, *processors, *_weight_files(folder), *_code_files(folder)]
+
+
+def _weight_files(folder: Path) -> list[str]:
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if (folder / INDEX).is_file():
+        shards = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
+        missing = [name for name in shards if not (folder / name).is_file()]
+        if missing or not shards:
+            raise ValueError(
+                f"{folder / INDEX} names shards that are not there: {', '.join(missing) or 'none at all'}."
+            )
+        return [INDEX, *shards]
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES and "model" in path.name)
+    found = f" {', '.join(pickles)} is a pickle, which is not published." if pickles else ""
+    raise ValueError(
+        f"{folder} has no weights in safetensors ({WEIGHTS}).{found} Save them with model.save_pretrained(folder)."
+    )
+
+
+def _code_files(folder: Path) -> list[str]:
+    """The Python files that the configuration loads the model with; most checkpoints have none."""
+    named = _read_json(folder / CONFIG).get("auto_map", {}).values()
+    modules = {str(name).split("--")[-1].rpartition(".")[0] for name in named if "--" not in str(name)}
+    files = sorted(f"{module}.py" for module in modules)
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder / CONFIG} loads the model with {', '.join(missing)}, which is not in the folder.")
+    return files
+
+
+def free_place(path: Path) -> Path:
+    """The path, or with the first number behind its name under which nothing lies yet."""
+    numbered = (path.with_stem(f"{path.stem}.{number}") for number in count(2))
+    return path if not path.exists() else next(each for each in numbered if not each.exists())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON file: {error}.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
+    return content
+
+
+def check_loads(folder: str | Path, files: Sequence[str]) -> None:
+    """Load model and processor from these files alone, as whoever downloads them will.
+
+    A checkpoint that brings its own code is loaded with it.
+
+    Raises:
+        ValueError: they do not load, weights are missing, left over or of other shapes, or not finite.
+    """
+    folder = Path(folder).absolute()
+    has_code = any(name.endswith(".py") for name in files)
+    with tempfile.TemporaryDirectory() as alone:
+        for name in files:
+            if "/" not in name:
+                os.symlink(folder / name, Path(alone) / name)
+        options = {"local_files_only": True, **({"trust_remote_code": True} if has_code else {})}
+        level = transformers_logging.get_verbosity()
+        try:
+            transformers_logging.set_verbosity_error()
+            with redirect_stderr(StringIO()):  # progress bars
+                AutoImageProcessor.from_pretrained(alone, **options)
+                model, info = AutoModelForImageClassification.from_pretrained(
+                    alone, output_loading_info=True, dtype="auto", **options
+                )
+        except Exception as error:
+            reason = " ".join(str(error).replace(alone, str(folder)).split())
+            raise ValueError(f"The checkpoint in {folder} does not load: {reason}") from error
+        finally:
+            transformers_logging.set_verbosity(level)
+    wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if kind.endswith("_keys") and names}
+    if wrong:
+        told = "; ".join(f"{kind.replace('_', ' ')} {', '.join(names[:3])}" for kind, names in wrong.items())
+        raise ValueError(f"The weights in {folder} are not those of its {CONFIG}: {told}.")
+    broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor.float()).all()]
+    if broken:
+        raise ValueError(f"{len(broken)} tensors in {folder} are NaN or infinite, first {broken[0]}.")

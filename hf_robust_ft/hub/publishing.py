@@ -1,0 +1,159 @@
+"""One call that publishes a finished run: checked here, uploaded, compared there."""
+
+import fnmatch
+import logging
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi
+
+from hf_robust_ft.hub.card import check_card, keep_foreign_text, with_base_licence
+from hf_robust_ft.hub.contents import INDEX, PICKLES, check_loads, published_files
+from hf_robust_ft.hub.errors import PublishError, cause_to_show, described
+from hf_robust_ft.hub.evidence import check_belongs, read_report, take_report
+from hf_robust_ft.hub.leaks import check_for_leaks
+from hf_robust_ft.hub.patience import patiently
+from hf_robust_ft.hub.repository import (
+    CLIENT_ERRORS,
+    branch_head,
+    check_online,
+    check_repo_id,
+    create_repository,
+    remote_files,
+)
+from hf_robust_ft.hub.uploading import upload
+from hf_robust_ft.reporting.evidence import CARD_NAME, EXAMPLE_FILES, REPORT_NAME, write_card, write_evidence
+from hf_robust_ft.reports import RobustnessReport
+from hf_robust_ft.run_record import RECORD_NAME, write_run_record
+from hf_robust_ft.weight_hashes import WEIGHT_FILES
+
+logger = logging.getLogger(__name__)
+
+# What an earlier publication, or Trainer's pushes on the way, left at the root and would stand beside the new files.
+SUPERSEDED = (WEIGHT_FILES, INDEX, EXAMPLE_FILES)
+LEFT_BY_TRAINING = ("last-checkpoint/*", "checkpoint-*/*")
+
+
+def publish(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+    report: str | Path | None = None,
+    license: str | None = None,
+    commit_message: str = "Publish with its robustness report",
+    remove_training_files: bool = False,
+) -> CommitInfo:
+    """Publish a checkpoint with its robustness report, pictures, card and what it was made with.
+
+    Everything is checked and written to `folder` first. Then files go up in one commit, and what the Hub holds is
+    compared with them by checksum. Only the checkpoint in safetensors, its processor and the evidence go up: no
+    pickles, optimizer states or checkpoints of training.
+
+    Args:
+        folder: a checkpoint's, as `hf-robust-ft train` or `trainer.save_model()` leaves it.
+        repo_id: OWNER/NAME, or a name of one's own; created if it is not there.
+        private: whether it is private when created.
+        revision: a branch to commit to (default: main), made from main if it is not there.
+        create_pr: open a pull request instead of committing to main.
+        token: as in huggingface_hub; by default the one that is logged in, or HF_TOKEN.
+        report: the folder of an evaluation (`hf-robust-ft evaluate --output_dir`) to publish in place of the
+            checkpoint's own report.
+        license: of the published model; by default that of the pretrained weights where it is known.
+        remove_training_files: take out what Trainer pushed on the way (`last-checkpoint`, ...).
+
+    Returns:
+        The verified commit; `pr_url` is that of a pull request.
+
+    Raises:
+        ValueError: a folder that cannot be published; nothing was uploaded, and the message says what to do.
+        PublishError: the Hub refused, was out of reach, or holds something else than was sent. `folder` is complete,
+            and the message ends with the command that goes on.
+    """
+    folder = Path(folder).expanduser()
+    evaluation = Path(report).expanduser() if report is not None else None
+    check_repo_id(repo_id)
+    if revision is not None and create_pr:
+        raise ValueError(f"Give a revision ({revision!r}) or open a pull request against main, not both.")
+    measured = _prepare(folder, repo_id, evaluation, license, token)
+    check_online()
+    flags = {"--revision": revision, "--report": str(evaluation) if evaluation else None, "--license": license}
+    resume = _resume_command(folder, repo_id, flags, private=private, create_pr=create_pr)
+    try:
+        repo_id = create_repository(repo_id, token=token, private=private)
+        api = HfApi(token=token)
+        if revision is not None:
+            _ensure_branch(api, repo_id, revision)
+        held = remote_files(api, repo_id, branch_head(api, repo_id, revision or "main")) or {}
+        measured = with_base_licence(api, measured.with_metadata(repo_id=repo_id))
+        measured.to_json(folder / REPORT_NAME)
+        replace = ("license",) if license is not None else ()
+        write_card(measured, folder, replace)
+        if CARD_NAME in held:
+            keep_foreign_text(api, repo_id, folder, revision or "main", replace)
+        files = _checked_files(folder, token)
+        stale = _stale(held, files, SUPERSEDED + (LEFT_BY_TRAINING if remove_training_files else ()))
+        where = {"revision": revision or "main", "create_pr": create_pr}
+        sent = {name: folder / name for name in files}
+        info = upload(api, repo_id, sent, delete=stale, message=commit_message, **where)
+    except PublishError as error:
+        raise type(error)(f"{error} Nothing in {folder} is lost. Go on with: {resume}") from error.__cause__
+    except CLIENT_ERRORS as error:
+        raise PublishError(
+            f"Publishing {folder} to {repo_id} failed: {described(error, token)} Nothing in {folder} is lost. Go on "
+            f"with: {resume}"
+        ) from cause_to_show(error, token)
+    left = sorted(name for name in held if name not in (*files, *stale) and name.endswith(PICKLES))
+    if left:
+        logger.warning("%s also holds pickles that were there before, and were left: %s.", repo_id, ", ".join(left))
+    return info
+
+
+def _prepare(
+    folder: Path, repo_id: str, evaluation: Path | None, license: str | None, token: str | bool | None
+) -> RobustnessReport:
+    """Check all that can be checked here, and write report, pictures and card."""
+    files = published_files(folder)
+    measured = read_report(folder, evaluation, repo_id)
+    check_belongs(measured, folder, repo_id, evaluation)
+    check_loads(folder, files)
+    facts = {"repo_id": repo_id, "model_name": measured.metadata.get("model_name") or repo_id.split("/")[-1]}
+    measured = measured.with_metadata(**facts, **({"license": license} if license is not None else {}))
+    if evaluation is not None:
+        take_report(evaluation, folder)
+    if not (folder / RECORD_NAME).is_file():
+        write_run_record(folder, None, measured.metadata)
+    write_evidence(measured, folder)
+    _checked_files(folder, token)
+    return measured
+
+
+def _checked_files(folder: Path, token: str | bool | None) -> list[str]:
+    """What goes up, once the card is readable and no file tells what it must not."""
+    files = published_files(folder)
+    check_card(folder)
+    check_for_leaks(folder, files, token)
+    return files
+
+
+def _stale(held: Iterable[str], files: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """What the repository holds and would stand beside the new files."""
+    return [name for name in held if name not in files and any(fnmatch.fnmatch(name, each) for each in patterns)]
+
+
+def _ensure_branch(api: HfApi, repo_id: str, revision: str) -> None:
+    if branch_head(api, repo_id, revision) is None:
+        logger.warning("%s has no branch %s; it is made from main.", repo_id, revision)
+        patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), f"Making branch {revision}")
+
+
+def _resume_command(folder: Path, repo_id: str, flags: dict, *, private: bool | None, create_pr: bool) -> str:
+    words = ["hf-robust-ft", "publish", os.fspath(folder), repo_id]
+    words += [word for name, value in flags.items() if value is not None for word in (name, value)]
+    words += ["--private"] * bool(private) + ["--pr"] * create_pr
+    return shlex.join(words)

@@ -1,0 +1,137 @@
+"""Upload files in one commit, and compare what the Hub then holds with them, file by file."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash
+
+from hf_robust_ft.downloads import error_chain
+from hf_robust_ft.hub.errors import PublishError, status_of
+from hf_robust_ft.hub.patience import patiently
+from hf_robust_ft.hub.repository import branch_head, remote_files
+from hf_robust_ft.weight_hashes import hash_file
+
+logger = logging.getLogger(__name__)
+
+REPEATED_UPLOADS = 2  # of a file that arrived damaged, which the client does not repeat
+
+
+def upload(
+    api: HfApi,
+    repo_id: str,
+    files: Mapping[str, Path],
+    *,
+    delete: Sequence[str] = (),
+    revision: str = "main",
+    create_pr: bool = False,
+    message: str = "Upload",
+    repo_type: str = "model",
+) -> CommitInfo:
+    """Commit files and deletions on a branch or as a pull request; of unchanged files nothing travels.
+
+    Args:
+        files: by path in the repository.
+        delete: paths to take out; those that are not there are passed over.
+
+    Returns:
+        The commit, verified.
+
+    Raises:
+        PublishError: the Hub holds something else than was sent.
+    """
+    where = {"repo_type": repo_type}
+    additions = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+    head = branch_head(api, repo_id, revision, **where)
+    held = remote_files(api, repo_id, head, **where) or {}
+    removals = [CommitOperationDelete(name) for name in delete if name in held and name not in files]
+    _send_large_files(api, repo_id, additions, revision=revision, create_pr=create_pr, **where)
+    known = _heads(api, repo_id, revision, create_pr, repo_type)
+
+    def commit() -> CommitInfo:
+        return api.create_commit(
+            repo_id,
+            [*additions, *removals],
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=head,  # so that trying again cannot commit twice
+            **where,
+        )
+
+    def made() -> CommitInfo | None:
+        """The commit of a try whose answer was lost."""
+        for name, sha in _heads(api, repo_id, revision, create_pr, repo_type).items():
+            if known.get(name) != sha and not _differences(files, removals, remote_files(api, repo_id, sha, **where)):
+                address = f"{api.endpoint}/{repo_id}"
+                pull = f"{address}/discussions/{name.removeprefix('refs/pr/')}" if create_pr else None
+                return CommitInfo(
+                    commit_url=f"{address}/commit/{sha}",
+                    commit_message=message,
+                    commit_description="",
+                    oid=sha,
+                    pr_url=pull,
+                )
+        return None
+
+    info = patiently(commit, f"Committing to {repo_id}", made)
+    return _verified(api, repo_id, files, removals, info, revision if not info.pr_url else info.pr_revision, repo_type)
+
+
+def _send_large_files(api: HfApi, repo_id: str, additions: list[CommitOperationAdd], **where) -> None:
+    """Into the file store, where a commit finds them; what is there already is not sent."""
+    for tries_left in reversed(range(REPEATED_UPLOADS + 1)):
+        try:
+            return api.preupload_lfs_files(repo_id, additions, free_memory=False, **where)
+        except RuntimeError as error:
+            damaged = any(status_of(cause) == 400 for cause in error_chain(error))
+            if not damaged or not tries_left:
+                raise
+            logger.warning("A file was damaged on its way to %s; sending it again.", repo_id)
+    raise AssertionError("unreachable")
+
+
+def _heads(api: HfApi, repo_id: str, revision: str, create_pr: bool, repo_type: str) -> dict[str, str]:
+    """The branch's commit or, for a pull request, those of all pull requests."""
+    if not create_pr:
+        return {revision: branch_head(api, repo_id, revision, repo_type)}
+    refs = api.list_repo_refs(repo_id, repo_type=repo_type, include_pull_requests=True)
+    return {each.ref: each.target_commit for each in refs.pull_requests or []}
+
+
+def _verified(api, repo_id, files, removals, info: CommitInfo, revision: str, repo_type: str) -> CommitInfo:
+    """The commit if it holds what was sent; one that the answer names wrongly is looked up at the branch's head."""
+    held = remote_files(api, repo_id, info.oid, repo_type)
+    if held is None:
+        head = branch_head(api, repo_id, revision, repo_type)
+        logger.warning("%s says it made commit %s, which it does not have; comparing %s.", repo_id, info.oid, head)
+        info.oid, info.commit_url = head, f"{api.endpoint}/{repo_id}/commit/{head}"
+        held = remote_files(api, repo_id, head, repo_type)
+    if wrong := _differences(files, removals, held):
+        raise PublishError(f"{repo_id} at {info.oid} is not what was sent: {'; '.join(wrong)}.")
+    logger.info("%s at %s: %d files compared.", repo_id, info.oid, len(files))
+    return info
+
+
+def _differences(files: Mapping[str, Path], removals, held: Mapping[str, RepoFile] | None) -> list[str]:
+    """How a commit differs from local files, in words."""
+    if held is None:
+        return ["there is no such commit"]
+    found = []
+    for name, path in files.items():
+        if name not in held:
+            found.append(f"{name} is missing")
+        elif (there := _checksum(held[name])) != (here := _local_checksum(path, held[name])):
+            found.append(f"{name} has {'sha256' if held[name].lfs else 'git id'} {there}, here it is {here}")
+    return found + [f"{each.path_in_repo} is still there" for each in removals if each.path_in_repo in held]
+
+
+def _checksum(entry: RepoFile) -> str:
+    return entry.lfs.sha256 if entry.lfs else entry.blob_id
+
+
+def _local_checksum(path: Path, entry: RepoFile) -> str:
+    """As the Hub has it: sha256 of a large file, git's blob id of the others."""
+    return hash_file(path) if entry.lfs else git_hash(Path(path).read_bytes())

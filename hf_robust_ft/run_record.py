@@ -1,0 +1,128 @@
+"""What a run was made with, so that others can make it again: recipe, seeds, code, libraries, hardware."""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from enum import Enum
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import TrainingArguments
+
+RECIPE_NAME = "recipe.yaml"
+RECORD_NAME = "provenance.json"
+
+# Of Trainer's own arguments, those that a result depends on. Everything else (folders, tokens, reporting) stays out.
+RECORDED_ARGUMENTS = (
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
+    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args",
+    "label_smoothing_factor", "seed", "data_seed", "full_determinism", "bf16", "fp16", "tf32",
+    "torch_compile", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
+    "logging_strategy", "logging_steps", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
+    "dataloader_drop_last", "remove_unused_columns",
+)  # fmt: skip
+
+# What a report's metadata holds of a run beside its settings; `provenance.json` repeats it.
+RECORDED_FACTS = (
+    "command", "recipes", "seeds", "dataset", "dataset_config", "dataset_revision", "dataset_commit", "splitting",
+    "base_model", "base_model_text", "git", "hardware", "versions",
+)  # fmt: skip
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    versions = {"python": platform.python_version()}
+    for package in ("hf_robust_ft", "torch", "transformers", "accelerate", "datasets", "timm"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_state(folder: str | Path = ".") -> dict[str, Any] | None:
+    """Commit of the repository that the user works in, and whether tracked files differ from it; None without one."""
+    try:
+        found = [
+            subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": found[0].strip(), "uncommitted_changes": bool(found[1].strip())}
+
+
+def hardware() -> dict[str, Any]:
+    """Architecture, usable cores, and accelerators by name; nothing that names this machine."""
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"architecture": platform.machine(), "cpu_cores": cores, "accelerators": names}
+
+
+def environment_facts() -> dict[str, Any]:
+    """`versions`, `hardware` and, where the user works in a git repository, `git`: as first asked for."""
+    return dict(_environment())
+
+
+@cache
+def _environment() -> dict[str, Any]:
+    # Code that is edited while a run goes on is not the code it runs.
+    facts = {"versions": library_versions(), "hardware": hardware(), "git": git_state()}
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def resolved_recipe(*options: Any) -> dict[str, Any]:
+    """The settings of a run, whatever they came from, as a recipe for `hf-robust-ft train --config`.
+
+    Args:
+        options: dataclasses of arguments; of `TrainingArguments`' own fields, `RECORDED_ARGUMENTS`.
+    """
+    inherited = {entry.name for entry in dataclasses.fields(TrainingArguments)}
+    recipe = {}
+    for each in options:
+        trains = isinstance(each, TrainingArguments)
+        for entry in dataclasses.fields(each):
+            if not entry.init or (trains and entry.name in inherited and entry.name not in RECORDED_ARGUMENTS):
+                continue
+            value = getattr(each, entry.name)
+            if value is not None or entry.default is not None:
+                recipe[entry.name] = _plain(value)
+    return recipe
+
+
+def _plain(value: Any) -> Any:
+    """As YAML writes it; a path of this machine by its last part."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, str) and (os.path.isabs(value) or os.path.exists(os.path.expanduser(value))):
+        return os.path.basename(os.path.abspath(os.path.expanduser(value)))
+    return value
+
+
+def write_run_record(folder: str | Path, recipe: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> None:
+    """Write `recipe.yaml` and `provenance.json`.
+
+    Args:
+        recipe: as `resolved_recipe` gives it; None writes no recipe.
+        facts: a report's metadata, of which `RECORDED_FACTS` are written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if recipe is not None:
+        head = "# What this run was trained with; hf-robust-ft train --config recipe.yaml repeats it.\n"
+        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+        (folder / RECIPE_NAME).write_text(head + text, encoding="utf-8")
+    record = {name: facts[name] for name in RECORDED_FACTS if facts.get(name) is not None}
+    (folder / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
