@@ -19,6 +19,8 @@ commands:
   diagnose     tell from runs over several eps how late and how badly a model adapts, and whether it needs a schedule
   calibrate    find the schedule's T1 and T2 for a model and a dataset from short runs, and write them as a recipe
   evaluate     measure clean accuracy, adversarial accuracy and expected robustness of a checkpoint
+  report       make one interactive HTML page of several runs that needs no network
+  leaderboard  rank robust models by what their repositories or folders say, each setting by itself
 
 hf-robust-ft <command> --help tells the options of a command.
 """
@@ -180,6 +182,29 @@ def quickstart(argv: Sequence[str]) -> None:
     run(options.output_dir, compare=options.compare, seeds=options.seeds)
 
 
+def report(argv: Sequence[str]) -> None:
+    """Make one interactive HTML page of several runs: curves, training, classes, adversarial examples, trust checks."""
+    parser = argparse.ArgumentParser("hf-robust-ft report", description=report.__doc__)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="A folder with a robustness_report.json (of train, evaluate or quickstart), or a report file. Of a folder "
+        "also the training log and the images of evaluate --save_examples are shown.",
+    )
+    parser.add_argument("--html", default="report.html", help="The page (default: report.html); all of it is one file.")
+    parser.add_argument("--names", nargs="+", help="What to call the runs (default: their folders' names).")
+    parser.add_argument("--title", default="Robustness report", help="Title of the page.")
+    options = parser.parse_args(argv)
+    from hf_robust_ft.reporting.page import check_target, plotly_source, read_runs, render_page, write_page
+
+    plotly_source()  # before any other work
+    check_target(options.html)
+    page = render_page(read_runs(options.runs, options.names), options.title)
+    write_page(page, options.html)
+    print(f"{options.html}: {len(options.runs)} runs, {len(page.encode()) / 1e6:.1f} MB. It opens in any browser.")
+
+
 COMMANDS = {
     "train": train,
     "search": search,
@@ -187,6 +212,7 @@ COMMANDS = {
     "calibrate": calibrate,
     "evaluate": evaluate,
     "quickstart": quickstart,
+    "report": report,
 }
 
 
