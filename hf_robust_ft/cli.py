@@ -1,4 +1,4 @@
-"""The command line: `hf-robust-ft train | search | diagnose | calibrate | evaluate | quickstart`."""
+"""The command line: `hf-robust-ft train | search | diagnose | calibrate | evaluate | report | ...`."""
 
 import argparse
 import os
@@ -205,6 +205,50 @@ def report(argv: Sequence[str]) -> None:
     print(f"{options.html}: {len(options.runs)} runs, {len(page.encode()) / 1e6:.1f} MB. It opens in any browser.")
 
 
+def leaderboard(argv: Sequence[str]) -> None:
+    """Rank robust models by the reports and model cards of their repositories, each setting by itself."""
+    parser = argparse.ArgumentParser("hf-robust-ft leaderboard", description=leaderboard.__doc__)
+    parser.add_argument(
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help="Repository ids and local folders (default: every model on the Hub with the --tag).",
+    )
+    parser.add_argument("--tag", default="hf_robust_ft", help="Which models of the Hub (default: hf_robust_ft).")
+    parser.add_argument("--limit", type=int, help="Read at most so many of them.")
+    for name in ("norm", "eps", "protocol", "dataset"):
+        parser.add_argument(f"--{name}", help=f"Show results of this {name} only.")
+    parser.add_argument(
+        "--sort",
+        default="expected_robustness",
+        choices=("expected_robustness", "adversarial_accuracy", "clean_accuracy"),
+        help="Score that ranks (default: expected_robustness).",
+    )
+    parser.add_argument(
+        "--one_ranking", "--one-ranking", action="store_true", help="An error where the settings of the results differ."
+    )
+    parser.add_argument("--markdown", help="Write the rankings to this Markdown file.")
+    parser.add_argument("--html", help="Write them to this HTML page.")
+    options = parser.parse_args(argv)
+    from huggingface_hub import HfApi
+
+    from hf_robust_ft.leaderboard import Leaderboard, read_sources, read_tagged, to_html, to_markdown
+    from hf_robust_ft.reporting.page import check_target, write_page
+
+    files = [(options.markdown, to_markdown), (options.html, to_html)]
+    for path, _ in files:
+        if path:
+            check_target(path)
+    api = HfApi()
+    found = read_sources(api, options.sources) if options.sources else read_tagged(api, options.tag, options.limit)
+    wanted = {name: getattr(options, name) for name in ("norm", "eps", "protocol", "dataset")}
+    board = Leaderboard.of(*found, sorted_by=options.sort, wanted=wanted, one_ranking=options.one_ranking)
+    print(to_markdown(board), end="")
+    for path, render in files:
+        if path:
+            write_page(render(board), path)
+
+
 COMMANDS = {
     "train": train,
     "search": search,
@@ -213,6 +257,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "quickstart": quickstart,
     "report": report,
+    "leaderboard": leaderboard,
 }
 
 

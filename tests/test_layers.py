@@ -15,7 +15,7 @@ LAYERS = [
     ("evaluation",),
     ("models", "data"),
     ("reporting", "run_arguments"),
-    ("mended_trainer",),
+    ("mended_trainer", "leaderboard"),
     ("tuning",),
     ("training_args",),
     ("callbacks",),

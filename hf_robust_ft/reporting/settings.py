@@ -43,7 +43,7 @@ class Setting:
         usual = default_epsilons(eps, norm)
         is_usual = len(usual) == len(report.epsilons) and np.allclose(usual, report.epsilons, rtol=0, atol=1e-9)
         return cls(
-            dataset=str(facts.get("dataset_name") or facts.get("dataset") or UNKNOWN),
+            dataset=dataset_text(facts.get("dataset") or facts.get("dataset_name"), facts.get("dataset_config")),
             split=str(facts.get("split") or UNKNOWN),
             images=str(report.num_samples),
             norm=norm,
@@ -69,6 +69,11 @@ class Setting:
             f"{self.dataset} ({self.split} split, {self.images} images), {self.norm} {self.eps}, protocol "
             f"{self.protocol}{grid}, {self.attack}"
         )
+
+
+def dataset_text(name: str | None, configuration: str | None) -> str:
+    """A dataset by its id and, where it has several, its configuration."""
+    return (str(name) if name else UNKNOWN) + (f", {configuration}" if name and configuration else "")
 
 
 def attack_name(attack: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ const Charts = {
   config: {
     displaylogo: false,
     responsive: true,
+    ...(window.matchMedia("(pointer: coarse)").matches ? { displayModeBar: false } : {}),
     modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
   },
 
