@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hf_robust_ft.leaderboard.results import SCORES, Result
-from hf_robust_ft.leaderboard.sources import Unread
+from hf_robust_ft.leaderboard.sources import Problem
 from hf_robust_ft.reporting.settings import Setting
 from hf_robust_ft.threat_models import format_eps, parse_eps
 
@@ -24,13 +24,13 @@ class Leaderboard:
 
     Attributes:
         rankings: one a setting, those with the most results first.
-        unread: sources with the reason they are missing or doubtful.
+        problems: sources with the reason they are missing or doubtful.
         sorted_by: one of `SCORES`.
         left_out: results of settings that were not asked for.
     """
 
     rankings: list[Ranking]
-    unread: list[Unread]
+    problems: list[Problem]
     sorted_by: str = SCORES[0]
     left_out: int = 0
 
@@ -38,7 +38,7 @@ class Leaderboard:
     def of(
         cls,
         results: Sequence[Result],
-        unread: Sequence[Unread] = (),
+        problems: Sequence[Problem] = (),
         *,
         sorted_by: str = SCORES[0],
         wanted: Mapping[str, str | None] | None = None,
@@ -61,7 +61,7 @@ class Leaderboard:
             result for result in results if all(getattr(result.setting, key) == value for key, value in wanted.items())
         ]
         if not chosen:
-            raise ValueError(_nothing(results, unread, wanted))
+            raise ValueError(_nothing(results, problems, wanted))
         groups: dict[Setting, list[Result]] = {}
         for result in chosen:
             groups.setdefault(result.setting, []).append(result)
@@ -69,7 +69,7 @@ class Leaderboard:
             raise ValueError(_not_one(groups))
         rankings = [_ranked(setting, group, sorted_by) for setting, group in groups.items()]
         rankings.sort(key=lambda ranking: (-len(ranking.results), str(ranking.setting)))
-        return cls(rankings, list(unread), sorted_by, len(results) - len(chosen))
+        return cls(rankings, list(problems), sorted_by, len(results) - len(chosen))
 
 
 def _ranked(setting: Setting, results: Sequence[Result], sorted_by: str) -> Ranking:
@@ -90,10 +90,10 @@ def _not_one(groups: Mapping[Setting, Sequence[Result]]) -> str:
     )
 
 
-def _nothing(results: Sequence[Result], unread: Sequence[Unread], wanted: Mapping[str, str]) -> str:
+def _nothing(results: Sequence[Result], problems: Sequence[Problem], wanted: Mapping[str, str]) -> str:
     if results:
         asked = ", ".join(f"{name} {value}" for name, value in wanted.items())
         known = "; ".join(dict.fromkeys(str(result.setting) for result in results))
         return f"No result has {asked}. There are: {known}."
-    reasons = "; ".join(f"{each.source}: {each.reason}" for each in unread)
+    reasons = "; ".join(f"{each.source}: {each.reason}" for each in problems)
     return f"No result could be read. {reasons or 'No model carries the tag.'}"

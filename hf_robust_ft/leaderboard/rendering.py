@@ -21,9 +21,9 @@ def to_markdown(board: Leaderboard) -> str:
         lines += [f"## {_escaped(str(ranking.setting))}", "", *_table([COLUMNS, *_rows(ranking, link=True)]), ""]
     if board.left_out:
         lines += [f"{board.left_out} results of other settings are left out.", ""]
-    if board.unread:
+    if board.problems:
         lines += ["## Not read, or doubtful", ""]
-        lines += [f"- {_escaped(each.source)}: {_escaped(each.reason)}" for each in board.unread]
+        lines += [f"- {_escaped(each.source)}: {_escaped(each.reason)}" for each in board.problems]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -38,7 +38,7 @@ def to_html(board: Leaderboard) -> str:
             {"setting": str(ranking.setting), "rows": list(zip(ranking.results, _rows(ranking), strict=True))}
             for ranking in board.rankings
         ],
-        unread=board.unread,
+        problems=board.problems,
         left_out=board.left_out,
     )
 

@@ -6,7 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCardData
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import validate_repo_id
@@ -21,14 +26,14 @@ CARD_NAME = "README.md"
 
 
 @dataclass(frozen=True)
-class Unread:
+class Problem:
     """What could not be read, and why; of a source that could otherwise be read, what is wrong with it."""
 
     source: str
     reason: str
 
 
-Found = tuple[list[Result], list[Unread]]
+Found = tuple[list[Result], list[Problem]]
 
 
 def read_tagged(api: HfApi, tag: str = TAG, limit: int | None = None) -> Found:
@@ -59,7 +64,7 @@ def _read_source(api: HfApi, source: str) -> Found:
         validate_repo_id(source)
         info = api.model_info(source)
     except Exception as error:  # whatever is wrong with one source is told, and ends nothing
-        return [], [Unread(source, _reason(error))]
+        return [], [Problem(source, _reason(error))]
     return _read_model(api, info)
 
 
@@ -71,10 +76,10 @@ def _read_model(api: HfApi, info: ModelInfo) -> Found:
         try:
             wanted = held is None or name in held
             files.append(Path(api.hf_hub_download(info.id, name, revision=info.sha)) if wanted else None)
-        except EntryNotFoundError:
+        except RemoteEntryNotFoundError:
             files.append(None)
         except Exception as error:  # as above
-            return [], [Unread(info.id, _reason(error))]
+            return [], [Problem(info.id, _reason(error))]
     return _read_files(info.id, *files, url=f"{api.endpoint}/{info.id}")
 
 
@@ -91,12 +96,12 @@ def _read_files(source: str, report: Path | None, card: Path | None, url: str | 
         wrong.append(f"{CARD_NAME}: {_reason(error, card)}")
     known = {replace(result.setting, grid=DEFAULT_GRID): result for result in measured}  # cards tell no grid
     for result in told:
-        if result.setting in known:
-            wrong += known[result.setting].disagreements(result)
+        if result.setting in known and (apart := known[result.setting].disagreements(result)):
+            wrong.append(f"report and card disagree: {'; '.join(apart)}")
     results = [*measured, *(result for result in told if result.setting not in known)]
     if not results and not wrong:
         wrong = [f"it holds neither a {REPORT_NAME} nor robustness results in its card's model-index"]
-    return results, [Unread(source, reason) for reason in wrong]
+    return results, [Problem(source, reason) for reason in wrong]
 
 
 def _eval_results(card: Path) -> list:
@@ -115,10 +120,12 @@ def _reason(error: Exception, file: Path | None = None) -> str:
         return "gated, and access was not granted to this token"
     if isinstance(error, RepositoryNotFoundError):
         return "there is no such repository, or it is private"
+    if isinstance(error, LocalEntryNotFoundError):  # the client's word for a Hub that did not answer as it should
+        error = error.__cause__ or error
     text = " ".join(str(error).split()) or type(error).__name__
     text = text.replace(str(file), file.name) if file else text
     return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
 
 
 def _together(found: Sequence[Found]) -> Found:
-    return [result for results, _ in found for result in results], [each for _, unread in found for each in unread]
+    return [result for results, _ in found for result in results], [each for _, problems in found for each in problems]
