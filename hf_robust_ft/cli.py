@@ -202,7 +202,8 @@ def report(argv: Sequence[str]) -> None:
     check_target(options.html)
     page = render_page(read_runs(options.runs, options.names), options.title)
     write_page(page, options.html)
-    print(f"{options.html}: {len(options.runs)} runs, {len(page.encode()) / 1e6:.1f} MB. It opens in any browser.")
+    count = f"{len(options.runs)} run{'s' if len(options.runs) > 1 else ''}"
+    print(f"{options.html}: {count}, {len(page.encode()) / 1e6:.1f} MB. It opens in any browser.")
 
 
 def leaderboard(argv: Sequence[str]) -> None:
