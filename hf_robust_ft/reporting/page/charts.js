@@ -2,12 +2,8 @@
 "use strict";
 
 const Charts = {
-  config: {
-    displaylogo: false,
-    responsive: true,
-    ...(window.matchMedia("(pointer: coarse)").matches ? { displayModeBar: false } : {}),
-    modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
-  },
+  // No bar of buttons over the lines: a drag zooms, a double click goes back.
+  config: { displayModeBar: false, responsive: true },
 
   /** A colour of page.css as the theme has it. */
   colour(name) {
@@ -45,7 +41,7 @@ const Charts = {
       showlegend: false,
       // On a touch screen a drag scrolls the page.
       dragmode: window.matchMedia("(pointer: coarse)").matches ? false : "zoom",
-      xaxis: { ...axis, ...xaxis },
+      xaxis: { ...axis, spikecolor: Charts.colour("muted"), spikethickness: 1, ...xaxis },
       yaxis: { ...axis, ...yaxis },
       ...(yaxis2 ? { yaxis2: { ...axis, ...yaxis2 } } : {}),
       ...rest,
@@ -55,6 +51,7 @@ const Charts = {
   /** Accuracy over eps with its band; measured by the protocol "exact", the curve between the points is a staircase. */
   curves(group, runs) {
     const traces = [];
+    const told = [...new Set(runs.flatMap((run) => run.epsilons))].sort((a, b) => a - b);
     for (const run of runs) {
       const x = run.epsilons.map((eps) => eps / group.unit);
       if (run.bands.length) {
@@ -83,13 +80,12 @@ const Charts = {
       traces.push({
         x,
         y: run.accuracies.map((accuracy) => 100 * accuracy),
-        name: Charts.text(run.name),
         mode: run.smallest ? "markers" : "lines+markers",
         line,
         marker: { size: 7, color: line.color },
-        customdata: run.bands.map((band) => `  (${band.map((side) => (100 * side).toFixed(1)).join(" to ")})`),
-        hovertemplate: run.bands.length ? "%{y:.1f} %%{customdata}" : "%{y:.1f} %",
+        hoverinfo: "skip",
       });
+      traces.push(Charts.hoverValues(group, run, told, line));
     }
     const layout = Charts.layout({
       hovermode: "x unified",
@@ -101,6 +97,21 @@ const Charts = {
       yaxis: { title: { text: "accuracy (%)" }, range: [0, 102] },
     });
     return { traces, layout };
+  },
+
+  /** Nothing to see, but values to read at the points of any run's grid; the interval at the run's own. */
+  hoverValues(group, run, epsilons, line) {
+    const measured = epsilons.filter((eps) => Robustness.isMeasured(run, eps));
+    const interval = (band) => (band ? `  (${band.map((side) => (100 * side).toFixed(1)).join(" to ")})` : "");
+    return {
+      x: measured.map((eps) => eps / group.unit),
+      y: measured.map((eps) => 100 * Robustness.accuracyAt(run, eps)),
+      name: Charts.text(run.name),
+      mode: "lines",
+      line: { ...line, width: 0 },
+      customdata: measured.map((eps) => interval(run.bands[run.epsilons.indexOf(eps)])),
+      hovertemplate: "%{y:.1f} %%{customdata}",
+    };
   },
 
   /** Where a staircase falls: at each image's smallest fooling eps, or at 1,000 points where there are more. */
@@ -166,14 +177,14 @@ const Charts = {
     if (order === "worst") names.sort((a, b) => mean(rows.get(a)) - mean(rows.get(b)));
     const place = new Map(names.map((name, index) => [name, index]));
     const symbols = ["circle", "diamond", "square", "triangle-up", "cross", "x"];
-    const traces = runs.map((run, index) => ({
+    const traces = runs.map((run) => ({
       x: run.perClass.map((row) => 100 * row[score]),
       y: run.perClass.map((row) => place.get(row.class)),
       customdata: run.perClass.map((row) => [Charts.text(row.class), row.samples]),
       name: Charts.text(run.name),
       mode: "markers",
       cliponaxis: false,
-      marker: { size: 10, color: Charts.colour(`run-${run.colour}`), symbol: symbols[index % symbols.length] },
+      marker: { size: 10, color: Charts.colour(`run-${run.colour}`), symbol: symbols[run.colour] + (run.dash === "solid" ? "" : "-open") },
       hovertemplate: "%{customdata[0]}: %{x:.1f} % of %{customdata[1]} images",
     }));
     const short = (name) => (name.length > 18 ? `${name.slice(0, 17)}…` : name);

@@ -20,6 +20,15 @@ DASHES = (("solid", ""), ("dash", "6 4"), ("dot", "2 3"))  # Plotly's names, and
 MOST_EXAMPLES = 12  # of a run: each takes up to 0.4 MB at 224 px
 LEAST_TICKS = 100  # of a slider
 
+# Beside norm and eps, what runs must share to be compared, and how a notice calls it.
+COMPARED = {
+    "protocol": "protocol",
+    "attack": "attack",
+    "dataset": "dataset",
+    "split": "split",
+    "images": "number of images",
+}
+
 
 def render_page(runs: Sequence[Run], title: str = "Robustness report") -> str:
     """The page as HTML.
@@ -85,14 +94,7 @@ def _describe(run: Run, index: int) -> dict[str, Any]:
         )
     dash, dash_array = DASHES[index // COLOURS % len(DASHES)]
     facts = report.metadata
-    comparable = {
-        "norm": setting.norm,
-        "protocol": setting.protocol,
-        "attack": setting.attack,
-        "dataset": setting.dataset,
-        "split": setting.split,
-        "images": setting.images,
-    }
+    comparable = {name: getattr(setting, name) for name in ("norm", *COMPARED)}
     data = {
         "name": run.name,
         "colour": index % COLOURS,
@@ -151,12 +153,13 @@ def _norm_group(norm: str, runs: Sequence[dict], index: int) -> dict[str, Any]:
 
 
 def _class_groups(runs: Sequence[dict]) -> list[dict[str, Any]]:
-    """Runs of the same classes share a chart."""
+    """Runs of one setting and the same classes share a chart: it is read as a comparison."""
     groups: dict[tuple, list[int]] = {}
     for index, run in enumerate(runs):
         if run["report"].per_class:
-            groups.setdefault(tuple(sorted(row["class"] for row in run["report"].per_class)), []).append(index)
-    return [{"runs": members} for members in groups.values()]
+            classes = tuple(sorted(row["class"] for row in run["report"].per_class))
+            groups.setdefault((run["setting"], classes), []).append(index)
+    return [{"runs": members, "setting": str(setting)} for (setting, _), members in groups.items()]
 
 
 def _examples_of(name: str, pairs: ExamplePairs) -> dict[str, Any]:
@@ -236,20 +239,10 @@ def _notices(runs: Sequence[dict]) -> list[str]:
                 "accuracy and expected robustness in the first table are not of the same budget. Below, the slider "
                 "compares them at any eps that both were measured at."
             )
-    others = {
-        "protocol": "protocols",
-        "attack": "attacks",
-        "dataset": "datasets",
-        "split": "splits",
-        "images": "images",
-    }
-    for name, plural in others.items():
-        found = _distinct(getattr(run["setting"], name) for run in runs)
-        if len(found) > 1:
-            what = f"numbers of {plural}" if name == "images" else plural
-            notices.append(
-                f"These runs differ in their {what} ({', '.join(found)}); no difference is told across them."
-            )
+    others = {name: _distinct(getattr(run["setting"], name) for run in runs) for name in COMPARED}
+    apart = [f"{COMPARED[name]} ({', '.join(found)})" for name, found in others.items() if len(found) > 1]
+    if apart:
+        notices.append(f"These runs differ in {', '.join(apart)}: no difference is told across them.")
     return notices
 
 
@@ -258,19 +251,24 @@ def _protocol_rows(runs: Sequence[dict]) -> list[dict[str, Any]]:
     rows: dict[str, list[str]] = {}
     for position, run in enumerate(runs):
         for name, value in _facts(run).items():
-            rows.setdefault(name, [""] * len(runs))[position] = str(value)
-    return [{"name": name, "values": values, "differs": len(set(values)) > 1} for name, values in rows.items()]
+            rows.setdefault(name, [""] * len(runs))[position] = "" if value is None else str(value)
+    return [
+        {"name": name, "values": values, "differs": len(set(values)) > 1}
+        for name, values in rows.items()
+        if any(values)
+    ]
 
 
 def _facts(run: dict) -> dict[str, Any]:
     report, facts, setting = run["report"], run["report"].metadata, run["setting"]
     training = facts.get("training") or {}
+    subject = facts.get("base_model_text") or facts.get("base_model")
     revision = facts.get("dataset_commit") or facts.get("dataset_revision")
-    found = {
+    return {
         "threat model": f"{setting.norm} {setting.eps}",
         "protocol": report.protocol,
         "attack": attack_name(report.attack),
-        "grid": f"{len(report.epsilons)} eps: {', '.join(run['epsilon_labels'])}",
+        "grid": _grid_text(report.epsilons),
         "images": report.num_samples,
         "dataset": setting.dataset,
         "dataset revision": revision,
@@ -279,7 +277,8 @@ def _facts(run: dict) -> dict[str, Any]:
         if report.autoattack_accuracy is None
         else f"{report.autoattack_accuracy:.1%} of the first {report.autoattack_samples} images",
         **{f"expected robustness, eps ~ {name}": f"{value:.1%}" for name, value in report.distributions.items()},
-        "starting from": facts.get("base_model_text") or facts.get("base_model"),
+        "trained from": subject if training else None,
+        "model": None if training else subject,
         "schedule of eps": training.get("eps_schedule"),
         "trained at eps": training.get("eps"),
         "epochs": training.get("num_train_epochs"),
@@ -287,7 +286,14 @@ def _facts(run: dict) -> dict[str, Any]:
         "command": facts.get("command"),
         "versions": ", ".join(f"{name} {value}" for name, value in (facts.get("versions") or {}).items()),
     }
-    return {name: value for name, value in found.items() if value not in (None, "")}
+
+
+def _grid_text(epsilons: Sequence[float]) -> str:
+    """A grid in short, "9 eps, every 2/255", or its points where they are not evenly spaced."""
+    steps = np.diff(epsilons)
+    if len(steps) > 1 and np.allclose(steps, steps[0], rtol=1e-6, atol=0):
+        return f"{len(epsilons)} eps, every {format_eps(float(steps[0]))}"
+    return ", ".join(map(format_eps, epsilons))
 
 
 def _distinct(values: Any) -> list[str]:

@@ -174,7 +174,9 @@ def test_charts_hold_the_runs_that_are_ticked(visit):
     box.focus()
     page.keyboard.press("Space")
     assert page.evaluate(names)[1:] == ["half", "exact"]
-    assert page.locator(".group").nth(1).locator(".curves").evaluate("(chart) => chart.data.length") == 2  # band, curve
+    assert (
+        page.locator(".group").nth(1).locator(".curves").evaluate("(chart) => chart.data.length") == 3
+    )  # band, curve, hover
 
 
 def test_hovering_tells_the_value_and_its_interval(visit):
@@ -242,11 +244,15 @@ def test_dark_is_what_the_system_prefers_until_the_button_is_pressed(visit):
     page = visit(color_scheme="light")
     assert state(page)[0] == "light"
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    page.wait_for_selector(":root[data-theme=dark]", state="attached")
 
 
 def pixels(page, name):
-    script = "(canvas) => [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]"
+    script = """(canvas) => {
+        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+        copy.drawImage(canvas, 0, 0);
+        return [...copy.getImageData(0, 0, canvas.width, canvas.height).data];
+    }"""
     return np.array(page.locator(f"#{name}").evaluate(script)).reshape(6, 6, 4)[..., :3] / 255
 
 

@@ -75,10 +75,13 @@ def test_one_setting_needs_no_caution():
     [
         (make_report(norm="L2", eps=0.5), ["different norms (Linf, L2)", "nothing is compared across"]),
         (make_report(eps="4/255"), ["different eps (8/255, 4/255)"]),
-        (make_report(protocol="exact"), ["protocols (paper, exact)"]),
-        (make_report(images=30), ["numbers of images (60, 30)"]),
-        (replace(make_report(), metadata={"dataset": "cub200"}), ["datasets (digits, cub200)", "splits"]),
-        (replace(make_report(), attack={"loss": "ce", "steps": 100}), ["attacks (APGD-CE-10, APGD-CE-100)"]),
+        (make_report(protocol="exact"), ["differ in protocol (paper, exact)"]),
+        (make_report(images=30), ["number of images (60, 30)"]),
+        (
+            replace(make_report(), metadata={"dataset": "cub200"}),
+            ["dataset (digits, cub200)", "split (test, not stated)"],
+        ),
+        (replace(make_report(), attack={"loss": "ce", "steps": 100}), ["attack (APGD-CE-10, APGD-CE-100)"]),
     ],
 )
 def test_what_keeps_runs_apart_is_said_at_the_top(other, words):
