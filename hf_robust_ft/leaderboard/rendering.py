@@ -20,7 +20,7 @@ def to_markdown(board: Leaderboard) -> str:
     for ranking in board.rankings:
         lines += [f"## {_escaped(str(ranking.setting))}", "", *_table([COLUMNS, *_rows(ranking, link=True)]), ""]
     if board.left_out:
-        lines += [f"{board.left_out} results of other settings are left out.", ""]
+        lines += [f"Left out: {board.left_out} of other settings.", ""]
     if board.problems:
         lines += ["## Not read, or doubtful", ""]
         lines += [f"- {_escaped(each.source)}: {_escaped(each.reason)}" for each in board.problems]

@@ -18,6 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_robust_ft.leaderboard.results import Result, from_eval_results
 from hf_robust_ft.reporting.evidence import REPORT_NAME
+from hf_robust_ft.reporting.page.runs import short_names
 from hf_robust_ft.reporting.settings import DEFAULT_GRID
 from hf_robust_ft.reports import RobustnessReport
 
@@ -53,13 +54,15 @@ def read_tagged(api: HfApi, tag: str = TAG, limit: int | None = None) -> Found:
 
 def read_sources(api: HfApi, sources: Sequence[str]) -> Found:
     """Results of the repositories or local folders named; one that cannot be read is told with the reason."""
-    return _together([_read_source(api, source) for source in sources])
+    folders = [folder for source in sources if (folder := Path(source).expanduser()).is_dir()]
+    names = dict(zip(folders, short_names([folder.resolve() / REPORT_NAME for folder in folders]), strict=True))
+    return _together([_read_source(api, source, names) for source in sources])
 
 
-def _read_source(api: HfApi, source: str) -> Found:
+def _read_source(api: HfApi, source: str, names: dict[Path, str]) -> Found:
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        return _read_files(folder.resolve().name, *(_existing(folder / name) for name in (REPORT_NAME, CARD_NAME)))
+    if folder in names:
+        return _read_files(names[folder], *(_existing(folder / name) for name in (REPORT_NAME, CARD_NAME)))
     try:
         validate_repo_id(source)
         info = api.model_info(source)

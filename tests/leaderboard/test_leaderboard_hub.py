@@ -133,7 +133,7 @@ def test_one_ranking_names_the_difference_or_is_given(client):
     assert found["mixed"]["code"] == 2
     assert "tester/weak and tester/exact differ in protocol (paper, exact)" in found["mixed"]["errors"]
     printed = found["chosen"]["printed"]
-    assert models(printed) == ["1 tester/exact"] and "1 results of other settings" in printed
+    assert models(printed) == ["1 tester/exact"] and "Left out: 1 of other settings." in printed
     assert "tester/none: there is no such repository, or it is private" in printed
 
 

@@ -77,15 +77,7 @@ const Charts = {
           hoverinfo: "skip",
         });
       }
-      traces.push({
-        x,
-        y: run.accuracies.map((accuracy) => 100 * accuracy),
-        mode: run.smallest ? "markers" : "lines+markers",
-        line,
-        marker: { size: 7, color: line.color },
-        hoverinfo: "skip",
-      });
-      traces.push(Charts.hoverValues(group, run, told, line));
+      traces.push(Charts.points(group, run, told, line));
     }
     const layout = Charts.layout({
       hovermode: "x unified",
@@ -99,17 +91,19 @@ const Charts = {
     return { traces, layout };
   },
 
-  /** Nothing to see, but values to read at the points of any run's grid; the interval at the run's own. */
-  hoverValues(group, run, epsilons, line) {
+  /** The points of the run's grid, with values to read also at those of other runs' grids; joined if no staircase is. */
+  points(group, run, epsilons, line) {
     const measured = epsilons.filter((eps) => Robustness.isMeasured(run, eps));
+    const own = measured.map((eps) => run.epsilons.indexOf(eps));
     const interval = (band) => (band ? `  (${band.map((side) => (100 * side).toFixed(1)).join(" to ")})` : "");
     return {
       x: measured.map((eps) => eps / group.unit),
       y: measured.map((eps) => 100 * Robustness.accuracyAt(run, eps)),
       name: Charts.text(run.name),
-      mode: "lines",
-      line: { ...line, width: 0 },
-      customdata: measured.map((eps) => interval(run.bands[run.epsilons.indexOf(eps)])),
+      mode: run.smallest ? "markers" : "lines+markers",
+      line,
+      marker: { size: own.map((index) => (index < 0 ? 0 : 7)), color: line.color, opacity: 1, line: { width: 0 } },
+      customdata: own.map((index) => interval(run.bands[index])),
       hovertemplate: "%{y:.1f} %%{customdata}",
     };
   },

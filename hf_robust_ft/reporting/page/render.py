@@ -148,7 +148,7 @@ def _norm_group(norm: str, runs: Sequence[dict], index: int) -> dict[str, Any]:
         "maxEps": largest,
         "ticks": ticks,
         "start": round(ticks * common / largest) if largest else 0,
-        "timelines": any(runs[member]["timeline"] for member in members),
+        "timelines": [member for member in members if runs[member]["timeline"]],
     }
 
 

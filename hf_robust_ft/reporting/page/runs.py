@@ -83,6 +83,8 @@ def short_names(reports: Sequence[Path]) -> list[str]:
     >>> short_names([Path("/runs/a/eval/robustness_report.json"), Path("/runs/b/eval/robustness_report.json")])
     ['a/eval', 'b/eval']
     """
+    if not reports:
+        return []
     paths = [file.absolute() for file in reports]
     parts = [path.parent.parts if path.name == REPORT_NAME else (*path.parent.parts, path.stem) for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
