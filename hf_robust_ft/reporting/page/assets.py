@@ -31,6 +31,7 @@ def render_template(name: str, scripts: Sequence[str] = (), **values: Any) -> st
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}  # no JSON, though Python writes it
     theme = read_asset("theme.js")
     return environment.get_template(name).render(
         **values,

@@ -10,8 +10,10 @@ import numpy as np
 from hf_robust_ft.protocols import PROTOCOLS
 from hf_robust_ft.reporting.example_pairs import ExamplePairs
 from hf_robust_ft.reporting.page.assets import read_asset, render_template
+from hf_robust_ft.reporting.page.protocol_table import protocol_rows
 from hf_robust_ft.reporting.page.runs import Run
-from hf_robust_ft.reporting.settings import Setting, attack_name
+from hf_robust_ft.reporting.settings import Setting
+from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import format_eps
 
 SCRIPTS = ("robustness.js", "charts.js", "page.js", "examples.js")
@@ -55,7 +57,7 @@ def render_page(runs: Sequence[Run], title: str = "Robustness report") -> str:
         class_groups=class_groups,
         examples=examples,
         notices=_notices(shown),
-        protocol_rows=_protocol_rows(shown),
+        protocol_rows=protocol_rows([run["report"] for run in shown]),
         protocol_texts=[PROTOCOLS[name].description for name in _distinct(run["report"].protocol for run in shown)],
         data={
             "runs": [run["data"] for run in shown],
@@ -87,11 +89,7 @@ def _describe(run: Run, index: int) -> dict[str, Any]:
     if report.protocol not in PROTOCOLS:
         raise ValueError(f"{run.name}: unknown protocol {report.protocol!r}. Valid: {', '.join(PROTOCOLS)}.")
     bands = report.confidence_intervals.get("accuracies") or []
-    if len(report.accuracies) != len(report.epsilons) or len(bands) not in (0, len(report.epsilons)):
-        raise ValueError(
-            f"{run.name}: its curve has {len(report.accuracies)} accuracies and {len(bands)} intervals for "
-            f"{len(report.epsilons)} eps, so the report is damaged. Measure it again."
-        )
+    _check_curve(run.name, report, bands)
     dash, dash_array = DASHES[index // COLOURS % len(DASHES)]
     facts = report.metadata
     comparable = {name: getattr(setting, name) for name in ("norm", *COMPARED)}
@@ -127,6 +125,20 @@ def _describe(run: Run, index: int) -> dict[str, Any]:
         "notes": facts.get("notes") or [],
         "data": data,
     }
+
+
+def _check_curve(name: str, report: RobustnessReport, bands: Sequence) -> None:
+    """Refuse a report whose parts do not belong together: the page would show something, but not what was measured."""
+    counts = len(report.accuracies), len(bands), len(report.epsilons)
+    wrong = None
+    if counts[0] != counts[2] or counts[1] not in (0, counts[2]):
+        wrong = f"its curve has {counts[0]} accuracies and {counts[1]} intervals for {counts[2]} eps"
+    elif not all(0 <= accuracy <= 1 for accuracy in report.accuracies):
+        wrong = f"its accuracies are no shares in [0, 1]: {report.accuracies}"
+    elif report.protocol == "exact" and len(report.smallest_epsilons) != report.num_samples:
+        wrong = f"it holds {len(report.smallest_epsilons)} smallest fooling eps for {report.num_samples} images"
+    if wrong:
+        raise ValueError(f"{name}: {wrong}, so the report is damaged. Measure it again.")
 
 
 def _norm_group(norm: str, runs: Sequence[dict], index: int) -> dict[str, Any]:
@@ -244,56 +256,6 @@ def _notices(runs: Sequence[dict]) -> list[str]:
     if apart:
         notices.append(f"These runs differ in {', '.join(apart)}: no difference is told across them.")
     return notices
-
-
-def _protocol_rows(runs: Sequence[dict]) -> list[dict[str, Any]]:
-    """Settings as rows, a value a run; rows in which the runs differ are marked."""
-    rows: dict[str, list[str]] = {}
-    for position, run in enumerate(runs):
-        for name, value in _facts(run).items():
-            rows.setdefault(name, [""] * len(runs))[position] = "" if value is None else str(value)
-    return [
-        {"name": name, "values": values, "differs": len(set(values)) > 1}
-        for name, values in rows.items()
-        if any(values)
-    ]
-
-
-def _facts(run: dict) -> dict[str, Any]:
-    report, facts, setting = run["report"], run["report"].metadata, run["setting"]
-    training = facts.get("training") or {}
-    subject = facts.get("base_model_text") or facts.get("base_model")
-    revision = facts.get("dataset_commit") or facts.get("dataset_revision")
-    return {
-        "threat model": f"{setting.norm} {setting.eps}",
-        "protocol": report.protocol,
-        "attack": attack_name(report.attack),
-        "grid": _grid_text(report.epsilons),
-        "images": report.num_samples,
-        "dataset": setting.dataset,
-        "dataset revision": revision,
-        "split": setting.split,
-        "AutoAttack accuracy": None
-        if report.autoattack_accuracy is None
-        else f"{report.autoattack_accuracy:.1%} of the first {report.autoattack_samples} images",
-        **{f"expected robustness, eps ~ {name}": f"{value:.1%}" for name, value in report.distributions.items()},
-        "trained from": subject if training else None,
-        "model": None if training else subject,
-        "schedule of eps": training.get("eps_schedule"),
-        "trained at eps": training.get("eps"),
-        "epochs": training.get("num_train_epochs"),
-        "seed": training.get("seed"),
-        "command": facts.get("command"),
-        "versions": ", ".join(f"{name} {value}" for name, value in (facts.get("versions") or {}).items()),
-    }
-
-
-def _grid_text(epsilons: Sequence[float]) -> str:
-    """A grid in short, "9 eps, every 2/255", or its points where they are not evenly spaced."""
-    steps = np.diff(epsilons)
-    if len(steps) > 1 and np.allclose(steps, steps[0], rtol=1e-6, atol=0):
-        return f"{len(epsilons)} eps, every {format_eps(float(steps[0]))}"
-    return ", ".join(map(format_eps, epsilons))
 
 
 def _distinct(values: Any) -> list[str]:

@@ -9,6 +9,7 @@ from page_runs import EVIL, EVIL_IMAGE, LOG_HISTORY, make_pairs, make_report
 from hf_robust_ft.cli import main
 from hf_robust_ft.reporting.page import Run, Timeline, render, render_page, write_page
 from hf_robust_ft.reporting.page.assets import GENERATOR, read_asset
+from hf_robust_ft.reporting.page.protocol_table import protocol_rows
 
 
 @pytest.fixture(autouse=True)
@@ -96,11 +97,26 @@ def test_old_and_bare_reports_are_shown():
         assert words in text
 
 
-def test_a_damaged_report_is_refused():
-    with pytest.raises(ValueError, match="a: its curve has 2 accuracies and 9 intervals for 9 eps"):
-        render_page([Run("a", replace(make_report(), accuracies=[0.5, 0.4]))])
-    with pytest.raises(ValueError, match="a: unknown protocol 'fast'"):
-        render_page([Run("a", replace(make_report(), protocol="fast"))])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accuracies": [0.5, 0.4]}, "a: its curve has 2 accuracies and 9 intervals for 9 eps"),
+        ({"accuracies": [float("nan")] * 9}, r"a: its accuracies are no shares in \[0, 1\]"),
+        ({"protocol": "exact", "smallest_epsilons": [0.1]}, "a: it holds 1 smallest fooling eps for 60 images"),
+        ({"protocol": "fast"}, "a: unknown protocol 'fast'. Valid: paper, exact"),
+    ],
+)
+def test_a_damaged_report_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        render_page([Run("a", replace(make_report(), **changes))])
+
+
+def test_settings_that_differ_are_marked():
+    rows = protocol_rows([make_report(command="one"), make_report(norm="L2", eps=0.5)])
+    found = {row["name"]: (row["values"], row["differs"]) for row in rows}
+    assert found["threat model"] == (["Linf 8/255", "L2 0.5"], True) and found["dataset"] == (["digits"] * 2, False)
+    assert found["grid"][0] == ["9 eps, every 1/255", "9 eps, every 0.0625"] and found["command"] == (["one", ""], True)
+    assert "seed" not in found
 
 
 def test_examples_left_out_are_counted():
