@@ -6,6 +6,7 @@ from numbers import Real
 
 from huggingface_hub import EvalResult
 
+from hf_robust_ft.reporting.consistency import check_consistent
 from hf_robust_ft.reporting.settings import UNKNOWN, Setting, dataset_text
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import ThreatModel, format_eps
@@ -42,14 +43,15 @@ class Result:
         """The result of a `robustness_report.json`.
 
         Raises:
-            ValueError: a score that is no share.
+            ValueError: scores that do not follow from the report's own curve.
         """
+        check_consistent(report)
         interval = report.confidence_intervals.get("expected_robustness")
         failed = sum(not check["passed"] for check in report.checks)
         return cls(
             source,
             Setting.of(report),
-            **{name: _share(getattr(report, name), name) for name in SCORES},
+            **{name: getattr(report, name) for name in SCORES},
             interval=tuple(interval) if interval else None,
             warnings=failed if report.checks else None,
             url=url,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from hf_robust_ft.reports import RobustnessReport
-from hf_robust_ft.threat_models import default_epsilons, format_eps, parse_eps
+from hf_robust_ft.threat_models import default_epsilons, format_eps
 
 UNKNOWN = "not stated"
 DEFAULT_GRID = "the norm's"
@@ -52,11 +52,6 @@ class Setting:
             attack=attack_name(report.attack),
             grid=DEFAULT_GRID if is_usual or report.protocol == "exact" else f"{len(report.epsilons)} points",
         )
-
-    @property
-    def eps_value(self) -> float:
-        """eps_g in pixel units of [0, 1]."""
-        return parse_eps(self.eps)
 
     def differences(self, other: "Setting") -> list[str]:
         """What keeps two results apart, "protocol (paper, exact)"; empty if they can be compared."""

@@ -1,5 +1,7 @@
 """Local folders as sources; repositories are in test_leaderboard_hub."""
 
+from dataclasses import replace
+
 import pytest
 from huggingface_hub import HfApi
 from page_runs import make_report
@@ -56,6 +58,12 @@ def test_files_that_hold_anything_else_are_told(read, tmp_path, files, reason):
     results, (problem,) = read(folder)
     assert not results and problem.source == "model" and problem.reason.startswith(reason)
     assert str(tmp_path) not in problem.reason and "\n" not in problem.reason
+
+
+def test_a_score_that_the_curve_does_not_give_is_not_ranked(read, tmp_path):
+    replace(make_report(), expected_robustness=0.99).to_json(tmp_path / "robustness_report.json")
+    results, (problem,) = read(tmp_path)
+    assert not results and "Its expected robustness is 0.99, but its curve gives" in problem.reason
 
 
 def test_what_is_no_repository_id_and_a_hub_out_of_reach_are_told(read):

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from hf_robust_ft.protocols import PROTOCOLS
+from hf_robust_ft.reporting.consistency import check_consistent
 from hf_robust_ft.reporting.example_pairs import ExamplePairs
 from hf_robust_ft.reporting.page.assets import read_asset, render_template
 from hf_robust_ft.reporting.page.protocol_table import protocol_rows
 from hf_robust_ft.reporting.page.runs import Run
 from hf_robust_ft.reporting.settings import Setting
-from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import format_eps
 
 SCRIPTS = ("robustness.js", "charts.js", "page.js", "examples.js")
@@ -41,7 +41,7 @@ def render_page(runs: Sequence[Run], title: str = "Robustness report") -> str:
 
     Raises:
         ImportError: Plotly, which draws the charts, is not installed.
-        ValueError: a report whose curve or intervals have other lengths than its grid.
+        ValueError: a report whose figures do not follow from its own curve.
     """
     plotly = plotly_source()
     shown = [_describe(run, index) for index, run in enumerate(runs)]
@@ -86,10 +86,10 @@ def plotly_source() -> str:
 def _describe(run: Run, index: int) -> dict[str, Any]:
     """A run as the template shows it, with the `data` its scripts work on."""
     report, setting = run.report, Setting.of(run.report)
-    if report.protocol not in PROTOCOLS:
-        raise ValueError(f"{run.name}: unknown protocol {report.protocol!r}. Valid: {', '.join(PROTOCOLS)}.")
-    bands = report.confidence_intervals.get("accuracies") or []
-    _check_curve(run.name, report, bands)
+    try:
+        check_consistent(report)
+    except ValueError as error:
+        raise ValueError(f"{run.name} cannot be shown, for its report is damaged. {error} Measure it again.") from None
     dash, dash_array = DASHES[index // COLOURS % len(DASHES)]
     facts = report.metadata
     comparable = {name: getattr(setting, name) for name in ("norm", *COMPARED)}
@@ -102,7 +102,7 @@ def _describe(run: Run, index: int) -> dict[str, Any]:
         "images": report.num_samples,
         "epsilons": report.epsilons,
         "accuracies": report.accuracies,
-        "bands": bands,
+        "bands": report.confidence_intervals.get("accuracies") or [],
         "timeline": vars(run.timeline),
         "perClass": report.per_class,
     }
@@ -125,20 +125,6 @@ def _describe(run: Run, index: int) -> dict[str, Any]:
         "notes": facts.get("notes") or [],
         "data": data,
     }
-
-
-def _check_curve(name: str, report: RobustnessReport, bands: Sequence) -> None:
-    """Refuse a report whose parts do not belong together: the page would show something, but not what was measured."""
-    counts = len(report.accuracies), len(bands), len(report.epsilons)
-    wrong = None
-    if counts[0] != counts[2] or counts[1] not in (0, counts[2]):
-        wrong = f"its curve has {counts[0]} accuracies and {counts[1]} intervals for {counts[2]} eps"
-    elif not all(0 <= accuracy <= 1 for accuracy in report.accuracies):
-        wrong = f"its accuracies are no shares in [0, 1]: {report.accuracies}"
-    elif report.protocol == "exact" and len(report.smallest_epsilons) != report.num_samples:
-        wrong = f"it holds {len(report.smallest_epsilons)} smallest fooling eps for {report.num_samples} images"
-    if wrong:
-        raise ValueError(f"{name}: {wrong}, so the report is damaged. Measure it again.")
 
 
 def _norm_group(norm: str, runs: Sequence[dict], index: int) -> dict[str, Any]:
