@@ -1,4 +1,4 @@
-"""The command line: `hf-robust-ft train | search | diagnose | calibrate | evaluate | report | ...`."""
+"""The command line: `hf-robust-ft train | search | diagnose | calibrate | evaluate | quickstart`."""
 
 import argparse
 import os
