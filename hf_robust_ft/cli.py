@@ -235,7 +235,10 @@ def leaderboard(argv: Sequence[str]) -> None:
 
     from hf_robust_ft.leaderboard import Leaderboard, read_sources, read_tagged, to_html, to_markdown
     from hf_robust_ft.reporting.page import check_target, write_page
+    from hf_robust_ft.threat_models import parse_eps
 
+    if options.eps is not None:
+        parse_eps(options.eps)  # before the Hub is asked
     files = [(options.markdown, to_markdown), (options.html, to_html)]
     for path, _ in files:
         if path:

@@ -1,6 +1,7 @@
 import pytest
 from huggingface_hub import EvalResult
 
+from hf_robust_ft.cli import main
 from hf_robust_ft.leaderboard import Leaderboard, Problem, Result, to_html, to_markdown
 from hf_robust_ft.leaderboard.results import from_eval_results
 from hf_robust_ft.reporting.settings import Setting
@@ -92,3 +93,10 @@ def test_text_of_strangers_stays_text():
     markdown, page = to_markdown(board), to_html(board)
     assert "<script" not in markdown and "\n# z" not in markdown and r"\|x\](y)" in markdown
     assert "<script>alert" not in page and page.count("<script>") == 1
+
+
+def test_an_unreadable_eps_is_refused_before_the_hub_is_asked(monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.HfApi.list_models", lambda *args, **options: pytest.fail("asked"))
+    with pytest.raises(SystemExit) as stop:
+        main(["leaderboard", "--eps", "four"])
+    assert stop.value.code == 2 and "eps='four' is neither a number nor a fraction" in capsys.readouterr().err
