@@ -20,6 +20,8 @@ commands:
   calibrate    find the schedule's T1 and T2 for a model and a dataset from short runs, and write them as a recipe
   reproduce    run a grid of backbones, datasets, budgets, schedules and seeds, and set its tables beside the paper's
   evaluate     measure clean accuracy, adversarial accuracy and expected robustness of a checkpoint
+  report       make one interactive HTML page of several runs that needs no network
+  leaderboard  rank robust models by what their repositories or folders say, each setting by itself
   publish      put a checkpoint with its report, pictures and card on the Hub, and compare what arrived
   publish-metric
                put the robustness metric on the Hub as a Space, for evaluate.load
@@ -225,6 +227,77 @@ def quickstart(argv: Sequence[str]) -> None:
     run(options.output_dir, compare=options.compare, seeds=options.seeds)
 
 
+def report(argv: Sequence[str]) -> None:
+    """Make one interactive HTML page of several runs: curves, training, classes, adversarial examples, trust checks."""
+    parser = argparse.ArgumentParser("hf-robust-ft report", description=report.__doc__)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="A folder with a robustness_report.json (of train, evaluate or quickstart), or a report file. Of a folder "
+        "also the training log and the images of evaluate --save_examples are shown.",
+    )
+    parser.add_argument("--html", default="report.html", help="The page (default: report.html); all of it is one file.")
+    parser.add_argument("--names", nargs="+", help="What to call the runs (default: their folders' names).")
+    parser.add_argument("--title", default="Robustness report", help="Title of the page.")
+    options = parser.parse_args(argv)
+    from hf_robust_ft.reporting.page import check_target, plotly_source, read_runs, render_page, write_page
+
+    plotly_source()  # before any other work
+    check_target(options.html)
+    page = render_page(read_runs(options.runs, options.names), options.title)
+    write_page(page, options.html)
+    count = f"{len(options.runs)} run{'s' if len(options.runs) > 1 else ''}"
+    print(f"{options.html}: {count}, {len(page.encode()) / 1e6:.1f} MB. It opens in any browser.")
+
+
+def leaderboard(argv: Sequence[str]) -> None:
+    """Rank robust models by the reports and model cards of their repositories, each setting by itself."""
+    parser = argparse.ArgumentParser("hf-robust-ft leaderboard", description=leaderboard.__doc__)
+    parser.add_argument(
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help="Repository ids and local folders (default: every model on the Hub with the --tag).",
+    )
+    parser.add_argument("--tag", default="hf_robust_ft", help="Which models of the Hub (default: hf_robust_ft).")
+    parser.add_argument("--limit", type=int, help="Read at most so many of them.")
+    for name in ("norm", "eps", "protocol", "dataset"):
+        parser.add_argument(f"--{name}", help=f"Show results of this {name} only.")
+    parser.add_argument(
+        "--sort",
+        default="expected_robustness",
+        choices=("expected_robustness", "adversarial_accuracy", "clean_accuracy"),
+        help="Score that ranks (default: expected_robustness).",
+    )
+    parser.add_argument(
+        "--one_ranking", "--one-ranking", action="store_true", help="An error where the settings of the results differ."
+    )
+    parser.add_argument("--markdown", help="Write the rankings to this Markdown file.")
+    parser.add_argument("--html", help="Write them to this HTML page.")
+    options = parser.parse_args(argv)
+    from huggingface_hub import HfApi
+
+    from hf_robust_ft.leaderboard import Leaderboard, read_sources, read_tagged, to_html, to_markdown
+    from hf_robust_ft.reporting.page import check_target, write_page
+    from hf_robust_ft.threat_models import parse_eps
+
+    if options.eps is not None:
+        parse_eps(options.eps)  # before the Hub is asked
+    files = [(options.markdown, to_markdown), (options.html, to_html)]
+    for path, _ in files:
+        if path:
+            check_target(path)
+    api = HfApi()
+    found = read_sources(api, options.sources) if options.sources else read_tagged(api, options.tag, options.limit)
+    wanted = {name: getattr(options, name) for name in ("norm", "eps", "protocol", "dataset")}
+    board = Leaderboard.of(*found, sorted_by=options.sort, wanted=wanted, one_ranking=options.one_ranking)
+    print(to_markdown(board), end="")
+    for path, render in files:
+        if path:
+            write_page(render(board), path)
+
+
 COMMANDS = {
     "train": train,
     "search": search,
@@ -235,6 +308,8 @@ COMMANDS = {
     "publish": publish,
     "publish-metric": publish_metric,
     "quickstart": quickstart,
+    "report": report,
+    "leaderboard": leaderboard,
 }
 
 

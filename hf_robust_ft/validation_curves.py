@@ -139,7 +139,7 @@ def read_run(path: str | Path) -> ValidationCurve:
         ValueError: no such file, not a `trainer_state.json`, a run that did not reach its end, one whose eps changed
             while it trained, or no accuracy in its evaluations.
     """
-    file = _find_state(Path(path).expanduser())
+    file = find_state(Path(path).expanduser())
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -179,7 +179,12 @@ def _stored_curve(content: dict[str, Any], file: Path) -> ValidationCurve:
         ) from None
 
 
-def _find_state(path: Path) -> Path:
+def find_state(path: Path) -> Path:
+    """The `trainer_state.json` of a run: the file itself, its folder's, or its newest checkpoint's.
+
+    Raises:
+        ValueError: there is none.
+    """
     if path.is_file():
         return path
     checkpoints = sorted(path.glob(f"checkpoint-*/{STATE}"), key=lambda file: int(file.parent.name.split("-")[-1]))

@@ -355,7 +355,7 @@ def test_evaluate_writes_all_it_found_and_reuses_it(evaluate_flags, tmp_path, ca
     card = (out / "README.md").read_text()
     assert "Protocol *exact*" in card and "for eps ~ beta:2,5" in card and "## By class" in card
     assert "## Can these numbers be trusted?" in card and str(tmp_path) not in card
-    strips = sorted((out / "examples").iterdir())
+    strips = sorted((out / "examples").glob("*.png"))
     assert [path.name for path in strips] == ["example_000.png", "example_001.png"]
     assert all(Image.open(path).size == (1080, 405) for path in strips)
 

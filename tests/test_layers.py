@@ -9,16 +9,23 @@ ROOT = Path(__file__).parent.parent / "hf_robust_ft"
 
 LAYERS = [
     (
-        "threat_models", "schedules", "pixels", "losses", "downloads", "sample_ids", "validation_curves", "paper",
+        "threat_models",
+        "schedules",
+        "pixels",
+        "losses",
+        "downloads",
+        "sample_ids",
+        "validation_curves",
+        "paper",
         "weight_hashes",
-    ),  # fmt: skip
+    ),
     ("batch_checks", "attacks", "metrics", "results_store", "batches", "shared_work", "evaluated_model", "diagnosis"),
     ("trust_checks", "protocols", "run_record"),
     ("reports",),
     ("evaluation",),
     ("models", "data"),
     ("reporting", "run_arguments"),
-    ("mended_trainer", "hub"),
+    ("mended_trainer", "hub", "leaderboard"),
     ("tuning",),
     ("training_args",),
     ("callbacks",),

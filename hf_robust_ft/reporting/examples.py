@@ -7,10 +7,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hf_robust_ft.attacks import APGD, attack_mode
+from hf_robust_ft.reporting.example_pairs import ExamplePairs
 from hf_robust_ft.threat_models import ThreatModel, format_eps
 
 
@@ -25,7 +27,7 @@ def save_examples(
     class_names: Sequence[str],
     batch_size: int = 64,
 ) -> list[Path]:
-    """Attack images at eps_g and write one strip an image, `example_000.png`, ... into `folder`.
+    """Attack images at eps_g and write one strip an image, `example_000.png`, ... into `folder`, and all as numbers.
 
     Args:
         classifier: a `PixelClassifier`.
@@ -36,9 +38,9 @@ def save_examples(
         batch_size: images attacked at a time.
 
     Returns:
-        The files, in the order of the images.
+        The strips, in the order of the images. Beside them lies `examples.npz` (see `ExamplePairs`).
     """
-    folder, files = Path(folder), []
+    folder, files, attacked, seen = Path(folder), [], [], []
     folder.mkdir(parents=True, exist_ok=True)
     parameter = next(classifier.parameters(), None)
     device = pixels.device if parameter is None else parameter.device
@@ -53,6 +55,11 @@ def save_examples(
             names = [class_names[int(of[index])] for of in (some_labels, predictions, found.predictions)]
             files.append(folder / f"example_{len(files):03d}.png")
             _plot_strip(clean, adversarial, names, str(threat_model), files[-1])
+            attacked.append(adversarial)
+            seen.append(names)
+    if files:
+        images = pixels.cpu().float().numpy(), torch.stack(attacked).float().numpy()
+        ExamplePairs(*images, *np.array(seen, dtype=str).T, threat_model=str(threat_model)).save(folder)
     return files
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from loopback_hub import reading, writing
+from loopback_hub import listing, reading, writing
 from loopback_hub.exchange import Answer, Call, HubError
 from loopback_hub.faults import corrupted
 
@@ -17,6 +17,7 @@ REVISION = r"(?P<revision>[^/]+)"
 OID = r"(?P<oid>[0-9a-f]{64})"
 ROUTES = [
     ("GET", r"/api/whoami-v2", reading.whoami),
+    ("GET", r"/api/models", listing.list_models),
     ("GET", rf"{API}/auth-check", reading.auth_check),
     ("GET", rf"{API}(?:/revision/{REVISION})?", reading.repository_info),
     ("GET", rf"{API}/tree/{REVISION}(?:/(?P<path>.+))?", reading.tree),

@@ -41,7 +41,7 @@ def test_a_strip_an_image_in_order(classifier, batch, tmp_path):
         class_names=NAMES,
     )
     assert [path.name for path in files] == [f"example_{index:03d}.png" for index in range(5)]
-    assert sorted((tmp_path / "new" / "folder").iterdir()) == files
+    assert sorted((tmp_path / "new" / "folder").glob("*.png")) == files
     for path, pixels in zip(files, batch[0], strict=True):
         clean, adversarial, difference = panels(path)
         assert np.abs(clean.mean((0, 1)) - pixels.mean((1, 2)).numpy()).max() < 0.1  # the image of this number

@@ -1,0 +1,81 @@
+"""A leaderboard as Markdown, which is also what is printed, and as an HTML page."""
+
+import html
+
+from hf_robust_ft.leaderboard.rankings import Leaderboard, Ranking
+from hf_robust_ft.leaderboard.results import Result
+from hf_robust_ft.reporting.page.assets import GENERATOR, render_template
+
+COLUMNS = ("", "model", "expected robustness", "95 % interval", "adversarial", "clean", "trust checks")
+TITLE = "Robustness leaderboard"
+CAUTION = (
+    "Figures are what the repositories say of themselves, not measured again; each is an upper bound found by an "
+    "attack. A ranking holds one setting only: other data, norms, eps, protocols and attacks cannot be compared."
+)
+
+
+def to_markdown(board: Leaderboard) -> str:
+    """The rankings as Markdown tables, aligned to be read as they are, then what could not be read."""
+    lines = [f"<!-- {GENERATOR} -->", f"# {TITLE}", "", CAUTION, ""]
+    for ranking in board.rankings:
+        lines += [f"## {_escaped(str(ranking.setting))}", "", *_table([COLUMNS, *_rows(ranking, link=True)]), ""]
+    if board.left_out:
+        lines += [f"Left out: {board.left_out} of other settings.", ""]
+    if board.problems:
+        lines += ["## Not read, or doubtful", ""]
+        lines += [f"- {_escaped(each.source)}: {_escaped(each.reason)}" for each in board.problems]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def to_html(board: Leaderboard) -> str:
+    """The same as a self-contained page."""
+    return render_template(
+        "leaderboard.html",
+        title=TITLE,
+        caution=CAUTION,
+        columns=COLUMNS,
+        rankings=[
+            {"setting": str(ranking.setting), "rows": list(zip(ranking.results, _rows(ranking), strict=True))}
+            for ranking in board.rankings
+        ],
+        problems=board.problems,
+        left_out=board.left_out,
+    )
+
+
+def _rows(ranking: Ranking, link: bool = False) -> list[list[str]]:
+    """A row of text a result, in the order of `COLUMNS`."""
+    return [_row(place, result, link) for place, result in zip(ranking.places, ranking.results, strict=True)]
+
+
+def _row(place: int, result: Result, link: bool) -> list[str]:
+    def percent(share: float | None) -> str:
+        return "" if share is None else f"{100 * share:.2f} %"
+
+    name = _escaped(result.source) if link else result.source
+    checks = {None: "not told", 0: "passed"}.get(result.warnings, f"{result.warnings} warnings")
+    return [
+        str(place),
+        f"[{name}]({result.url})" if link and result.url else name,
+        percent(result.expected_robustness),
+        " to ".join(map(percent, result.interval)) if result.interval else "",
+        percent(result.adversarial_accuracy),
+        percent(result.clean_accuracy),
+        "1 warning" if result.warnings == 1 else checks,
+    ]
+
+
+def _table(rows: list) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
+def _escaped(text: str) -> str:
+    """Text of a stranger in Markdown: no markup, no cell's end, no new line."""
+    escaped = html.escape(" ".join(text.split()), quote=False)
+    for mark in "\\|[]`*":
+        escaped = escaped.replace(mark, f"\\{mark}")
+    return escaped

@@ -1,0 +1,61 @@
+"""How each run was measured, side by side."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hf_robust_ft.reporting.settings import Setting, attack_name
+from hf_robust_ft.reports import RobustnessReport
+from hf_robust_ft.threat_models import format_eps
+
+
+def protocol_rows(reports: Sequence[RobustnessReport]) -> list[dict[str, Any]]:
+    """Settings as rows of `name` and `values`, one a run; in those that `differs` marks the runs differ."""
+    rows: dict[str, list[str]] = {}
+    for position, report in enumerate(reports):
+        for name, value in _facts(report).items():
+            rows.setdefault(name, [""] * len(reports))[position] = "" if value is None else str(value)
+    return [
+        {"name": name, "values": values, "differs": len(set(values)) > 1}
+        for name, values in rows.items()
+        if any(values)
+    ]
+
+
+def _facts(report: RobustnessReport) -> dict[str, Any]:
+    """What a report tells of how it was measured, and of the training before; None for what it does not."""
+    facts, setting = report.metadata, Setting.of(report)
+    training = facts.get("training") or {}
+    subject = facts.get("base_model_text") or facts.get("base_model")
+    revision = facts.get("dataset_commit") or facts.get("dataset_revision")
+    return {
+        "threat model": f"{setting.norm} {setting.eps}",
+        "protocol": report.protocol,
+        "attack": attack_name(report.attack),
+        "grid": _grid_text(report.epsilons),
+        "images": report.num_samples,
+        "dataset": setting.dataset,
+        "dataset revision": revision,
+        "split": setting.split,
+        "AutoAttack accuracy": None
+        if report.autoattack_accuracy is None
+        else f"{report.autoattack_accuracy:.1%} of the first {report.autoattack_samples} images",
+        **{f"expected robustness, eps ~ {name}": f"{value:.1%}" for name, value in report.distributions.items()},
+        "trained from": subject if training else None,
+        "model": None if training else subject,
+        "schedule of eps": training.get("eps_schedule"),
+        "trained at eps": training.get("eps"),
+        "epochs": training.get("num_train_epochs"),
+        "seed": training.get("seed"),
+        "command": facts.get("command"),
+        "versions": ", ".join(f"{name} {value}" for name, value in (facts.get("versions") or {}).items()),
+    }
+
+
+def _grid_text(epsilons: Sequence[float]) -> str:
+    """A grid in short, "9 eps, every 2/255", or its points where they are not evenly spaced."""
+    steps = np.diff(epsilons)
+    if len(steps) > 1 and np.allclose(steps, steps[0], rtol=1e-6, atol=0):
+        return f"{len(epsilons)} eps, every {format_eps(float(steps[0]))}"
+    return ", ".join(map(format_eps, epsilons))

@@ -1,0 +1,84 @@
+"""What two results must share before one may be called better than the other."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hf_robust_ft.reports import RobustnessReport
+from hf_robust_ft.threat_models import default_epsilons, format_eps
+
+UNKNOWN = "not stated"
+DEFAULT_GRID = "the norm's"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a result was measured, in words; equal settings are comparable results.
+
+    Attributes:
+        dataset: what was evaluated on.
+        split: of it.
+        images: how many.
+        norm: of the threat model.
+        eps: eps_g, as `format_eps` writes it.
+        protocol: how the curve was measured.
+        attack: its loss, steps and restarts.
+        grid: of the trapezoid rule, where it is not the protocol's own; the protocol "exact" uses none.
+    """
+
+    dataset: str
+    split: str
+    images: str
+    norm: str
+    eps: str
+    protocol: str
+    attack: str
+    grid: str = DEFAULT_GRID
+
+    @classmethod
+    def of(cls, report: RobustnessReport) -> "Setting":
+        """The setting of a report."""
+        facts, norm, eps = report.metadata, report.threat_model["norm"], report.epsilons[-1]
+        usual = default_epsilons(eps, norm)
+        is_usual = len(usual) == len(report.epsilons) and np.allclose(usual, report.epsilons, rtol=0, atol=1e-9)
+        return cls(
+            dataset=dataset_text(facts.get("dataset") or facts.get("dataset_name"), facts.get("dataset_config")),
+            split=str(facts.get("split") or UNKNOWN),
+            images=str(report.num_samples),
+            norm=norm,
+            eps=format_eps(eps),
+            protocol=report.protocol,
+            attack=attack_name(report.attack),
+            grid=DEFAULT_GRID if is_usual or report.protocol == "exact" else f"{len(report.epsilons)} points",
+        )
+
+    def differences(self, other: "Setting") -> list[str]:
+        """What keeps two results apart, "protocol (paper, exact)"; empty if they can be compared."""
+        mine, theirs = asdict(self), asdict(other)
+        return [f"{name} ({mine[name]}, {theirs[name]})" for name in mine if mine[name] != theirs[name]]
+
+    def __str__(self) -> str:
+        grid = "" if self.grid == DEFAULT_GRID else f", grid of {self.grid}"
+        return (
+            f"{self.dataset} ({self.split} split, {self.images} images), {self.norm} {self.eps}, protocol "
+            f"{self.protocol}{grid}, {self.attack}"
+        )
+
+
+def dataset_text(name: str | None, configuration: str | None) -> str:
+    """A dataset by its id and, where it has several, its configuration."""
+    return (str(name) if name else UNKNOWN) + (f", {configuration}" if name and configuration else "")
+
+
+def attack_name(attack: dict[str, Any]) -> str:
+    """A report's attack as cards call it.
+
+    >>> attack_name({"steps": 10, "loss": "ce", "restarts": 1, "random_start": False, "select": "fooled"})
+    'APGD-CE-10'
+    >>> attack_name({"steps": 40, "loss": "dlr", "restarts": 5, "random_start": True})
+    'APGD-DLR-40, 5 restarts, random start'
+    """
+    name = f"APGD-{str(attack.get('loss', '?')).upper().replace('_', '-')}-{attack.get('steps', '?')}"
+    restarts = f", {attack['restarts']} restarts" if attack.get("restarts", 1) != 1 else ""
+    return name + restarts + (", random start" if attack.get("random_start") else "")

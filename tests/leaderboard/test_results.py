@@ -1,0 +1,102 @@
+import pytest
+from huggingface_hub import EvalResult
+
+from hf_robust_ft.cli import main
+from hf_robust_ft.leaderboard import Leaderboard, Problem, Result, to_html, to_markdown
+from hf_robust_ft.leaderboard.results import from_eval_results
+from hf_robust_ft.reporting.settings import Setting
+
+SETTING = Setting("digits", "test", "100", "Linf", "8/255", "paper", "APGD-CE-10")
+ARGS = {"norm": "Linf", "eps": "8/255", "protocol": "paper", "attack": "APGD-CE-10", "samples": 100}
+
+
+def entry(metric_type, value, args=ARGS, **changes):
+    where = {"dataset_type": "digits", "dataset_name": "digits", "dataset_split": "test"}
+    return EvalResult(
+        task_type="image-classification", metric_type=metric_type, metric_value=value, metric_args=args,
+        **(where | changes),
+    )  # fmt: skip
+
+
+def test_both_ways_to_write_clean_accuracy_are_read():
+    robust = [entry("adversarial_accuracy", 0.4), entry("expected_robustness", 0.6)]
+    for clean in (
+        entry("accuracy", 0.9, {"samples": 100}, metric_name="Clean accuracy"),
+        entry("clean_accuracy", 0.9),
+        entry("clean_accuracy", 0.9, None),
+    ):
+        found = from_eval_results([clean, *robust], "a/b")
+        assert found == [Result("a/b", SETTING, 0.6, 0.4, 0.9)]
+    elsewhere = entry("clean_accuracy", 0.9, dataset_split="validation")
+    assert from_eval_results([elsewhere, entry("accuracy", 0.1), *robust], "a/b")[0].clean_accuracy is None
+
+
+def test_a_card_with_several_settings_gives_several_results():
+    exact = ARGS | {"protocol": "exact", "eps": 8 / 255}
+    found = from_eval_results([entry("expected_robustness", 0.6), entry("expected_robustness", 0.5, exact)], "a/b")
+    assert [(result.setting.protocol, result.setting.eps) for result in found] == [
+        ("paper", "8/255"),
+        ("exact", "8/255"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (entry("expected_robustness", 0.6, {"norm": "Linf"}), "expected robustness does not tell eps, protocol"),
+        (entry("expected_robustness", 0.6, None), "does not tell norm, eps, protocol"),
+        (entry("expected_robustness", 60.0), "expected robustness is 60.0, not a share"),
+        (entry("adversarial_accuracy", "0.4"), "adversarial accuracy is '0.4'"),
+        (entry("expected_robustness", float("nan")), "is nan"),
+        (entry("expected_robustness", 0.6, ARGS | {"norm": "L7"}), "Unknown norm"),
+    ],
+)
+def test_figures_that_mean_nothing_are_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        from_eval_results([changed], "a/b")
+
+
+def test_equal_scores_share_a_place_and_missing_ones_come_last():
+    results = [Result(name, SETTING, score) for name, score in (("d", None), ("c", 0.5), ("b", 0.5), ("a", 0.9))]
+    (ranking,) = Leaderboard.of(results).rankings
+    assert [result.source for result in ranking.results] == ["a", "b", "c", "d"] and ranking.places == [1, 2, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("norm", "L2"), ("eps", "4/255"), ("protocol", "exact"), ("attack", "APGD-CE-100"), ("dataset", "cub"),
+     ("split", "validation"), ("images", "99"), ("grid", "3 points")],
+)  # fmt: skip
+def test_nothing_is_ranked_across_settings(name, value):
+    other = Setting(**vars(SETTING) | {name: value})
+    results = [Result("a", SETTING, 0.5), Result("b", other, 0.6)]
+    assert [len(ranking.results) for ranking in Leaderboard.of(results).rankings] == [1, 1]
+    with pytest.raises(ValueError, match=rf"a and b differ in {name} \("):
+        Leaderboard.of(results, one_ranking=True)
+
+
+def test_a_choice_of_settings():
+    other = Setting(**vars(SETTING) | {"eps": "4/255"})
+    results = [Result("a", SETTING, 0.5), Result("b", other, 0.6)]
+    board = Leaderboard.of(results, wanted={"eps": str(8 / 255), "norm": None}, one_ranking=True)
+    assert [result.source for result in board.rankings[0].results] == ["a"] and board.left_out == 1
+    with pytest.raises(ValueError, match=r"No result has eps 1/255\. There are: digits"):
+        Leaderboard.of(results, wanted={"eps": "1/255"})
+    with pytest.raises(ValueError, match=r"No result could be read\. x/y: gone"):
+        Leaderboard.of([], [Problem("x/y", "gone")])
+
+
+def test_text_of_strangers_stays_text():
+    evil = "<script>alert(1)</script>|x](y)\n# z"
+    setting = Setting(**vars(SETTING) | {"dataset": evil})
+    board = Leaderboard.of([Result("a/b", setting, 0.5, url="https://hub/a/b")], [Problem(evil, evil)])
+    markdown, page = to_markdown(board), to_html(board)
+    assert "<script" not in markdown and "\n# z" not in markdown and r"\|x\](y)" in markdown
+    assert "<script>alert" not in page and page.count("<script>") == 1
+
+
+def test_an_unreadable_eps_is_refused_before_the_hub_is_asked(monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.HfApi.list_models", lambda *args, **options: pytest.fail("asked"))
+    with pytest.raises(SystemExit) as stop:
+        main(["leaderboard", "--eps", "four"])
+    assert stop.value.code == 2 and "eps='four' is neither a number nor a fraction" in capsys.readouterr().err

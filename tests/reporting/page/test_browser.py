@@ -1,0 +1,289 @@
+"""The page in a headless Chromium: what it computes and shows, and that keyboard and phone are enough to use it."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from page_runs import CLASSES, EVIL, LOG_HISTORY, make_pairs, make_report
+
+from hf_robust_ft.metrics.robustness.curve import expected_robustness, survival_expectation
+from hf_robust_ft.metrics.robustness.threat_distributions import Uniform
+from hf_robust_ft.reporting.page import Run, Timeline, render, render_page
+from hf_robust_ft.threat_models import format_eps
+
+pytestmark = pytest.mark.browser
+NONE = "\u2013"  # a dash where there is nothing to tell
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="needs Playwright (pip install hf_robust_ft[browser])"
+    )
+    pytest.importorskip("plotly", reason="needs Plotly (pip install hf_robust_ft[report])")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"needs an installed Chromium ({', '.join(BROWSERS)})")
+    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=program, args=as_root)
+        yield running
+        running.close()
+
+
+RUNS = [
+    Run(EVIL, make_report(0, notes=[EVIL]), Timeline.of(LOG_HISTORY), make_pairs()),
+    Run("second", make_report(1)),
+    Run("half", make_report(2, eps="4/255")),
+    Run("exact", make_report(3, protocol="exact"), examples=make_pairs(2)),
+    Run("euclid", make_report(4, norm="L2", eps=0.5), Timeline.of(LOG_HISTORY)),
+]
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    path.write_text(render_page(RUNS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def visit(browser, page_file):
+    """Open the page with the browser's settings; at the end it must have asked for nothing and reported no error."""
+    contexts, complaints, requests = [], [], []
+
+    def open_page(**settings):
+        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | settings))
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(page_file.as_uri())
+        page.wait_for_selector(".curves .main-svg")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert {url for url in requests if not url.startswith(("data:", "blob:"))} == {page_file.as_uri()}
+
+
+def up_to(report, eps):
+    """Mean accuracy over [0, eps] by the package's own formulas."""
+    if eps == 0:
+        return report.clean_accuracy
+    if report.protocol == "exact":
+        smallest = [np.inf if each is None else each for each in report.smallest_epsilons]
+        return survival_expectation(Uniform(eps), smallest)
+    grid = [*(point for point in report.epsilons if point < eps), eps]
+    return expected_robustness(report.accuracies_at(grid), grid)
+
+
+def test_formulas_equal_the_packages(visit):
+    page = visit()
+    reports = [
+        make_report(seed, eps=eps, norm=norm, protocol=protocol, images=images)
+        for seed, images in ((5, 1), (6, 17), (7, 400))
+        for norm, eps in (("Linf", "8/255"), ("Linf", 0.0201), ("L2", 1.5))
+        for protocol in ("paper", "exact")
+    ]
+    for report in reports:
+        run, end = render._describe(Run("run", report), 0)["data"], report.epsilons[-1]
+        points = [0.0, *report.epsilons, *np.random.default_rng(0).uniform(0, end, 40).tolist(), end / 1000, end]
+        script = """([run, points]) => points.map((eps) => [
+            Robustness.expectedRobustness(run, eps), Robustness.accuracyAt(run, eps)])"""
+        found = np.array(page.evaluate(script, [run, points]))
+        wanted = np.array([[up_to(report, eps), report.accuracies_at([eps])[0]] for eps in points])
+        assert np.abs(found - wanted).max() < 1e-9
+        assert found[-1, 0] == pytest.approx(report.expected_robustness, abs=1e-9)
+        beyond = page.evaluate("([run, eps]) => Robustness.expectedRobustness(run, eps)", [run, end * 1.01])
+        assert beyond is None
+
+
+def test_eps_is_written_as_in_python(visit):
+    values = [0, 1 / 255, 4 / 255, 0.03, 12.0, 1.0, 0.999, 254 / 255, 1e-4, 123456.789, 0.5]
+    assert visit().evaluate("(values) => values.map(Robustness.formatEps)", values) == [format_eps(v) for v in values]
+
+
+def expected_cells(page, group=0):
+    cells = page.locator(".group").nth(group).locator("td.expected")
+    return [cell.get_attribute("data-value") for cell in cells.all()]
+
+
+def test_the_slider_tells_expected_robustness_over_its_range(visit):
+    page = visit()
+    slider = page.locator("#eps-0")
+    slider.focus()
+    maximum = int(slider.get_attribute("max"))
+    assert int(slider.input_value()) == maximum // 2  # the range that all runs were measured in
+    reports = [run.report for run in RUNS[:4]]
+    for key, tick in (("End", maximum), ("ArrowLeft", maximum - 1), ("PageDown", None), ("Home", 0), ("ArrowRight", 1)):
+        page.keyboard.press(key)
+        now = int(slider.input_value())
+        assert tick is None or now == tick
+        eps = 8 / 255 * now / maximum
+        for told, report in zip(expected_cells(page), reports, strict=True):
+            if eps > report.epsilons[-1] + 1e-9:
+                assert told == ""
+            else:
+                assert float(told) == pytest.approx(up_to(report, min(eps, report.epsilons[-1])), abs=1e-9)
+    slider.press("End")
+    row = page.locator(".group").first.locator("tbody tr").nth(1)
+    assert row.locator(".expected").inner_text() == f"{100 * reports[1].expected_robustness:.2f} %"
+    assert row.locator(".accuracy").inner_text() == f"{100 * reports[1].adversarial_accuracy:.1f} %"
+    assert slider.get_attribute("aria-valuetext") == "eps 8/255" == "eps " + page.locator("#eps-value-0").inner_text()
+    ends = page.evaluate("document.querySelector('.curves').layout.shapes.map((shape) => shape.x1)")
+    assert ends == pytest.approx([8, 8])
+
+
+def test_differences_are_told_where_runs_can_be_compared(visit):
+    page = visit()
+    page.locator("#eps-0").press("End")
+    told = page.locator(".group").first.locator("td.difference").all_inner_texts()
+    first, second = (run.report.expected_robustness for run in RUNS[:2])
+    assert told[0] == told[2] == NONE
+    assert float(told[1].split()[0].replace("\u2212", "-")) == pytest.approx(100 * (second - first), abs=0.006)
+    assert told[3] == "not comparable: other protocol (exact, paper)"
+    assert "not measured beyond Linf 4/255" in page.locator(".group").first.inner_text()
+    page.locator(".group").first.locator(".baseline").select_option(label="exact")
+    told = page.locator(".group").first.locator("td.difference").all_inner_texts()
+    assert told[3] == NONE and told[1] == "not comparable: other protocol (paper, exact)"
+
+
+def test_text_from_reports_is_shown_and_not_run(visit):
+    page = visit()
+    assert page.evaluate("window.hacked") is None
+    assert EVIL in page.locator(".scores").inner_text()
+    drawn = page.evaluate("document.querySelector('.by-class').data[0]")
+    assert drawn["name"] == EVIL.replace("<", "&lt;").replace(">", "&gt;")
+    labels = page.locator(".by-class .ytick").all_text_contents()
+    assert any(label.startswith("<script>") for label in labels)
+    assert page.locator(".by-class").first.evaluate("(chart) => chart.querySelectorAll('script').length") == 0
+
+
+def test_charts_hold_the_runs_that_are_ticked(visit):
+    page = visit()
+    names = "document.querySelector('.curves').data.map((trace) => trace.name).filter(Boolean)"
+    assert len(page.evaluate(names)) == 4
+    box = page.locator(".show").nth(1)
+    box.focus()
+    page.keyboard.press("Space")
+    assert page.evaluate(names)[1:] == ["half", "exact"]
+    count = page.locator(".group").nth(1).locator(".curves").evaluate("(chart) => chart.data.length")
+    assert count == 2  # band and curve
+
+
+def test_hovering_tells_the_value_and_its_interval(visit):
+    page = visit()
+    chart = page.locator(".curves").first
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.4 * box["height"])
+    page.wait_for_selector(".hoverlayer .legend text")
+    text = " ".join(page.locator(".hoverlayer .legend text").all_text_contents())
+    low, high = RUNS[1].report.confidence_intervals["accuracies"][4]
+    wanted = f"second : {100 * RUNS[1].report.accuracies[4]:.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
+    assert "eps 4/255" in text and wanted in text.replace("\xa0", " ")
+    assert all(name in text for name in ("half", "exact"))
+
+
+def test_the_keyboard_reaches_everything(visit):
+    page = visit()
+    reached = []
+    script = """() => { const element = document.activeElement;
+        return [element.id || element.className || element.tagName, getComputedStyle(element).outlineStyle]; }"""
+    while not reached or reached[-1][0] != "BODY":
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate(script))
+        assert len(reached) < 100, reached
+    names = [name for name, _ in reached]
+    assert names[:2] == ["skip", "theme"] and names.count("show") == len(RUNS)
+    for name in ("eps-0", "eps-1", "baseline", "score", "order", "previous-example", "next-example", "amplification"):
+        assert name in names, name
+    assert "SUMMARY" in names
+    assert all(outline != "none" for name, outline in reached if name != "BODY")
+    summary = page.locator("details > summary").first
+    summary.focus()
+    page.keyboard.press("Enter")
+    assert page.get_by_role("cell", name=f"{100 * RUNS[1].report.accuracies[0]:.1f} %").first.is_visible()
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_a_phone_scrolls_in_one_direction(visit, width):
+    page = visit(viewport={"width": width, "height": 700}, is_mobile=True, has_touch=True)
+    outside = """() => [...document.querySelectorAll("body *")]
+        .filter((element) => !element.closest(".scroll, svg, .skip, .hidden, details"))
+        .filter((element) => element.getBoundingClientRect().right > innerWidth + 1)
+        .map((element) => element.id || element.className || element.tagName)"""
+    assert page.evaluate(outside) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    small = """() => [...document.querySelectorAll("button, select, input[type=range], summary")]
+        .filter((element) => element.offsetHeight && element.offsetHeight < 24).length"""
+    assert page.evaluate(small) == 0  # WCAG 2.2: targets of 24 px
+    assert page.evaluate("document.querySelector('.curves').layout.dragmode") is False
+
+
+def test_dark_is_what_the_system_prefers_until_the_button_is_pressed(visit):
+    def state(page):
+        return page.evaluate(
+            "[document.documentElement.dataset.theme, getComputedStyle(document.body).backgroundColor,"
+            " document.querySelector('.curves').layout.font.color]"
+        )
+
+    page = visit(color_scheme="dark")
+    assert state(page) == ["dark", "rgb(18, 21, 27)", "#e7eaf0"]
+    page.locator("#theme").focus()
+    page.keyboard.press("Enter")
+    assert state(page) == ["light", "rgb(246, 247, 249)", "#1b1f27"]
+    assert page.locator("#theme").inner_text() == "Dark mode"
+    page = visit(color_scheme="light")
+    assert state(page)[0] == "light"
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_selector(":root[data-theme=dark]", state="attached")
+
+
+def pixels(page, name):
+    script = """(canvas) => {
+        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+        copy.drawImage(canvas, 0, 0);
+        return [...copy.getImageData(0, 0, canvas.width, canvas.height).data];
+    }"""
+    return np.array(page.locator(f"#{name}").evaluate(script)).reshape(6, 6, 4)[..., :3] / 255
+
+
+def test_the_viewer_shows_the_images_and_amplifies_their_difference(visit):
+    page = visit()
+    pairs, half = make_pairs(), 0.5 / 255 + 1e-6
+    for index in (1, 2, 0):
+        page.locator("#next-example").press("Enter")
+        assert page.locator("#example-number").inner_text() == f"{index + 1} of 3"
+        clean, adversarial = (each[index].transpose(1, 2, 0) for each in (pairs.clean, pairs.adversarial))
+        assert np.abs(pixels(page, "clean") - clean).max() < half
+        assert np.abs(pixels(page, "adversarial") - adversarial).max() < 3 * half
+        difference = adversarial - clean
+        page.locator("#amplification").press("End")
+        strength = 0.5 / np.abs(difference).max()
+        assert np.abs(pixels(page, "difference") - (0.5 + strength * difference)).max() < 2 * half
+        page.locator("#amplification").press("Home")
+        assert np.abs(pixels(page, "difference") - (0.5 + difference)).max() < 2 * half
+        assert page.locator("#amplification").get_attribute("aria-valuetext") == "\u00d7 1.0"
+    assert page.locator("#clean-caption").inner_text() == f"{CLASSES[0]}, taken for {CLASSES[0]}"
+    page.locator("#example-run").select_option(label="exact")
+    assert page.locator("#example-number").inner_text() == "1 of 2"
+
+
+def test_classes_are_sorted_by_the_score_chosen(visit):
+    page = visit()
+    chart = page.locator(".classes").first
+    rows = {row["class"]: row["clean_accuracy"] for row in RUNS[0].report.per_class}
+    for box in page.locator(".show").all()[1:]:
+        box.uncheck()
+    chart.locator(".score").select_option("clean_accuracy")
+    drawn = chart.locator(".by-class").evaluate("(each) => [each.data[0].x, each.data[0].y]")
+    in_order = [x for _, x in sorted(zip(drawn[1], drawn[0], strict=True))]
+    assert in_order == pytest.approx(sorted(100 * value for value in rows.values()))
