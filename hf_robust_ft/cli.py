@@ -305,11 +305,11 @@ COMMANDS = {
     "calibrate": calibrate,
     "reproduce": reproduce,
     "evaluate": evaluate,
+    "report": report,
+    "leaderboard": leaderboard,
     "publish": publish,
     "publish-metric": publish_metric,
     "quickstart": quickstart,
-    "report": report,
-    "leaderboard": leaderboard,
 }
 
 
