@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from hf_robust_ft.grid.settings import setting_name, setting_options
 from hf_robust_ft.options import parse_options
 from hf_robust_ft.planning import configuration
-from hf_robust_ft.protocols import get_protocol
+from hf_robust_ft.protocols import get_protocol, resolve_epsilons
 from hf_robust_ft.recipes import as_flags
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments
 from hf_robust_ft.threat_models import ThreatModel, format_eps
@@ -200,10 +200,11 @@ class Grid(NamedTuple):
         return list(found.values())
 
     def _points(self, eps: str) -> dict[str, list[str]]:
-        if self.measurement.points is None:
-            return {}
-        largest, count = ThreatModel(self.norm, eps).eps, self.measurement.points
-        return {"eval_epsilons": ["0", *(repr(largest * k / count) for k in range(1, count)), eps]}
+        """The grid of eps that is measured, whatever a recipe says of another budget's."""
+        threat_model, count = ThreatModel(self.norm, eps), self.measurement.points
+        equal = [threat_model.eps * k / count for k in range(count)] if count else None
+        inner = equal or resolve_epsilons(None, threat_model)[:-1]
+        return {"eval_epsilons": [*(repr(value) for value in inner), eps]}
 
 
 def _pattern(text: str) -> tuple[str, str]:
