@@ -37,7 +37,7 @@ def write_evidence(
     report.to_json(folder / REPORT_NAME)
     plot_curves({label: report}, folder / CURVE_NAME)
     if log_history:
-        plot_training({label: log_history}, folder / TRAINING_NAME)
+        plot_training({label: log_history}, folder / TRAINING_NAME, report.threat_model["norm"])
     write_card(report, folder)
 
 

@@ -1,6 +1,7 @@
 """The accuracy-eps curve and the course of training, as PNG."""
 
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -15,11 +16,11 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # 
 
 
 def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> None:
-    """Accuracy against eps, one line a report, with the area that expected robustness averages shaded."""
+    """Accuracy against eps, one line a report, in the band of its 95 % confidence intervals where it has any."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     first = next(iter(reports.values()))
-    unit, unit_name = (255, " (1/255)") if first.threat_model["norm"] == "Linf" else (1, "")
-    for (label, report), colour in zip(reports.items(), COLOURS, strict=False):
+    unit, unit_name = _unit(first.threat_model["norm"])
+    for (label, report), colour in zip(reports.items(), cycle(COLOURS)):
         x = [eps * unit for eps in report.epsilons]
         y = [100 * accuracy for accuracy in report.accuracies]
         axes.plot(
@@ -32,13 +33,10 @@ def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> No
             label=f"{label}: expected {report.expected_robustness:.1%}",
         )
         bands = report.confidence_intervals.get("accuracies")
-        if len(reports) == 1:
-            axes.fill_between(x, y, color=colour, alpha=0.12)
         if bands:
-            low, high = zip(*bands, strict=True)
-            edges = {"linewidth": 0.8, "linestyle": ":", "color": colour, "alpha": 0.8}
-            axes.plot(x, [100 * value for value in low], **edges)
-            axes.plot(x, [100 * value for value in high], **edges)
+            low, high = zip(*([100 * value for value in pair] for pair in bands), strict=True)
+            name = "95 % interval" if len(reports) == 1 else None
+            axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0, label=name)
     axes.set(
         xlabel=f"{first.threat_model['norm']} budget eps{unit_name}",
         ylabel="accuracy under attack (%)",
@@ -52,12 +50,13 @@ def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> No
     _save(figure, path)
 
 
-def plot_training(histories: Mapping[str, list[dict]], path: str | Path) -> None:
+def plot_training(histories: Mapping[str, list[dict]], path: str | Path, norm: str = "Linf") -> None:
     """Validation accuracy by epoch over the budget eps of each run (`Trainer`'s log histories)."""
+    unit, unit_name = _unit(norm)
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(6.4, 5.2), sharex=True, height_ratios=(3, 1.2), layout="constrained"
     )
-    for (label, history), colour in zip(histories.items(), COLOURS, strict=False):
+    for (label, history), colour in zip(histories.items(), cycle(COLOURS)):
         for key, style, name in (
             ("eval_clean_accuracy", "-", "clean"),
             ("eval_adversarial_accuracy", "--", "adversarial"),
@@ -65,19 +64,24 @@ def plot_training(histories: Mapping[str, list[dict]], path: str | Path) -> None
             points = [(entry["epoch"], 100 * entry[key]) for entry in history if key in entry and "epoch" in entry]
             if points:
                 top.plot(*zip(*points, strict=True), style, color=colour, clip_on=False, label=f"{label}, {name}")
-        budget = [(entry["epoch"], 255 * entry["eps"]) for entry in history if "loss" in entry and "eps" in entry]
+        budget = [(entry["epoch"], unit * entry["eps"]) for entry in history if "loss" in entry and "eps" in entry]
         if budget:
             # A log at the end of an epoch tells the eps of the steps before it.
             budget.insert(0, (0.0, budget[0][1]))
             bottom.step(*zip(*budget, strict=True), where="pre", color=colour, label=label)
     top.set(ylabel="validation accuracy (%)", ylim=(0, 100), title="Training")
-    bottom.set(xlabel="epoch", ylabel="eps (1/255)")
+    bottom.set(xlabel="epoch", ylabel=f"eps{unit_name}")
     bottom.set_ylim(bottom=0)
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
     if top.lines:
         top.legend(frameon=False)
     _save(figure, path)
+
+
+def _unit(norm: str) -> tuple[int, str]:
+    """What pixel units of [0, 1] are multiplied by on an axis, and its name."""
+    return (255, " (1/255)") if norm == "Linf" else (1, "")
 
 
 def _save(figure: plt.Figure, path: str | Path) -> None:
