@@ -132,8 +132,8 @@ def read_run(path: str | Path) -> ValidationCurve:
     """The validation curve of a run that is there already.
 
     Args:
-        path: a `trainer_state.json`; a folder with one, or with checkpoints, the newest of which is taken; or the JSON
-            file of a curve that `hf-robust-ft diagnose` kept.
+        path: a `trainer_state.json`; a folder with one, or with checkpoints, the newest of which is taken; the JSON
+            file of a curve that `hf-robust-ft diagnose` kept; or a cell of `hf-robust-ft reproduce`, standard or fix.
 
     Raises:
         ValueError: no such file, not a `trainer_state.json`, a run that did not reach its end, one whose eps changed
@@ -146,6 +146,8 @@ def read_run(path: str | Path) -> ValidationCurve:
         raise ValueError(f"{file} is not JSON: {error}") from None
     if isinstance(state, dict) and state.get("kind") == KIND:
         return _stored_curve(state, file)
+    if isinstance(state, dict) and {"setting", "validation"} <= set(state):
+        return _cell_curve(state, file)
     if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
         raise ValueError(f"{file} is no trainer_state.json of transformers.Trainer: it has no log_history.")
     numbers = ("global_step", "max_steps", "epoch")
@@ -167,6 +169,16 @@ def read_run(path: str | Path) -> ValidationCurve:
     return ValidationCurve(
         name, _fixed_eps(state["log_history"], name), epochs, accuracies, num_epochs=state["epoch"], facts=facts
     )
+
+
+def _cell_curve(cell: dict[str, Any], file: Path) -> ValidationCurve:
+    """Of a grid's finished cell, whose training eps after each epoch is known."""
+    seen, training = cell["validation"], cell["report"]["metadata"]
+    if len(set(seen["eps"])) != 1:
+        raise ValueError(f"{file.stem}: eps changed while it trained ({cell['setting']}). Give standard and fix runs.")
+    facts = {name: training[name] for name in TASK_FACTS if training.get(name)}
+    length = float(cell["configuration"]["num_train_epochs"])
+    return ValidationCurve(file.stem, seen["eps"][0], tuple(seen["epochs"]), tuple(seen["accuracies"]), length, facts)
 
 
 def _stored_curve(content: dict[str, Any], file: Path) -> ValidationCurve:

@@ -1,6 +1,7 @@
 """Curves from the files that Trainer leaves, and from our own."""
 
 import json
+from pathlib import Path
 
 import pytest
 from conftest import NUM_CLASSES
@@ -105,3 +106,12 @@ def test_paths_that_hold_no_run_are_refused(tmp_path):
     (tmp_path / "half.json").write_text('{"kind": "validation curve", "name": "fix"}')
     with pytest.raises(ValueError, match=r"half\.json is no whole validation curve \(KeyError: 'eps'\)"):
         read_run(tmp_path / "half.json")
+
+
+def test_cells_of_a_grid_are_read_but_for_scheduled_ones():
+    cells = Path(__file__).parent.parent / "model_cards" / "reproduction" / "digits" / "cells"
+    fix = read_run(cells / "efficientnet_lite0.digits.Linf.16_255.fix.seed0.json")
+    standard = read_run(cells / "efficientnet_lite0.digits.Linf.16_255.standard.seed0.json")
+    assert (fix.eps, standard.eps) == (16 / 255, 0.0) and fix.is_complete and fix.facts == standard.facts
+    with pytest.raises(ValueError, match="eps changed while it trained .hinge."):
+        read_run(cells / "efficientnet_lite0.digits.Linf.16_255.hinge.seed0.json")
