@@ -21,8 +21,8 @@ from hf_robust_ft.finetuning import PreparedRun, build_trainer, prepare_run
 from hf_robust_ft.grid.cells import CellArguments, Job
 from hf_robust_ft.grid.pass_counter import PassCounter
 from hf_robust_ft.grid.results import CellResult
-from hf_robust_ft.reporting import library_versions
 from hf_robust_ft.run_arguments import at_most
+from hf_robust_ft.run_record import library_versions
 from hf_robust_ft.sweeping import last_whole_checkpoint
 from hf_robust_ft.trainer import AdversarialTrainer
 
