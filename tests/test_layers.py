@@ -1,6 +1,7 @@
 """Imports go one way: a file may import from the rows above its own."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,19 @@ def test_imports_go_one_way(path):
     assert own in RANK, f"{own} has no row in LAYERS"
     upward = {name for name in imported_modules(path) - {own} if RANK[name] >= RANK[own]}
     assert not upward, f"{own} may not import {upward}"
+
+
+def test_what_is_imported_is_there():
+    """Also inside functions, where nothing else would tell before the command is used."""
+    missing = []
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_robust_ft"):
+                found = importlib.import_module(node.module)
+                submodules = {each.stem for folder in getattr(found, "__path__", []) for each in Path(folder).iterdir()}
+                names = [alias.name for alias in node.names if not hasattr(found, alias.name)]
+                missing += [f"{path.name}: {node.module}.{name}" for name in names if name not in submodules]
+    assert not missing
 
 
 @pytest.mark.parametrize(
