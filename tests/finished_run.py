@@ -16,7 +16,8 @@ PUBLISHED = {
     "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "robustness_report.json",
     "accuracy_eps_curve.png", "training.png", "recipe.yaml", "provenance.json", "examples/example_000.png",
 }  # fmt: skip
-KEPT_HERE = {"training_args.bin", "trainer_state.json", "optimizer.pt", "checkpoint-3/model.safetensors"}
+KEPT_HERE = {"training_args.bin", "trainer_state.json", "optimizer.pt", "checkpoint-3/model.safetensors",
+             "examples/examples.npz"}  # fmt: skip
 
 
 def write_run(folder: Path, seed: int = 0) -> Path:

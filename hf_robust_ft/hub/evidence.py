@@ -10,6 +10,8 @@ import yaml
 from hf_robust_ft.hub.contents import free_place
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.evidence import EXAMPLE_FILES, REPORT_NAME
+from hf_robust_ft.reporting.example_pairs import FILE_NAME as EXAMPLE_PAIRS
+from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.run_record import RECIPE_NAME
 from hf_robust_ft.weight_hashes import hash_weight_files
@@ -71,13 +73,18 @@ def take_report(evaluation: Path, folder: Path) -> None:
     own = folder / REPORT_NAME
     if own.is_file() and own.read_bytes() != (evaluation / REPORT_NAME).read_bytes():
         shutil.copyfile(own, free_place(folder / REPLACED_REPORT))
-    strips = sorted(evaluation.glob(EXAMPLE_FILES))
-    for old in folder.glob(EXAMPLE_FILES) if strips else ():
-        old.rename(free_place(old.with_name(old.name.replace("example_", "replaced_"))))
-    for source in strips:
+    shown = _attacked_images(evaluation)
+    for old in _attacked_images(folder) if shown else ():
+        old.rename(free_place(old.with_name(f"replaced_{old.name.removeprefix('example_')}")))
+    for source in shown:
         target = folder / source.relative_to(evaluation)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
+
+
+def _attacked_images(folder: Path) -> list[Path]:
+    """Strips, which are published, and the same images as numbers, which the page of runs reads and stay here."""
+    return [*sorted(folder.glob(EXAMPLE_FILES)), *folder.glob(f"{EXAMPLES}/{EXAMPLE_PAIRS}")]
 
 
 def how_to_measure(folder: Path, repo_id: str, like: RobustnessReport | None = None) -> str:

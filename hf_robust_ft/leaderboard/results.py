@@ -7,7 +7,7 @@ from numbers import Real
 from huggingface_hub import EvalResult
 
 from hf_robust_ft.reporting.consistency import check_consistent
-from hf_robust_ft.reporting.settings import UNKNOWN, Setting, dataset_text
+from hf_robust_ft.reporting.settings import UNKNOWN, UNNAMED_DATASET, Setting, dataset_text
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import ThreatModel, format_eps
 
@@ -102,9 +102,8 @@ def _setting_of(entry: EvalResult) -> Setting:
             f"its {entry.metric_type.replace('_', ' ')} does not tell {', '.join(lacking)} (metric args in model-index)"
         )
     threat_model = ThreatModel(told["norm"], told["eps"])
-    name = entry.dataset_type if entry.dataset_type not in (None, "unknown") else None
     return Setting(
-        dataset=dataset_text(name, entry.dataset_config),
+        dataset=_dataset_of(entry),
         split=str(entry.dataset_split or UNKNOWN),
         images=str(told.get("samples", UNKNOWN)),
         norm=threat_model.norm,
@@ -118,12 +117,19 @@ def _clean_accuracy(entries: Sequence[EvalResult], setting: Setting) -> float | 
     """Clean accuracy on the same data; an eps of its own it need not name, as it has none."""
     for entry in entries:
         told = entry.metric_args if isinstance(entry.metric_args, dict) else {}
-        name = entry.dataset_type if entry.dataset_type not in (None, "unknown") else None
-        where = dataset_text(name, entry.dataset_config), str(entry.dataset_split or UNKNOWN)
+        where = _dataset_of(entry), str(entry.dataset_split or UNKNOWN)
         images = str(told.get("samples", setting.images))
         if where == (setting.dataset, setting.split) and images == setting.images:
             return _share(entry.metric_value, "clean_accuracy")
     return None
+
+
+def _dataset_of(entry: EvalResult) -> str:
+    """By its id; one without an id by its name, as in a report."""
+    names = (
+        each for each in (entry.dataset_type, entry.dataset_name) if each not in (None, "unknown", UNNAMED_DATASET)
+    )
+    return dataset_text(next(names, None), entry.dataset_config)
 
 
 def _share(value: object, name: str) -> float:

@@ -17,13 +17,11 @@ from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import validate_repo_id
 
 from hf_robust_ft.leaderboard.results import Result, from_eval_results
-from hf_robust_ft.reporting.evidence import REPORT_NAME
+from hf_robust_ft.reporting.evidence import CARD_NAME, REPORT_NAME
+from hf_robust_ft.reporting.model_card import TAG
 from hf_robust_ft.reporting.page.runs import short_names
 from hf_robust_ft.reporting.settings import DEFAULT_GRID
 from hf_robust_ft.reports import RobustnessReport
-
-TAG = "hf_robust_ft"
-CARD_NAME = "README.md"
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hf_robust_ft.protocols import PROTOCOLS
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.commands import evaluate_command
+from hf_robust_ft.reporting.settings import UNNAMED_DATASET, attack_name
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import format_eps
 
+TAG = "hf_robust_ft"
 EXAMPLES = "examples"
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
@@ -48,11 +50,11 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     """
     facts = report.metadata
     norm, eps = report.threat_model["norm"], format_eps(report.threat_model["eps"])
-    attack = f"APGD-{report.attack['loss'].upper().replace('_', '-')}-{report.attack['steps']}"
+    attack = attack_name(report.attack)
     subject_id = None if facts.get("training") else facts.get("base_model")
     subject = facts.get("base_model_text") or facts.get("base_model")
     title = "Robust image classifier" if facts.get("training") or not subject else f"Robustness of {subject}"
-    dataset = facts.get("dataset_name") or facts.get("dataset") or "the evaluation dataset"
+    dataset = facts.get("dataset_name") or facts.get("dataset") or UNNAMED_DATASET
     setting = {
         "norm": norm, "eps": eps, "attack": attack, "steps": report.attack["steps"], "protocol": report.protocol,
         "samples": report.num_samples,
@@ -75,7 +77,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         for key in METRIC_NAMES
         if getattr(report, key) is not None
     ]
-    tags = ["hf_robust_ft", "adversarial-robustness", f"{norm}-{eps}".replace("/", "-over-")]
+    tags = [TAG, "adversarial-robustness", f"{norm}-{eps}".replace("/", "-over-")]
     more_tags = facts.get("tags", [])
     tags += [more_tags] if isinstance(more_tags, str) else list(more_tags)
     data = ModelCardData(
@@ -100,7 +102,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         norm=norm,
         eps=eps,
         threat=THREATS[norm].format(eps=eps),
-        attack=attack,
+        attack=attack_name({**report.attack, "random_start": False}),  # attack_start tells
         attack_start="a random point of the ball" if report.attack["random_start"] else "the clean image",
         protocol_text=PROTOCOLS[report.protocol].description,
         intervals=report.confidence_intervals,

@@ -9,6 +9,7 @@ from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import default_epsilons, format_eps
 
 UNKNOWN = "not stated"
+UNNAMED_DATASET = "the evaluation dataset"  # as cards call one that nobody named
 DEFAULT_GRID = "the norm's"
 
 

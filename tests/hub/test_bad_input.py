@@ -108,6 +108,7 @@ def test_another_evaluation_takes_the_reports_place_and_keeps_what_training_was(
     facts = {"weights_sha256": hash_weight_files(run), "dataset": "someone/colours", "base_model_text": "run"}
     dataclasses.replace(report(facts), protocol="exact").to_json(evaluation / "robustness_report.json")
     (evaluation / "examples" / "example_001.png").write_bytes(b"strip")
+    (evaluation / "examples" / "examples.npz").write_bytes(b"numbers")
     before = (run / "robustness_report.json").read_bytes()
     with pytest.raises(PublishError, match="offline"):
         publish(run, "tester/robust", report=evaluation)
@@ -117,6 +118,8 @@ def test_another_evaluation_takes_the_reports_place_and_keeps_what_training_was(
     assert (run / "robustness_report.replaced.json").read_bytes() == before
     strips = {name for name in published_files(run) if name.startswith("examples/")}
     assert strips == {"examples/example_001.png"} and (run / "examples" / "replaced_000.png").is_file()
+    numbers = [(run / "examples" / name).read_bytes() for name in ("examples.npz", "replaced_examples.npz")]
+    assert numbers == [b"numbers", b"of training"]  # for the page of runs; not published
     assert "robustness_report.replaced.json" not in published_files(run)
 
 

@@ -1,10 +1,13 @@
 import pytest
-from huggingface_hub import EvalResult
+from huggingface_hub import EvalResult, ModelCard
 
+from hf_robust_ft import APGD, ThreatModel
 from hf_robust_ft.cli import main
 from hf_robust_ft.leaderboard import Leaderboard, Problem, Result, to_html, to_markdown
-from hf_robust_ft.leaderboard.results import from_eval_results
+from hf_robust_ft.leaderboard.results import ROUNDING, SCORES, from_eval_results
+from hf_robust_ft.reporting import render_model_card
 from hf_robust_ft.reporting.settings import Setting
+from hf_robust_ft.reports import build_report
 
 SETTING = Setting("digits", "test", "100", "Linf", "8/255", "paper", "APGD-CE-10")
 ARGS = {"norm": "Linf", "eps": "8/255", "protocol": "paper", "attack": "APGD-CE-10", "samples": 100}
@@ -29,6 +32,32 @@ def test_both_ways_to_write_clean_accuracy_are_read():
         assert found == [Result("a/b", SETTING, 0.6, 0.4, 0.9)]
     elsewhere = entry("clean_accuracy", 0.9, dataset_split="validation")
     assert from_eval_results([elsewhere, entry("accuracy", 0.1), *robust], "a/b")[0].clean_accuracy is None
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [APGD(random_start=False), APGD(steps=40, loss="dlr", restarts=5), APGD(random_start=True)],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "facts",
+    [{}, {"dataset": "a/b", "dataset_config": "small", "split": "test"}, {"dataset_name": "Colours"}],
+    ids=["unnamed", "id", "name"],
+)
+@pytest.mark.parametrize(("norm", "eps", "protocol"), [("Linf", "8/255", "paper"), ("L2", 0.5, "exact")])
+def test_a_card_names_the_setting_that_its_report_names(attack, facts, norm, eps, protocol):
+    threat_model = ThreatModel(norm, eps)
+    values = [each * threat_model.eps for each in (0, 0.5, 1, float("inf"))]
+    report = build_report(
+        [0] * 4, values, [1] * 4, threat_model=threat_model, attack=attack, protocol=protocol,
+        epsilons=[0, threat_model.eps / 2, threat_model.eps], metadata=facts,
+    )  # fmt: skip
+    measured = Result.of_report(report, "a/b")
+    (told,) = from_eval_results(ModelCard(render_model_card(report)).data.eval_results, "a/b")
+    grid = {"grid": measured.setting.grid}  # cards tell none
+    assert Setting(**vars(told.setting) | grid) == measured.setting
+    for name in SCORES:
+        assert getattr(told, name) == pytest.approx(getattr(measured, name), abs=ROUNDING)
 
 
 def test_a_card_with_several_settings_gives_several_results():

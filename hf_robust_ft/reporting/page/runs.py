@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_robust_ft.reporting.evidence import REPORT_NAME
+from hf_robust_ft.reporting.evidence import EXAMPLE_FILES, REPORT_NAME
 from hf_robust_ft.reporting.example_pairs import FILE_NAME, ExamplePairs
+from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.validation_curves import ACCURACY_KEYS, find_state
-
-EXAMPLES_FOLDER = "examples"  # of `evaluate --save_examples`
 
 
 @dataclass(frozen=True)
@@ -110,9 +109,9 @@ def _read(file: Path, name: str, with_folder: bool) -> Run:
     report = RobustnessReport.from_json(file)
     if not with_folder:
         return Run(name, report)
-    pictures = file.parent / EXAMPLES_FOLDER
-    pairs = ExamplePairs.load(pictures / FILE_NAME) if (pictures / FILE_NAME).is_file() else None
-    strips = () if pairs else tuple(sorted(pictures.glob("example_*.png")))
+    numbers = file.parent / EXAMPLES / FILE_NAME
+    pairs = ExamplePairs.load(numbers) if numbers.is_file() else None
+    strips = () if pairs else tuple(sorted(file.parent.glob(EXAMPLE_FILES)))
     return Run(name, report, _read_timeline(file.parent), pairs, strips)
 
 
