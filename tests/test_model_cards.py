@@ -12,7 +12,7 @@ from hf_robust_ft.cli import main
 from hf_robust_ft.metrics.robustness.curve import expected_robustness
 from hf_robust_ft.reporting import render_model_card
 
-CARDS = sorted(path.parent for path in (Path(__file__).parent.parent / "model_cards").glob("*/README.md"))
+CARDS = sorted(path.parent for path in (Path(__file__).parent.parent / "model_cards").glob("*/robustness_report.json"))
 
 
 def test_the_quickstart_has_a_card():
