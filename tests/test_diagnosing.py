@@ -156,17 +156,17 @@ main(["diagnose", *{FLAGS!r}, "--num_train_epochs", "3", "--epsilons", "0", "8/2
 
 def test_calibrate_stops_fix_runs_and_writes_a_recipe(flags, tmp_path, trained, capsys):
     recipe = tmp_path / "found.yaml"
-    sweep = ["--epsilons", "0", "1/255", "--num_train_epochs", "6", "--max_train_samples", "200"]
+    sweep = ["--epsilons", "0", "1/255", "--num_train_epochs", "10", "--max_train_samples", "200"]
     main(["calibrate", *flags, *sweep, "--recipe", str(recipe)])
     curves = [read_run(tmp_path / "sweep" / "curves" / f"{name}.json") for name in trained]
     assert [curve.is_complete for curve in curves] == [True, False]
     delay = curves[1].delay(0.11)
-    assert curves[1].epochs[-1] == delay < 6
+    assert curves[1].epochs[-1] == delay < 10
     start, mean_delay = curves[0].epoch_of_share(), (curves[0].delay(0.11) + delay) / 2
     end = max(np.floor(mean_delay + 0.5), start + 1)  # a ramp of at least an epoch
     (args,) = parse_recipe((AdversarialTrainingArguments,), recipe, {"output_dir": str(tmp_path)})
-    assert args.eps_schedule == "hinge" and args.schedule_start == start / 6
-    assert args.schedule_end == end / 6
+    assert args.eps_schedule == "hinge" and args.schedule_start == start / 10
+    assert args.schedule_end == end / 10
     assert f"--config {recipe}" in capsys.readouterr().out
     assert "found.yaml exists. Name another file" in refused(["calibrate", *flags, "--recipe", str(recipe)], capsys)
     # Runs that were stopped early are none of a diagnosis.
