@@ -2,10 +2,12 @@
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 
+from hf_robust_ft.shown_command import shown_command
+
+PROGRAM = "hf-robust-ft"
 USAGE = """\
 usage: hf-robust-ft <command> [options]
 
@@ -73,7 +75,7 @@ def train(argv: Sequence[str]) -> None:
                 plan.to_json(plan_args.plan_json)
         return
     refuse_to_overwrite(args)
-    metadata = {"command": _shown_command("train", argv), "recipes": options.recipes}
+    metadata = {"command": shown_command([PROGRAM, "train"], argv), "recipes": options.recipes}
     trainer = fine_tune(model_args, data_args, args, metadata)
     if trainer.is_world_process_zero():
         measured = trainer.robustness_report
@@ -167,7 +169,7 @@ def evaluate(argv: Sequence[str]) -> None:
 
     types, titles = (EvaluationArguments, DataArguments), ("evaluation", "data")
     options, data_args = parse_options("evaluate", argv, types, titles, evaluate.__doc__).parsed
-    state, report = measure(options, data_args, _shown_command("evaluate", argv))
+    state, report = measure(options, data_args, shown_command([PROGRAM, "evaluate"], argv))
     if not state.is_main_process:
         return
     print(report)
@@ -311,16 +313,3 @@ COMMANDS = {
     "publish-metric": publish_metric,
     "quickstart": quickstart,
 }
-
-
-def _shown_command(command: str, argv: Sequence[str]) -> str:
-    """The command as typed, without tokens, and with folders of this machine reduced to their names."""
-    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    shown, secret = [], False
-    for word in words:
-        if word.startswith("--"):
-            secret = "token" in word
-        if not secret:
-            local = os.path.isabs(word) or word.startswith("~")
-            shown.append(os.path.basename(os.path.normpath(word)) if local else word)
-    return shlex.join(["hf-robust-ft", command, *shown])

@@ -1,5 +1,7 @@
 """What an evaluation by the Trainer gathers while it runs."""
 
+from typing import Any
+
 from torch import Tensor
 
 from hf_robust_ft.trust_checks import CHECKED_IMAGES
@@ -8,8 +10,9 @@ from hf_robust_ft.trust_checks import CHECKED_IMAGES
 class EvaluationRecord:
     """What one evaluation found: labels, smallest fooling eps and wrong class of every image, from every process."""
 
-    def __init__(self, epsilons: list[float]):
+    def __init__(self, epsilons: list[float], dataset: Any = None):
         self.epsilons = epsilons
+        self.dataset = dataset
         self.gathered: list[tuple[Tensor, ...]] = []
         self.kept: list[tuple[Tensor, Tensor]] = []
 

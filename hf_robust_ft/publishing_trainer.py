@@ -108,7 +108,10 @@ class PublishingTrainer(TuningTrainer):
             "dataset_name": _first(dataset),
             "dataset_on_hub": bool(dataset_tags),
         }
-        self.robustness_report = self.robustness_report.with_metadata(**{k: v for k, v in facts.items() if v})
+        facts = {name: value for name, value in facts.items() if value}
+        if facts.get("dataset", known := self.robustness_report.metadata.get("dataset")) != known:
+            facts |= {"dataset_commit": None, "dataset_config": None}  # of the one that was loaded
+        self.robustness_report = self.robustness_report.with_metadata(**facts)
         self.save_evidence()
 
     # ---- Publishing --------------------------------------------------------------

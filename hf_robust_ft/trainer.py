@@ -17,6 +17,7 @@ from hf_robust_ft import trainer_checks
 from hf_robust_ft.attacks import APGD, AttackResult, attack_mode
 from hf_robust_ft.batch_checks import CheckedCollator, check_batch
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
+from hf_robust_ft.data.sources import loaded_facts
 from hf_robust_ft.evaluation_record import EvaluationRecord
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
 from hf_robust_ft.protocols import attack_on_grid
@@ -27,6 +28,7 @@ from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import build_report
 from hf_robust_ft.run_record import environment_facts
 from hf_robust_ft.sample_ids import SAMPLE_ID, IdentifyingCollator
+from hf_robust_ft.shown_command import script_command
 from hf_robust_ft.threat_models import format_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 from hf_robust_ft.trust_checks import CHECKED_IMAGES, TrustCheck, run_trust_checks
@@ -239,7 +241,9 @@ class AdversarialTrainer(PublishingTrainer):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         attacks = self.args.robust_eval == "epoch" or (self.args.robust_eval == "end" and not self.is_in_train)
-        self._evaluation = EvaluationRecord(self.args.evaluation_grid if attacks else [0.0])
+        self._evaluation = EvaluationRecord(
+            self.args.evaluation_grid if attacks else [0.0], getattr(dataloader, "dataset", None)
+        )
         try:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -286,7 +290,7 @@ class AdversarialTrainer(PublishingTrainer):
             attack=self.args.eval_attack,
             checks=self._trust_checks(evaluation),
             class_names=names,
-            metadata=self._metadata(),
+            metadata=self._metadata() | loaded_facts(evaluation.dataset),
         )
         metrics = {f"{prefix}_clean_accuracy": report.clean_accuracy}
         if len(report.epsilons) > 1:
@@ -317,6 +321,8 @@ class AdversarialTrainer(PublishingTrainer):
         training = self.scheduler_callback.described(self.args.training_settings())
         seeds = {"seed": self.args.seed} | ({} if self.args.data_seed is None else {"data_seed": self.args.data_seed})
         metadata = {"training": training, "seeds": seeds, **environment_facts()}
+        if (command := script_command()) is not None:
+            metadata["command"] = command
         name = getattr(getattr(self.model, "config", None), "_name_or_path", "")
         if name and not os.path.exists(name):  # a Hub id, not a folder of this machine
             metadata["base_model"] = name

@@ -19,6 +19,7 @@ LAYERS = [
         "validation_curves",
         "paper",
         "weight_hashes",
+        "shown_command",
     ),
     ("batch_checks", "attacks", "metrics", "results_store", "batches", "shared_work", "evaluated_model", "diagnosis"),
     ("trust_checks", "protocols", "run_record"),

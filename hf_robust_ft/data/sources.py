@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -94,6 +95,21 @@ def loaded_commit(dataset: Dataset | IterableDataset) -> str | None:
     files = [entry["filename"] for entry in getattr(dataset, "cache_files", [])]
     found = {match.group(1) for name in files for match in re.finditer(r"[/\\]([0-9a-f]{40})[/\\]", name)}
     return found.pop() if len(found) == 1 else None
+
+
+def loaded_facts(dataset: Any) -> dict[str, Any]:
+    """`dataset`, `dataset_on_hub`, `dataset_commit`, `dataset_config` of a dataset from the Hub; of any other, nothing.
+
+    The cache of `datasets` tells the commit and a name in small letters; that of the Hub's client has its real one.
+    """
+    commit = loaded_commit(dataset)
+    places = list(Path(constants.HF_HUB_CACHE).glob(f"datasets--*/snapshots/{commit}")) if commit else []
+    if len(places) != 1:
+        return {}
+    name = places[0].parts[-3].removeprefix("datasets--").replace("--", "/")
+    facts = {"dataset": name, "dataset_on_hub": True, "dataset_commit": commit}
+    configuration = getattr(getattr(dataset, "info", None), "config_name", None)
+    return facts | ({"dataset_config": configuration} if configuration not in (None, "default") else {})
 
 
 @contextmanager

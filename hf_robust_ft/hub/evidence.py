@@ -9,6 +9,7 @@ import yaml
 
 from hf_robust_ft.hub.contents import free_place
 from hf_robust_ft.reporting.commands import evaluate_command
+from hf_robust_ft.reporting.consistency import check_consistent
 from hf_robust_ft.reporting.evidence import EXAMPLE_FILES, REPORT_NAME
 from hf_robust_ft.reporting.example_pairs import FILE_NAME as EXAMPLE_PAIRS
 from hf_robust_ft.reporting.model_card import EXAMPLES
@@ -36,6 +37,12 @@ def read_report(folder: Path, evaluation: Path | None, repo_id: str) -> Robustne
     report = RobustnessReport.from_json(path)
     if report.num_samples < 1 or len(report.epsilons) < 2:
         raise ValueError(f"{path} measured no attack. {how_to_measure(folder, repo_id)}")
+    try:
+        check_consistent(report)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged or was changed by hand. {error} {how_to_measure(folder, repo_id)}"
+        ) from None
     if evaluation is None or not (folder / REPORT_NAME).is_file():
         return report
     own = RobustnessReport.from_json(folder / REPORT_NAME).metadata

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-# Tokens of the Hub, and of common trackers and clouds.
-SECRETS = re.compile(rb"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{32,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,})")
-SECRET_NAMES = ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "ACCESS_KEY")
+from hf_robust_ft.shown_command import SECRET_NAMES, SECRETS
+
 LEAST_LENGTH = 8  # shorter values are no secrets, and occur by chance
 TEXT = (".md", ".json", ".yaml", ".py")
 
@@ -28,7 +27,7 @@ def check_for_leaks(folder: str | Path, files: Sequence[str], token: str | bool 
         if not name.endswith(TEXT):
             continue
         content = (folder / name).read_bytes()
-        if SECRETS.search(content) or any(
+        if SECRETS.search(content.decode(errors="replace")) or any(
             len(value) >= LEAST_LENGTH and value.encode() in content for value in secrets
         ):
             raise ValueError(f"{folder / name} holds a token or another secret; remove it. Nothing was uploaded.")

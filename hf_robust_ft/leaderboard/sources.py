@@ -92,7 +92,8 @@ def _read_files(source: str, report: Path | None, card: Path | None, url: str | 
     except Exception as error:  # as above: a stranger's file may hold anything
         wrong.append(f"{REPORT_NAME}: {_reason(error, report)}")
     try:
-        told = from_eval_results(_eval_results(card), source, url) if card else []
+        # A card is rendered from its report: where that one is refused, its figures are no better.
+        told = from_eval_results(_eval_results(card), source, url) if card and not wrong else []
     except Exception as error:
         wrong.append(f"{CARD_NAME}: {_reason(error, card)}")
     known = {replace(result.setting, grid=DEFAULT_GRID): result for result in measured}  # cards tell no grid

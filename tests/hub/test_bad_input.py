@@ -102,11 +102,26 @@ def test_a_report_that_is_none_is_refused(run, content, message):
         publish(run, "tester/robust")
 
 
+@pytest.mark.parametrize("name", ["clean_accuracy", "adversarial_accuracy", "expected_robustness"])
+@pytest.mark.parametrize("value", [0.99, float("nan")])
+def test_scores_that_the_curve_does_not_give_are_refused(run, name, value):
+    path = run / "robustness_report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    card = (run / "README.md").read_bytes()
+    with pytest.raises(
+        ValueError, match=rf"changed by hand. Its {name.replace('_', ' ')} is .* Measure it and publish"
+    ):
+        publish(run, "tester/robust")
+    assert (run / "README.md").read_bytes() == card
+
+
 def test_another_evaluation_takes_the_reports_place_and_keeps_what_training_was(run, tmp_path):
     evaluation = tmp_path / "evaluation"
     (evaluation / "examples").mkdir(parents=True)
     facts = {"weights_sha256": hash_weight_files(run), "dataset": "someone/colours", "base_model_text": "run"}
-    dataclasses.replace(report(facts), protocol="exact").to_json(evaluation / "robustness_report.json")
+    smallest = [0.0] * 20 + [4 / 255] * 80 + [None] * 100
+    measured = dataclasses.replace(report(facts), protocol="exact", smallest_epsilons=smallest)
+    measured.to_json(evaluation / "robustness_report.json")
     (evaluation / "examples" / "example_001.png").write_bytes(b"strip")
     (evaluation / "examples" / "examples.npz").write_bytes(b"numbers")
     before = (run / "robustness_report.json").read_bytes()

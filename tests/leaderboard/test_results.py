@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 
@@ -122,6 +124,20 @@ def test_text_of_strangers_stays_text():
     markdown, page = to_markdown(board), to_html(board)
     assert "<script" not in markdown and "\n# z" not in markdown and r"\|x\](y)" in markdown
     assert "<script>alert" not in page and page.count("<script>") == 1
+
+
+def test_the_card_of_a_refused_report_is_not_ranked_in_its_place(tmp_path, capsys):
+    threat_model = ThreatModel("Linf", "8/255")
+    report = build_report(
+        [0, 1], [0.0, float("inf")], [1, 0], threat_model=threat_model, epsilons=[0, threat_model.eps], attack=APGD()
+    )
+    for name, told in (("honest", report), ("boasting", replace(report, expected_robustness=0.99))):
+        (tmp_path / name).mkdir()
+        told.to_json(tmp_path / name / "robustness_report.json")
+        (tmp_path / name / "README.md").write_text(render_model_card(told))
+    main(["leaderboard", str(tmp_path / "honest"), str(tmp_path / "boasting")])
+    printed = capsys.readouterr().out
+    assert "99.00 %" not in printed and "boasting: robustness_report.json: Its expected robustness is 0.99" in printed
 
 
 def test_an_unreadable_eps_is_refused_before_the_hub_is_asked(monkeypatch, capsys):
