@@ -27,11 +27,18 @@ def published_files(folder: str | Path) -> list[str]:
     """Everything that goes up, by path in the repository: the checkpoint's files, and what evidence there is.
 
     Raises:
-        ValueError: `folder` is not a plain checkpoint with weights in safetensors and an image processor.
+        ValueError: `folder` is not a plain checkpoint with weights in safetensors and an image processor, or evidence
+            in it is a link to a file elsewhere.
     """
     folder = Path(folder)
     evidence = [name for name in EVIDENCE if (folder / name).is_file()]
     examples = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(EXAMPLE_FILES))]
+    for name in (*evidence, *examples):
+        # Weights may be links into a cache; a picture that is one could be any file of this machine.
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{folder / name} is a link to a file outside of {folder}: put a copy there, or remove it."
+            )
     return [*checkpoint_files(folder), *evidence, *examples]
 
 

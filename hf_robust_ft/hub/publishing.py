@@ -78,6 +78,8 @@ def publish(
     folder = Path(folder).expanduser()
     evaluation = Path(report).expanduser() if report is not None else None
     check_repo_id(repo_id)
+    if revision is not None and not revision.strip():
+        raise ValueError(f"revision={revision!r} names no branch: give one, or leave it out for main.")
     if revision is not None and create_pr:
         raise ValueError(f"Give a revision ({revision!r}) or open a pull request against main, not both.")
     measured = _prepare(folder, repo_id, evaluation, license, token)

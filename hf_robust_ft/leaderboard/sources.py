@@ -44,9 +44,12 @@ def read_tagged(api: HfApi, tag: str = TAG, limit: int | None = None) -> Found:
         limit: how many of them at most; None for all.
 
     Raises:
+        ValueError: a limit below 1.
         OSError: the Hub cannot be reached, or refuses to list. A single model that cannot be read is told with the
             reason instead.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}.")
     return _together([_read_model(api, info) for info in list(api.list_models(filter=tag, full=True, limit=limit))])
 
 

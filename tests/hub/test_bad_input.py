@@ -54,6 +54,22 @@ def test_an_impossible_name_is_refused(run, name):
         publish(run, name)
 
 
+@pytest.mark.parametrize("revision", ["", " "])
+def test_a_branch_without_a_name(run, revision):
+    with pytest.raises(ValueError, match="names no branch: give one, or leave it out"):
+        publish(run, "tester/robust", revision=revision)
+
+
+@pytest.mark.parametrize("name", ["examples/example_099.png", "training.png"])
+def test_evidence_that_is_a_link_to_elsewhere_is_not_followed(run, tmp_path, name):
+    (tmp_path / "private.png").write_bytes(b"not for others")
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(tmp_path / "private.png")
+    with pytest.raises(ValueError, match="is a link to a file outside"):
+        publish(run, "tester/robust")
+
+
 def test_a_branch_or_a_pull_request(run):
     with pytest.raises(ValueError, match="not both"):
         publish(run, "tester/robust", revision="next", create_pr=True)

@@ -7,6 +7,7 @@ from hf_robust_ft import APGD, ThreatModel
 from hf_robust_ft.cli import main
 from hf_robust_ft.leaderboard import Leaderboard, Problem, Result, to_html, to_markdown
 from hf_robust_ft.leaderboard.results import ROUNDING, SCORES, from_eval_results
+from hf_robust_ft.leaderboard.sources import read_tagged
 from hf_robust_ft.reporting import render_model_card
 from hf_robust_ft.reporting.settings import Setting
 from hf_robust_ft.reports import build_report
@@ -145,3 +146,9 @@ def test_an_unreadable_eps_is_refused_before_the_hub_is_asked(monkeypatch, capsy
     with pytest.raises(SystemExit) as stop:
         main(["leaderboard", "--eps", "four"])
     assert stop.value.code == 2 and "eps='four' is neither a number nor a fraction" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_that_reads_nothing_is_refused(limit):
+    with pytest.raises(ValueError, match=f"limit must be at least 1, got {limit}"):
+        read_tagged(None, limit=limit)
