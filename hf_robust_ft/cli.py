@@ -156,9 +156,7 @@ def reproduce(argv: Sequence[str]) -> None:
     missing = run(*parse_grid(argv, reproduce.__doc__))
     if isinstance(missing, dict) and missing:
         names = "\n".join(f"  {name}: {reason}" for name, reason in missing.items())
-        sys.exit(
-            f"hf-robust-ft reproduce: {len(missing)} cells have no result; give the command again for these:\n{names}"
-        )
+        sys.exit(f"hf-robust-ft reproduce: cells without a result: {len(missing)}. Give the command again for\n{names}")
 
 
 def evaluate(argv: Sequence[str]) -> None:

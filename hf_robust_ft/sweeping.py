@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,6 +225,19 @@ def _configuration(
     return json.loads(json.dumps(merged))
 
 
+def differences(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Where two configurations of JSON values differ, for a message; "" where they do not.
+
+    >>> differences({"eps": "4/255", "seed": 0}, {"eps": "8/255", "seed": 0})
+    "eps '4/255' there, '8/255' now"
+    """
+    return "; ".join(
+        f"{name} {before.get(name)!r} there, {wanted.get(name)!r} now"
+        for name in dict.fromkeys([*before, *wanted])
+        if before.get(name) != wanted.get(name)
+    )
+
+
 def _keep_configuration(folder: Path, wanted: dict[str, Any], writes: bool) -> None:
     """Note what a folder's runs are made with, or compare with what is noted there.
 
@@ -239,15 +252,10 @@ def _keep_configuration(folder: Path, wanted: dict[str, Any], writes: bool) -> N
             draft.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
             draft.replace(file)
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
-    changed = [
-        f"{name} {before.get(name)!r} there, {wanted.get(name)!r} now"
-        for name in dict.fromkeys([*before, *wanted])
-        if before.get(name) != wanted.get(name)
-    ]
+    changed = differences(json.loads(file.read_text(encoding="utf-8")), wanted)
     if changed:
         raise ValueError(
-            f"{folder} holds runs of another configuration: {'; '.join(changed)}. Give the same values again, or "
+            f"{folder} holds runs of another configuration: {changed}. Give the same values again, or "
             "another --output_dir."
         )
 

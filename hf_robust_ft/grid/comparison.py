@@ -1,7 +1,6 @@
 """Settings of a grid against each other: means over seeds, wins, paired t-tests, and the paper's figures."""
 
 import itertools
-import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 from hf_robust_ft.grid.results import CellResult
+from hf_robust_ft.grid.settings import schedule_epochs
 from hf_robust_ft.models.backbones import BACKBONES
 from hf_robust_ft.paper.numbers import Scores, fix_and_schedule, paper_scores
 from hf_robust_ft.threat_models import format_eps, parse_eps
@@ -256,16 +256,6 @@ def eps_of(result: CellResult) -> float:
 
 def configuration_of(result: CellResult) -> Configuration:
     return Configuration(result.model, result.dataset, format_eps(eps_of(result)))
-
-
-def schedule_epochs(setting: str) -> tuple[float, float] | None:
-    """T1 and T2, in epochs of 50, of a setting of the ablation; None for any other.
-
-    >>> schedule_epochs("hinge:12,37"), schedule_epochs("hinge")
-    ((12.0, 37.0), None)
-    """
-    found = re.fullmatch(r"hinge:(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)", setting)
-    return (float(found[1]), float(found[2])) if found else None
 
 
 def setting_rank(setting: str) -> tuple:

@@ -15,10 +15,10 @@ from hf_robust_ft.grid.comparison import (
     configuration_of,
     is_papers_protocol,
     paper_figure,
-    schedule_epochs,
     setting_rank,
 )
 from hf_robust_ft.grid.results import CellResult
+from hf_robust_ft.grid.settings import schedule_epochs
 from hf_robust_ft.paper.numbers import Scores
 from hf_robust_ft.reporting.diagnosis_text import threshold_for
 from hf_robust_ft.reporting.plots import COLOURS, _save, plt

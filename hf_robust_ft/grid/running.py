@@ -21,9 +21,10 @@ from hf_robust_ft.finetuning import PreparedRun, build_trainer, prepare_run
 from hf_robust_ft.grid.cells import CellArguments, Job
 from hf_robust_ft.grid.pass_counter import PassCounter
 from hf_robust_ft.grid.results import CellResult
+from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.run_arguments import at_most
-from hf_robust_ft.run_record import library_versions
-from hf_robust_ft.sweeping import last_whole_checkpoint
+from hf_robust_ft.run_record import environment_facts
+from hf_robust_ft.sweeping import differences, last_whole_checkpoint
 from hf_robust_ft.trainer import AdversarialTrainer
 
 CONFIGURATION = "configuration.json"
@@ -101,30 +102,19 @@ def record_failure(job: Job, reason: str, details: str = "") -> None:
     job.failure.write_text(f"{first}\n\n{details}\n", encoding="utf-8")
 
 
-def differences(job: Job, wanted: dict[str, Any]) -> str:
-    """How the configuration that a cell was begun or finished with differs from the one wanted now; "" for not."""
-    if job.result.is_file():
-        before = CellResult.from_json(job.result).configuration
-    elif (job.work / CONFIGURATION).is_file():
-        before = json.loads((job.work / CONFIGURATION).read_text(encoding="utf-8"))
-    else:
-        return ""
-    wanted = json.loads(json.dumps(wanted))
-    names = dict.fromkeys([*before, *wanted])
-    return "; ".join(
-        f"{name} {before.get(name)!r} there, {wanted.get(name)!r} now"
-        for name in names
-        if before.get(name) != wanted.get(name)
-    )
-
-
 def refuse_changes(job: Job, wanted: dict[str, Any]) -> None:
     """Raise where a cell was begun or finished with another configuration than it would have now.
 
     Raises:
         ValueError: what differs, and both values, are named.
     """
-    changed = differences(job, wanted)
+    if job.result.is_file():
+        before = CellResult.from_json(job.result).configuration
+    elif (job.work / CONFIGURATION).is_file():
+        before = json.loads((job.work / CONFIGURATION).read_text(encoding="utf-8"))
+    else:
+        return
+    changed = differences(before, json.loads(json.dumps(wanted)))
     if changed:
         raise ValueError(
             f"{job.folder} holds the cell {job.cell.name} of another configuration: {changed}. Give the same values "
@@ -178,7 +168,9 @@ def _train(job: Job, arguments: CellArguments, prepared: PreparedRun) -> tuple[A
     return trainer, counter
 
 
-def _measure(job: Job, arguments: CellArguments, prepared: PreparedRun, trainer: AdversarialTrainer) -> Any:
+def _measure(
+    job: Job, arguments: CellArguments, prepared: PreparedRun, trainer: AdversarialTrainer
+) -> RobustnessReport:
     args, how = arguments.training, job.measurement
     images = prepared.splits[how.split]
     if how.split == "validation":
@@ -200,14 +192,7 @@ def _measure(job: Job, arguments: CellArguments, prepared: PreparedRun, trainer:
         progress=not args.disable_tqdm,
     )
     training = trainer.scheduler_callback.described(args.training_settings())
-    return report.with_metadata(
-        **prepared.facts, split=how.split, training=training, versions=library_versions(), device=device_name()
-    )
-
-
-def device_name() -> str:
-    """What the cell ran on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return report.with_metadata(**prepared.facts, split=how.split, training=training, **environment_facts())
 
 
 def _validation(log_history: list[dict[str, Any]]) -> dict[str, list[float]]:

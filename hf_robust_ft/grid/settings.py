@@ -46,7 +46,7 @@ def setting_options(setting: str) -> dict[str, Any]:
         return dict(NAMED[setting])
     name, _, arguments = setting.partition(":")
     if name == "hinge" and arguments:
-        return _corners(setting)
+        return _hinge_options(setting)
     if name in SCHEDULES and arguments:
         return {"eps_schedule": name, "schedule_args": arguments.split(",")}
     if setting in SCHEDULES:
@@ -65,6 +65,16 @@ def setting_options(setting: str) -> dict[str, Any]:
     raise ValueError(f"Unknown setting {setting!r}.{hint} Valid: {', '.join(known)}, or a recipe file (.yaml).")
 
 
+def schedule_epochs(setting: str) -> tuple[float, float] | None:
+    """T1 and T2, in epochs of 50, of a setting "hinge:T1,T2"; None for any other.
+
+    >>> schedule_epochs("hinge:12,37"), schedule_epochs("hinge")
+    ((12.0, 37.0), None)
+    """
+    found = re.fullmatch(r"hinge:(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)", setting)
+    return (float(found[1]), float(found[2])) if found else None
+
+
 def _is_inline(setting: str) -> bool:
     """Whether it is NAME=OPTION:VALUE; in "auto:patience=2" the colon comes first."""
     name, mark, options = setting.partition("=")
@@ -81,13 +91,11 @@ def _inline(setting: str) -> dict[str, Any]:
     return options
 
 
-def _corners(setting: str) -> dict[str, Any]:
-    try:
-        start, end = (float(epoch) / PAPER_EPOCHS for epoch in setting.removeprefix("hinge:").split(","))
-    except ValueError:
-        raise ValueError(
-            f"{setting!r} is not hinge:T1,T2 with two epochs of {PAPER_EPOCHS}, e.g. hinge:12,37."
-        ) from None
-    if not 0 <= start <= end <= 1:
+def _hinge_options(setting: str) -> dict[str, Any]:
+    epochs = schedule_epochs(setting)
+    if epochs is None:
+        raise ValueError(f"{setting!r} is not hinge:T1,T2 with two epochs of {PAPER_EPOCHS}, e.g. hinge:12,37.")
+    start, end = epochs
+    if not start <= end <= PAPER_EPOCHS:
         raise ValueError(f"{setting!r}: T1 and T2 are epochs of {PAPER_EPOCHS} with 0 <= T1 <= T2 <= {PAPER_EPOCHS}.")
-    return {"eps_schedule": "hinge", "schedule_start": start, "schedule_end": end}
+    return {"eps_schedule": "hinge", "schedule_start": start / PAPER_EPOCHS, "schedule_end": end / PAPER_EPOCHS}

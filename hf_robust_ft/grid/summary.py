@@ -12,11 +12,11 @@ from hf_robust_ft.grid.comparison import (
     is_papers_protocol,
     mean_scores,
     paper_figure,
-    schedule_epochs,
     t_test_over_configurations,
     t_test_over_seeds,
 )
 from hf_robust_ft.grid.results import CellResult
+from hf_robust_ft.grid.settings import schedule_epochs
 from hf_robust_ft.paper.numbers import Scores
 from hf_robust_ft.threat_models import format_eps
 

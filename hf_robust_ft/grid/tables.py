@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_robust_ft.grid.comparison import schedule_epochs
 from hf_robust_ft.grid.plots import plot_grid
 from hf_robust_ft.grid.results import CellResult
+from hf_robust_ft.grid.settings import schedule_epochs
 from hf_robust_ft.grid.summary import ALL_EPS, REFERENCES, summarise
 from hf_robust_ft.paper.numbers import Scores
 

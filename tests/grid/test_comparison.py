@@ -17,11 +17,11 @@ from hf_robust_ft.grid.comparison import (
     count_wins,
     is_papers_protocol,
     paper_figure,
-    schedule_epochs,
     setting_rank,
     t_test_over_configurations,
     t_test_over_seeds,
 )
+from hf_robust_ft.grid.settings import schedule_epochs
 from hf_robust_ft.paper.numbers import Scores
 
 DIGITS = Configuration("efficientnet_lite0", "digits", "4/255")
@@ -159,7 +159,8 @@ def test_other_points_of_eps_are_refused_though_their_number_is_the_same():
 
 
 def test_eps_and_datasets_may_differ_in_points_and_images():
-    ScoreTable.from_results([make_result(), make_result(eps="8/255"), make_result(dataset="cub200", num_samples=5794)])
+    results = [make_result(), make_result(eps="8/255"), make_result(dataset="cub200", num_samples=5794)]
+    assert len(ScoreTable.from_results(results).configurations) == 3
 
 
 @pytest.mark.parametrize("model", ["swin", "timm/swin_base_patch4_window7_224.ms_in22k_ft_in1k"])

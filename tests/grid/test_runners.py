@@ -66,7 +66,7 @@ def test_a_launched_cell_that_fails_tells_why(grid_argv, tmp_path):
                 "7",
             ]
         )
-    assert "no result" in str(stop.value.code) and "test_size" in str(stop.value.code)
+    assert "cells without a result: 2." in str(stop.value.code) and "test_size" in str(stop.value.code)
 
 
 def test_on_a_local_ray_cluster(grid_argv, in_process, kept, tmp_path, capsys):
@@ -76,7 +76,7 @@ def test_on_a_local_ray_cluster(grid_argv, in_process, kept, tmp_path, capsys):
         assert [kept(name) for name in NAMES] == in_process
         with pytest.raises(SystemExit) as stop:
             main([*grid_argv, "--runner", "ray", "--seeds", "1", "--max_train_samples", "1000000", "--test_size", "7"])
-        assert "2 cells have no result" in str(stop.value.code) and "test_size" in str(stop.value.code)
+        assert "cells without a result: 2." in str(stop.value.code) and "test_size" in str(stop.value.code)
     finally:
         ray.shutdown()
 

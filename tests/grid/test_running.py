@@ -79,7 +79,7 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again(grid_argv, kept, tmp_pa
     monkeypatch.setattr(running, "_measure", failing)
     with pytest.raises(SystemExit) as stop:
         main(grid_argv)
-    assert "1 cells have no result" in str(stop.value.code) and "RuntimeError: CUDA out of memory" in str(
+    assert "cells without a result: 1." in str(stop.value.code) and "RuntimeError: CUDA out of memory" in str(
         stop.value.code
     )
     folder = tmp_path / "grid"
