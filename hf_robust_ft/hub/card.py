@@ -46,11 +46,12 @@ def with_base_licence(api: HfApi, measured: RobustnessReport) -> RobustnessRepor
     base, stated = facts.get("base_model"), None
     if base:
         try:
-            card = api.model_info(base).card_data
-            stated = card.get("license") if card is not None else None
+            card = api.model_info(base).card_data or {}
+            stated = card.get("license")
+            stated = card.get("license_name") or stated if stated == "other" else stated
         except CLIENT_ERRORS:
             stated = None
-    if isinstance(stated, str):
+    if isinstance(stated, str) and stated != "unknown":
         return measured.with_metadata(base_model_license=stated)
     logger.warning(
         "The licence of the pretrained weights (%s) is not known, so the card states none; give --license (e.g. "

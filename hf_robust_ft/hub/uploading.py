@@ -4,14 +4,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from hf_robust_ft.downloads import error_chain
-from hf_robust_ft.hub.errors import PublishError, status_of
+from hf_robust_ft.hub.errors import PublishError, cause_to_show, reasons, status_of
 from hf_robust_ft.hub.patience import patiently
 from hf_robust_ft.hub.repository import branch_head, remote_files
+from hf_robust_ft.reporting.evidence import CARD_NAME
 from hf_robust_ft.weight_hashes import hash_file
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,10 @@ def upload(
         The commit, verified.
 
     Raises:
-        PublishError: the Hub holds something else than was sent.
+        PublishError: the Hub does not take the card's metadata, or holds something else than was sent.
     """
+    if CARD_NAME in files:
+        _check_card_is_taken(files[CARD_NAME], repo_type)
     where = {"repo_type": repo_type}
     additions = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
     head = branch_head(api, repo_id, revision, **where)
@@ -78,6 +81,17 @@ def upload(
 
     info = patiently(commit, f"Committing to {repo_id}", made)
     return _verified(api, repo_id, files, removals, info, revision if not info.pr_url else info.pr_revision, repo_type)
+
+
+def _check_card_is_taken(card: Path, repo_type: str) -> None:
+    """Ask the Hub, which would refuse the commit only after all large files were sent."""
+    try:
+        patiently(lambda: RepoCard.load(card).validate(repo_type), f"Validating {card.name}")
+    except ValueError as error:  # the client's word for a refused card
+        refused = error.__context__ or error
+        raise PublishError(
+            f"The Hub does not take the metadata at the head of {card.name}: {reasons(refused)}. Correct them there."
+        ) from cause_to_show(refused)
 
 
 def _send_large_files(api: HfApi, repo_id: str, additions: list[CommitOperationAdd], **where) -> None:

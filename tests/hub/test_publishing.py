@@ -54,13 +54,23 @@ found["foreign_local"] = readme.read_text()
 readme.write_text(readme.read_text().replace("Read me first.", "Read this first."))
 found["foreign_again"] = attempt_publish("tester/foreign", run="foreign")
 found["aside"] = Path("foreign/README.local.md").read_text()
+found["other_licence"] = attempt_publish("tester/foreign", run="foreign", license="other")
 found["licence"] = attempt_publish("tester/foreign", run="foreign", license="mit")
+found["unlisted"] = attempt_publish("tester/foreign", run="foreign", license="MIT")
+shutil.copytree("run", "rejected")
+card = Path("rejected/README.md")
+good = card.read_text()
+card.write_text(good.replace("license: apache-2.0", "license: Apache 2.0\\nmetrics: accuracy"))
+found["rejected"] = attempt_publish("tester/rejected", run="rejected", private=True)
+card.write_text(good)
+found["corrected"] = attempt_publish("tester/rejected", run="rejected", private=True)
 found["readme_of_base"] = Path("run/robustness_report.json").read_text()
 """
 )
 
 FOREIGN = """---
 license: cc-by-4.0
+license_name: ours
 tags: [mine, Linf-1-over-255]
 model-index:
 - name: Theirs
@@ -194,7 +204,27 @@ def test_of_two_texts_the_published_one_is_kept_and_the_local_one_set_aside(usua
     assert "Read this first." in found["aside"] and "Read me first." not in found["aside"]
     text = hub.find("tester/foreign").files()["README.md"].decode()
     assert "Read me first." in text and text.count(BEGIN) == 1
-    assert ModelCard(text).data.license == "mit"  # asked for
+    for asked, name in (("other", "ours"), ("mit", None)):
+        sha = found["licence" if asked == "mit" else "other_licence"]["value"][0]
+        data = ModelCard(hub.find("tester/foreign").files(sha)["README.md"].decode()).data
+        assert (data.license, data.license_name) == (asked, name)
+
+
+def test_a_licence_that_the_hub_does_not_list_is_told_here(usual):
+    _, found, _ = usual
+    assert found["unlisted"]["error"] == "ValueError" and "Did you mean 'mit'" in found["unlisted"]["message"]
+
+
+def test_a_card_that_the_hub_rejects_is_told_in_one_line_before_anything_is_sent(usual):
+    hub, found, _ = usual
+    outcome = found["rejected"]
+    assert outcome["error"] == "PublishError" and not outcome["lost"] and not outcome["changed"]
+    assert "does not take the metadata at the head of README.md: " in outcome["message"]
+    assert '"metrics" must be' in outcome["message"] and '; "license" must be one of' in outcome["message"]
+    command = "hf-robust-ft publish rejected tester/rejected --private"
+    assert outcome["message"].endswith(f"Go on with: {command}") and "\n" not in outcome["message"]
+    assert len(hub.requests("POST", "tester/rejected/commit/")) == 1  # of the corrected card
+    assert hub.find("tester/rejected").head.sha == found["corrected"]["value"][0]
 
 
 @pytest.mark.parametrize(
@@ -251,7 +281,7 @@ def faulty(tmp_path_factory):
     with HubServer() as hub:
         hub.fail("api/repos/create", method="POST")
         hub.fail("api/models/tester/info_500$", method="GET")
-        hub.fail("validate-yaml", status=503)
+        hub.fail("validate-yaml", status=503, times=2)
         hub.fail("tester/preupload_500/preupload")
         hub.fail("store/tester/put_500", method="PUT")
         hub.fail("store/tester/cut", "cut_upload")
@@ -337,7 +367,7 @@ def refused(tmp_path_factory):
     with HubServer() as hub:
         hub.users["hf_reads_only"] = hub.users[hub.reading_token]
         hub.create("tester/there", {"config.json": "{}"})
-        yield hub, hub.run(START + calls, folder)
+        yield hub, hub.run(START + calls, folder, timeout=300)
 
 
 @pytest.mark.parametrize(("token", "repo_id"), REFUSED)
