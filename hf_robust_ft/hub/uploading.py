@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
+from huggingface_hub.constants import REPO_TYPES_URL_PREFIXES
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
@@ -68,7 +69,7 @@ def upload(
         """The commit of a try whose answer was lost."""
         for name, sha in _heads(api, repo_id, revision, create_pr, repo_type).items():
             if known.get(name) != sha and not _differences(files, removals, remote_files(api, repo_id, sha, **where)):
-                address = f"{api.endpoint}/{repo_id}"
+                address = _address(api, repo_id, repo_type)
                 pull = f"{address}/discussions/{name.removeprefix('refs/pr/')}" if create_pr else None
                 return CommitInfo(
                     commit_url=f"{address}/commit/{sha}",
@@ -80,6 +81,8 @@ def upload(
         return None
 
     info = patiently(commit, f"Committing to {repo_id}", made)
+    if create_pr and info.pr_url is None:
+        logger.warning("%s holds all of this already, so no pull request was opened.", repo_id)
     return _verified(api, repo_id, files, removals, info, revision if not info.pr_url else info.pr_revision, repo_type)
 
 
@@ -90,7 +93,7 @@ def _check_card_is_taken(card: Path, repo_type: str) -> None:
     except ValueError as error:  # the client's word for a refused card
         refused = error.__context__ or error
         raise PublishError(
-            f"The Hub does not take the metadata at the head of {card.name}: {reasons(refused)}. Correct them there."
+            f"The Hub does not take the metadata at the head of {card}: {reasons(refused)}. Correct them there."
         ) from cause_to_show(refused)
 
 
@@ -115,13 +118,17 @@ def _heads(api: HfApi, repo_id: str, revision: str, create_pr: bool, repo_type: 
     return {each.ref: each.target_commit for each in refs.pull_requests or []}
 
 
+def _address(api: HfApi, repo_id: str, repo_type: str) -> str:
+    return f"{api.endpoint}/{REPO_TYPES_URL_PREFIXES.get(repo_type, '')}{repo_id}"
+
+
 def _verified(api, repo_id, files, removals, info: CommitInfo, revision: str, repo_type: str) -> CommitInfo:
     """The commit if it holds what was sent; one that the answer names wrongly is looked up at the branch's head."""
     held = remote_files(api, repo_id, info.oid, repo_type)
     if held is None:
         head = branch_head(api, repo_id, revision, repo_type)
         logger.warning("%s says it made commit %s, which it does not have; comparing %s.", repo_id, info.oid, head)
-        info.oid, info.commit_url = head, f"{api.endpoint}/{repo_id}/commit/{head}"
+        info.oid, info.commit_url = head, f"{_address(api, repo_id, repo_type)}/commit/{head}"
         held = remote_files(api, repo_id, head, repo_type)
     if wrong := _differences(files, removals, held):
         raise PublishError(f"{repo_id} at {info.oid} is not what was sent: {'; '.join(wrong)}.")

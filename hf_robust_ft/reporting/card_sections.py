@@ -96,11 +96,11 @@ def _merge_metadata(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, A
 
 
 def _licence(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """Theirs with what names it or, where they state none, ours; an "other" is named as they name it."""
+    """Theirs with what names it or, where they state none, ours; an "other" without a name has theirs."""
     mine, own = ({name: each[name] for name in _LICENCE if each.get(name)} for each in (ours, theirs))
     if "license" in own:
         return own
-    return mine | own if mine.get("license") in (None, "other") else mine
+    return own | mine if mine.get("license") in (None, "other") else mine
 
 
 def _foreign_results(index: Any) -> list[dict[str, Any]]:

@@ -44,15 +44,13 @@ class ExamplePairs:
             ValueError: a damaged file or one of another kind (objects in it are not unpickled), or arrays that do not
                 belong together.
         """
-        content = BytesIO(Path(path).read_bytes())
-        names = [entry.name for entry in fields(cls)]
+        content, keys = BytesIO(Path(path).read_bytes()), [entry.name for entry in fields(cls)]
         try:
             with np.load(content, allow_pickle=False) as found:
-                missing = [name for name in names if name not in found]
-                values = {name: np.asarray(found[name]) for name in names if name in found}
-        except (
-            Exception
-        ):  # zipfile, zlib and numpy each have their own, and numpy's advises to unpickle strangers' files
+                missing = [key for key in keys if key not in found]
+                values = {key: np.asarray(found[key]) for key in keys if key in found}
+        except Exception:
+            # zipfile, zlib and numpy each raise their own, and numpy's advise to unpickle what strangers sent.
             raise ValueError(f"{path} is damaged, or is no archive of plain arrays. {ADVICE}") from None
         if missing:
             raise ValueError(f"{path} holds no {', '.join(missing)}. {ADVICE}")

@@ -20,7 +20,7 @@ HUB_LICENCES = (
     "fair-noncommercial-research-license", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4",
     "grok2-community", "gemma", "unknown", "other",
 )  # fmt: skip
-_NAME = re.compile(r"[a-z0-9]+(?:[.-][a-z0-9]+)*")
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 def check_licence(licence: str) -> None:

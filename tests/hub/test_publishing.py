@@ -42,6 +42,7 @@ recipe.write_text(recipe.read_text() + "seed: 0\\n")
 found["recipe"] = attempt_publish("tester/robust")
 found["bare"] = attempt_publish("bare")
 found["pull"] = attempt_publish("tester/open", create_pr=True)
+found["no_pull"] = attempt_publish("tester/robust", create_pr=True)
 found["branch"] = attempt_publish("tester/open", revision="next")
 found["gated"] = attempt_publish("tester/gated")
 found["public"] = attempt_publish("tester/open", private=True)
@@ -169,6 +170,12 @@ def test_pull_requests_and_branches_leave_main_alone(usual):
     assert "has no branch next; it is made from main" in found["stderr"]
 
 
+def test_a_pull_request_without_a_change_is_not_opened(usual):
+    hub, found, _ = usual
+    assert found["no_pull"]["value"] == found["recipe"]["value"] and not hub.find("tester/robust").pull_requests
+    assert "tester/robust holds all of this already, so no pull request was opened." in found["stderr"]
+
+
 def test_a_gated_repository_is_published_to(usual):
     hub, found, _ = usual
     assert set(hub.find("tester/gated").files()) >= PUBLISHED and "value" in found["gated"]
@@ -195,6 +202,7 @@ def test_somebodys_own_card_is_kept_around_our_section(usual):
     assert "Linf-1-over-255" not in data.tags
     values = {(result.dataset_type, result.metric_type): result.metric_value for result in data.eval_results}
     assert values["beans", "accuracy"] == 0.5 and values["someone/colours", "adversarial_accuracy"] == 0.5
+    assert "states the licence cc-by-4.0, which is kept, though it is apache-2.0 here;" in found["stderr"]
     assert "README.md of tester/foreign has text that is not ours; it is kept around our section." in found["stderr"]
 
 
@@ -219,7 +227,7 @@ def test_a_card_that_the_hub_rejects_is_told_in_one_line_before_anything_is_sent
     hub, found, _ = usual
     outcome = found["rejected"]
     assert outcome["error"] == "PublishError" and not outcome["lost"] and not outcome["changed"]
-    assert "does not take the metadata at the head of README.md: " in outcome["message"]
+    assert "does not take the metadata at the head of rejected/README.md: " in outcome["message"]
     assert '"metrics" must be' in outcome["message"] and '; "license" must be one of' in outcome["message"]
     command = "hf-robust-ft publish rejected tester/rejected --private"
     assert outcome["message"].endswith(f"Go on with: {command}") and "\n" not in outcome["message"]
