@@ -17,6 +17,7 @@ from hf_robust_ft.hub.contents import checkpoint_files
 from hf_robust_ft.hub.errors import described
 from hf_robust_ft.hub.uploading import upload
 from hf_robust_ft.reporting import write_evidence
+from hf_robust_ft.reporting.licences import check_licence
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.run_record import RECIPE_NAME, resolved_recipe, write_run_record
 from hf_robust_ft.tuning import TuningTrainer
@@ -93,11 +94,16 @@ class PublishingTrainer(TuningTrainer):
 
         Before, the card is Trainer's own. Of Trainer's arguments, `tasks` and `dataset_args` have no place in ours;
         of several datasets the first is named.
+
+        Raises:
+            ValueError: a licence that the Hub does not list.
         """
         if self.robustness_report is None:
             return super().create_model_card(
                 language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args
             )
+        if license is not None:
+            check_licence(license)
         facts = {
             "language": language,
             "license": license,
@@ -136,6 +142,12 @@ class PublishingTrainer(TuningTrainer):
         """
         if not self.is_world_process_zero():
             return
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            logger.warning(
+                "hub_strategy=%s also pushes optimizer and random state (pickles), to resume from; push_to_hub() takes "
+                "them out of the branch, not out of its history. every_save pushes the model alone.",
+                self.args.hub_strategy.value,
+            )
         self.hub_model_id = create_repository(
             self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
             token=token if token is not None else self.args.hub_token,

@@ -43,6 +43,7 @@ for strategy in ("end", "every_save", "checkpoint"):
 run = trainer("lora", hub_strategy="end", lora_rank=2, lora_targets=["convolution"])
 run.train()
 run.evaluate()
+found["licence"] = attempt(run.push_to_hub, license="Apache 2")
 found["lora"] = attempt(lambda: run.push_to_hub().oid)
 with torch.no_grad():
     next(weight for weight in run.model.parameters() if weight.requires_grad).add_(1)
@@ -92,6 +93,17 @@ def test_what_lands_is_the_same_whatever_was_pushed_on_the_way(pushed, name):
     report = json.loads(repository.files(sha)["robustness_report.json"])
     weights = repository.commits[sha].files["model.safetensors"]
     assert report["metadata"]["weights_sha256"] == {"model.safetensors": weights.sha256}
+
+
+def test_a_licence_that_the_hub_does_not_list_is_told_and_not_kept(pushed):
+    _, found, _, _ = pushed
+    assert "license='Apache 2' is no licence id" in found["licence"]["message"] and "value" in found["lora"]
+
+
+def test_who_pushes_optimizer_state_is_told(pushed):
+    _, found, _, _ = pushed
+    told = "hub_strategy=checkpoint also pushes optimizer and random state (pickles)"
+    assert found["stderr"].count("also pushes optimizer and random state") == found["stderr"].count(told) == 1
 
 
 def test_saving_does_not_push_and_pushing_needs_an_evaluation(pushed):

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, ModelCard
 from hf_robust_ft.hub.contents import free_place
 from hf_robust_ft.hub.patience import patiently
 from hf_robust_ft.hub.repository import CLIENT_ERRORS, explained
-from hf_robust_ft.reporting.card_sections import merge_cards, own_text, with_metadata_of
+from hf_robust_ft.reporting.card_sections import merge_cards, own_text, split_card, with_metadata_of
 from hf_robust_ft.reporting.evidence import CARD_NAME
 from hf_robust_ft.reports import RobustnessReport
 
@@ -46,11 +46,13 @@ def with_base_licence(api: HfApi, measured: RobustnessReport) -> RobustnessRepor
     base, stated = facts.get("base_model"), None
     if base:
         try:
-            card = api.model_info(base).card_data
-            stated = card.get("license") if card is not None else None
+            card = api.model_info(base).card_data or {}
+            stated = card.get("license")
+            if stated == "other":
+                stated = card.get("license_name") or stated
         except CLIENT_ERRORS:
             stated = None
-    if isinstance(stated, str):
+    if isinstance(stated, str) and stated != "unknown":
         return measured.with_metadata(base_model_license=stated)
     logger.warning(
         "The licence of the pretrained weights (%s) is not known, so the card states none; give --license (e.g. "
@@ -84,6 +86,15 @@ def keep_foreign_text(api: HfApi, repo_id: str, folder: Path, revision: str, rep
         raise ValueError(
             f"The {CARD_NAME} in {repo_id} is kept, but our section cannot be added to it: {error}"
         ) from None
+    stated, here = (split_card(text)[0].get("license") for text in (theirs, ours))
+    if stated and here and stated != here and "license" not in replace:
+        logger.warning(
+            "%s of %s states the licence %s, which is kept, though it is %s here; --license replaces it.",
+            CARD_NAME,
+            repo_id,
+            stated,
+            here,
+        )
     if foreign:
         logger.warning("%s of %s has text that is not ours; it is kept around our section.", CARD_NAME, repo_id)
         if own not in ("", foreign):

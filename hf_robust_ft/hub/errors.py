@@ -1,5 +1,7 @@
 """What publishing raises, and the client's errors in words: one line, what to do, never a token."""
 
+import json
+
 from huggingface_hub import get_token
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -27,8 +29,7 @@ def described(error: BaseException, token: str | bool | None = None) -> str:
     """An error of the client in one line, with what to do about it."""
     causes = list(error_chain(error))
     status = next((code for cause in causes if (code := status_of(cause)) is not None), None)
-    said = next((text for cause in reversed(causes) if (text := getattr(cause, "server_message", None))), None)
-    reason = " ".join((said or str(causes[-1]) or type(causes[-1]).__name__).split()).rstrip(".")
+    reason = reasons(error)
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
         text = "the client is in offline mode (HF_HUB_OFFLINE is set): unset it to publish."
     elif any(isinstance(cause, LocalTokenNotFoundError) for cause in causes):
@@ -48,9 +49,19 @@ def described(error: BaseException, token: str | bool | None = None) -> str:
         text = f"there is no such repository, or this token may not see it ({reason})."
     elif status is not None:
         text = f"the Hub answered {status} ({reason})."
+    elif any(isinstance(cause, json.JSONDecodeError) for cause in causes):
+        text = "the Hub's answer is no JSON; it, or a proxy before it, seems to be out of order."
     else:
         text = f"{type(causes[-1]).__name__}: {reason}."
     return without_token(text, token)
+
+
+def reasons(error: BaseException) -> str:
+    """What the Hub said, or else the first cause, in one line without a full stop."""
+    causes = list(error_chain(error))
+    said = next((text for cause in reversed(causes) if (text := getattr(cause, "server_message", None))), None)
+    lines = (said or str(causes[-1]) or type(causes[-1]).__name__).splitlines()
+    return "; ".join(" ".join(line.split()) for line in lines if line.strip()).rstrip(".")
 
 
 def status_of(error: BaseException) -> int | None:

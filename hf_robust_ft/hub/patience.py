@@ -5,6 +5,7 @@ after 1 to 8 s, on 408, 429, 5xx and lost connections). Creating a repository, a
 the commit itself it sends once.
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -47,5 +48,7 @@ def patiently(call: Callable[[], T], what: str, done_already: Callable[[], T | N
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
-    status = status_of(error)
-    return status in TRANSIENT if status is not None else isinstance(error, httpx.TransportError)
+    if (status := status_of(error)) is not None:
+        return status in TRANSIENT
+    # No JSON: the client reads a card's validation before it looks at the status, which may be a gateway's page.
+    return isinstance(error, (httpx.TransportError, json.JSONDecodeError))

@@ -25,6 +25,7 @@ from hf_robust_ft.hub.repository import (
 )
 from hf_robust_ft.hub.uploading import upload
 from hf_robust_ft.reporting.evidence import CARD_NAME, EXAMPLE_FILES, REPORT_NAME, write_card, write_evidence
+from hf_robust_ft.reporting.licences import check_licence
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.run_record import RECORD_NAME, write_run_record
 from hf_robust_ft.weight_hashes import WEIGHT_FILES
@@ -64,7 +65,8 @@ def publish(
         token: as in huggingface_hub; by default the one that is logged in, or HF_TOKEN.
         report: the folder of an evaluation (`hf-robust-ft evaluate --output_dir`) to publish in place of the
             checkpoint's own report.
-        license: of the published model; by default that of the pretrained weights where it is known.
+        license: of the published model, as the Hub lists it ("apache-2.0"); by default that of the pretrained weights
+            where it is known.
         remove_training_files: take out what Trainer pushed on the way (`last-checkpoint`, ...).
 
     Returns:
@@ -78,6 +80,8 @@ def publish(
     folder = Path(folder).expanduser()
     evaluation = Path(report).expanduser() if report is not None else None
     check_repo_id(repo_id)
+    if license is not None:
+        check_licence(license)
     if revision is not None and not revision.strip():
         raise ValueError(f"revision={revision!r} names no branch: give one, or leave it out for main.")
     if revision is not None and create_pr:

@@ -1,5 +1,6 @@
 """The repository that is published to: its name, whether it is there, who may write, what it holds."""
 
+import json
 import logging
 from collections.abc import Callable
 from typing import TypeVar
@@ -21,7 +22,7 @@ from hf_robust_ft.hub.patience import patiently
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CLIENT_ERRORS = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError)
+CLIENT_ERRORS = (HfHubHTTPError, httpx.HTTPError, json.JSONDecodeError, OSError, RuntimeError)
 
 
 def check_repo_id(repo_id: str) -> None:

@@ -4,14 +4,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
+from huggingface_hub.constants import REPO_TYPES_URL_PREFIXES
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from hf_robust_ft.downloads import error_chain
-from hf_robust_ft.hub.errors import PublishError, status_of
+from hf_robust_ft.hub.errors import PublishError, cause_to_show, reasons, status_of
 from hf_robust_ft.hub.patience import patiently
 from hf_robust_ft.hub.repository import branch_head, remote_files
+from hf_robust_ft.reporting.evidence import CARD_NAME
 from hf_robust_ft.weight_hashes import hash_file
 
 logger = logging.getLogger(__name__)
@@ -40,8 +42,10 @@ def upload(
         The commit, verified.
 
     Raises:
-        PublishError: the Hub holds something else than was sent.
+        PublishError: the Hub does not take the card's metadata, or holds something else than was sent.
     """
+    if CARD_NAME in files:
+        _check_card_is_taken(files[CARD_NAME], repo_type)
     where = {"repo_type": repo_type}
     additions = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
     head = branch_head(api, repo_id, revision, **where)
@@ -65,7 +69,7 @@ def upload(
         """The commit of a try whose answer was lost."""
         for name, sha in _heads(api, repo_id, revision, create_pr, repo_type).items():
             if known.get(name) != sha and not _differences(files, removals, remote_files(api, repo_id, sha, **where)):
-                address = f"{api.endpoint}/{repo_id}"
+                address = _address(api, repo_id, repo_type)
                 pull = f"{address}/discussions/{name.removeprefix('refs/pr/')}" if create_pr else None
                 return CommitInfo(
                     commit_url=f"{address}/commit/{sha}",
@@ -77,7 +81,20 @@ def upload(
         return None
 
     info = patiently(commit, f"Committing to {repo_id}", made)
+    if create_pr and info.pr_url is None:
+        logger.warning("%s holds all of this already, so no pull request was opened.", repo_id)
     return _verified(api, repo_id, files, removals, info, revision if not info.pr_url else info.pr_revision, repo_type)
+
+
+def _check_card_is_taken(card: Path, repo_type: str) -> None:
+    """Ask the Hub, which would refuse the commit only after all large files were sent."""
+    try:
+        patiently(lambda: RepoCard.load(card).validate(repo_type), f"Validating {card.name}")
+    except ValueError as error:  # the client's word for a refused card
+        refused = error.__context__ or error
+        raise PublishError(
+            f"The Hub does not take the metadata at the head of {card}: {reasons(refused)}. Correct them there."
+        ) from cause_to_show(refused)
 
 
 def _send_large_files(api: HfApi, repo_id: str, additions: list[CommitOperationAdd], **where) -> None:
@@ -101,13 +118,17 @@ def _heads(api: HfApi, repo_id: str, revision: str, create_pr: bool, repo_type: 
     return {each.ref: each.target_commit for each in refs.pull_requests or []}
 
 
+def _address(api: HfApi, repo_id: str, repo_type: str) -> str:
+    return f"{api.endpoint}/{REPO_TYPES_URL_PREFIXES.get(repo_type, '')}{repo_id}"
+
+
 def _verified(api, repo_id, files, removals, info: CommitInfo, revision: str, repo_type: str) -> CommitInfo:
     """The commit if it holds what was sent; one that the answer names wrongly is looked up at the branch's head."""
     held = remote_files(api, repo_id, info.oid, repo_type)
     if held is None:
         head = branch_head(api, repo_id, revision, repo_type)
         logger.warning("%s says it made commit %s, which it does not have; comparing %s.", repo_id, info.oid, head)
-        info.oid, info.commit_url = head, f"{api.endpoint}/{repo_id}/commit/{head}"
+        info.oid, info.commit_url = head, f"{_address(api, repo_id, repo_type)}/commit/{head}"
         held = remote_files(api, repo_id, head, repo_type)
     if wrong := _differences(files, removals, held):
         raise PublishError(f"{repo_id} at {info.oid} is not what was sent: {'; '.join(wrong)}.")

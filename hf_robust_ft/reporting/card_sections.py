@@ -14,8 +14,8 @@ _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.S 
 _SECTION = re.compile(r"<!-- hf_robust_ft: begin.*?-->.*?<!-- hf_robust_ft: end -->", re.S)
 _MARK = re.compile(r"<!-- hf_robust_ft: (?:begin|end)")
 _THREAT_TAG = re.compile(r"(?:Linf|L2|L1)-[\d.]+(?:-over-\d+)?")
-# Said of a repository once: its owner's word counts. Everything else in a rendered card is ours to update.
-_THEIRS = ("license", "license_name", "license_link", "language")
+# Said of a repository once, as is its language: its owner's word counts. All else in a rendered card is ours to update.
+_LICENCE = ("license", "license_name", "license_link")
 
 
 def merge_cards(existing: str | None, rendered: str, replace: Sequence[str] = ()) -> str:
@@ -80,7 +80,11 @@ def own_text(text: str) -> str:
 
 
 def _merge_metadata(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    merged = {**theirs, **ours, **{name: theirs[name] for name in _THEIRS if theirs.get(name)}}
+    licence = _licence(theirs, ours)
+    together = {**theirs, **ours, **licence}
+    merged = {name: value for name, value in together.items() if name not in _LICENCE or name in licence}
+    if theirs.get("language"):
+        merged["language"] = theirs["language"]
     kept = [tag for tag in _as_list(theirs.get("tags")) if not _THREAT_TAG.fullmatch(str(tag))]
     merged["tags"] = list(dict.fromkeys([*kept, *_as_list(ours.get("tags"))]))
     foreign = _foreign_results(theirs.get("model-index"))
@@ -89,6 +93,14 @@ def _merge_metadata(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, A
         new = [result for result in entry["results"] if result not in foreign]
         merged["model-index"] = [{**entry, "results": [*foreign, *new]}]
     return merged
+
+
+def _licence(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Theirs with what names it or, where they state none, ours; an "other" without a name has theirs."""
+    mine, own = ({name: each[name] for name in _LICENCE if each.get(name)} for each in (ours, theirs))
+    if "license" in own:
+        return own
+    return own | mine if mine.get("license") in (None, "other") else mine
 
 
 def _foreign_results(index: Any) -> list[dict[str, Any]]:

@@ -1,12 +1,13 @@
 """Images and their adversarial examples as numbers: beside the strips, whose 8 bits would lose small differences."""
 
-import zipfile
 from dataclasses import dataclass, fields
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 FILE_NAME = "examples.npz"
+ADVICE = "Write it again with `hf-robust-ft evaluate --save_examples 8 --output_dir DIR`, or remove it."
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,19 @@ class ExamplePairs:
         """Read `examples.npz`.
 
         Raises:
-            ValueError: another kind of file, or arrays that do not belong together.
+            ValueError: a damaged file or one of another kind (objects in it are not unpickled), or arrays that do not
+                belong together.
         """
+        content, keys = BytesIO(Path(path).read_bytes()), [entry.name for entry in fields(cls)]
         try:
-            with np.load(path, allow_pickle=False) as found:
-                values = {entry.name: found[entry.name] for entry in fields(cls)}
-        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} holds no examples as `evaluate --save_examples` writes them: {error}") from None
+            with np.load(content, allow_pickle=False) as found:
+                missing = [key for key in keys if key not in found]
+                values = {key: np.asarray(found[key]) for key in keys if key in found}
+        except Exception:
+            # zipfile, zlib and numpy each raise their own, and numpy's advise to unpickle what strangers sent.
+            raise ValueError(f"{path} is damaged, or is no archive of plain arrays. {ADVICE}") from None
+        if missing:
+            raise ValueError(f"{path} holds no {', '.join(missing)}. {ADVICE}")
         clean, adversarial = values["clean"], values["adversarial"]
         names = [values[key] for key in ("labels", "clean_predictions", "adversarial_predictions")]
         if clean.ndim != 4 or clean.shape[1] not in (1, 3) or clean.shape != adversarial.shape:

@@ -1,6 +1,5 @@
 """The model card of a robust checkpoint, rendered from its report and nothing else."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hf_robust_ft.protocols import PROTOCOLS
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.commands import evaluate_command
+from hf_robust_ft.reporting.licences import licence_metadata
 from hf_robust_ft.reporting.settings import UNNAMED_DATASET, attack_name
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import format_eps
@@ -23,8 +23,6 @@ THREATS = {
     "L2": "the image by up to {eps} in\nEuclidean distance, pixels in [0, 1]",
     "L1": "the image by up to {eps} in the sum\nof absolute differences, pixels in [0, 1]",
 }
-
-_IDENTIFIER = re.compile(r"[a-z0-9]+(?:[.-][a-z0-9]+)*")
 
 METRIC_NAMES = {
     "clean_accuracy": "Clean accuracy",
@@ -84,7 +82,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         model_name=facts.get("model_name") or title[0].lower() + title[1:],
         library_name="transformers",
         pipeline_tag="image-classification",
-        license=_card_licence(facts),
+        **licence_metadata(facts),
         base_model=facts.get("base_model"),
         datasets=[facts["dataset"]] if facts.get("dataset_on_hub") else None,
         tags=tags,
@@ -146,9 +144,3 @@ def _metric_args(key: str, report: RobustnessReport, setting: dict) -> dict:
         told = {"norm": setting["norm"], "eps": setting["eps"], "attack": "AutoAttack", "protocol": "standard"}
         return {**told, "samples": report.autoattack_samples}
     return setting
-
-
-def _card_licence(facts: dict) -> str | None:
-    """As given, or else the pretrained weights' where that is an identifier the Hub knows ("mit", not a sentence)."""
-    stated = facts.get("license") or facts.get("base_model_license")
-    return stated if facts.get("license") or (stated and _IDENTIFIER.fullmatch(stated)) else None

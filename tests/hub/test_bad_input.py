@@ -60,6 +60,12 @@ def test_a_branch_without_a_name(run, revision):
         publish(run, "tester/robust", revision=revision)
 
 
+@pytest.mark.parametrize("licence", ["Apache 2.0", "", "dinov3-license"])
+def test_a_licence_that_the_hub_does_not_list(run, licence):
+    with pytest.raises(ValueError, match=f"license='{licence}' is no licence id that the Hub lists"):
+        publish(run, "tester/robust", license=licence)
+
+
 @pytest.mark.parametrize("name", ["examples/example_099.png", "training.png"])
 def test_evidence_that_is_a_link_to_elsewhere_is_not_followed(run, tmp_path, name):
     (tmp_path / "private.png").write_bytes(b"not for others")

@@ -26,6 +26,11 @@ found["results"] = metric.compute(
 found["weighted"] = metric.compute(
     predictions=[[0, 1], [1, 1]], references=[0, 1], epsilons=[0, 1 / 255], distribution="dirac:1/255"
 )["expected_robustness"]
+import doctest
+from huggingface_hub import hf_hub_download
+with open(hf_hub_download("tester/my-robustness", "README.md", repo_type="space"), encoding="utf-8") as file:
+    examples = doctest.DocTestParser().get_doctest(file.read(), {}, "README", None, 0)
+found["readme"] = [len(examples.examples) > 8, doctest.DocTestRunner().run(examples).failed]
 found["alone"] = not any(name.split(".")[0] == "hf_robust_ft" for name in sys.modules)
 """
 
@@ -58,6 +63,7 @@ def test_evaluate_loads_it_in_a_clean_process(published, tmp_path):
         "clean_accuracy": 1.0, "adversarial_accuracy": 0.5, "expected_robustness": 0.75, "accuracies": [1.0, 0.75, 0.5],
     }  # fmt: skip
     assert found["weighted"] == 0.5 and found["alone"]
+    assert found["readme"] == [True, 0], found["stderr"]
 
 
 @pytest.mark.parametrize("section", ["How to use", "Inputs", "Output values", "Examples", "Limitations", "Citation"])

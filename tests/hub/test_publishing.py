@@ -42,6 +42,7 @@ recipe.write_text(recipe.read_text() + "seed: 0\\n")
 found["recipe"] = attempt_publish("tester/robust")
 found["bare"] = attempt_publish("bare")
 found["pull"] = attempt_publish("tester/open", create_pr=True)
+found["no_pull"] = attempt_publish("tester/robust", create_pr=True)
 found["branch"] = attempt_publish("tester/open", revision="next")
 found["gated"] = attempt_publish("tester/gated")
 found["public"] = attempt_publish("tester/open", private=True)
@@ -54,13 +55,23 @@ found["foreign_local"] = readme.read_text()
 readme.write_text(readme.read_text().replace("Read me first.", "Read this first."))
 found["foreign_again"] = attempt_publish("tester/foreign", run="foreign")
 found["aside"] = Path("foreign/README.local.md").read_text()
+found["other_licence"] = attempt_publish("tester/foreign", run="foreign", license="other")
 found["licence"] = attempt_publish("tester/foreign", run="foreign", license="mit")
+found["unlisted"] = attempt_publish("tester/foreign", run="foreign", license="MIT")
+shutil.copytree("run", "rejected")
+card = Path("rejected/README.md")
+good = card.read_text()
+card.write_text(good.replace("license: apache-2.0", "license: Apache 2.0\\nmetrics: accuracy"))
+found["rejected"] = attempt_publish("tester/rejected", run="rejected", private=True)
+card.write_text(good)
+found["corrected"] = attempt_publish("tester/rejected", run="rejected", private=True)
 found["readme_of_base"] = Path("run/robustness_report.json").read_text()
 """
 )
 
 FOREIGN = """---
 license: cc-by-4.0
+license_name: ours
 tags: [mine, Linf-1-over-255]
 model-index:
 - name: Theirs
@@ -159,6 +170,12 @@ def test_pull_requests_and_branches_leave_main_alone(usual):
     assert "has no branch next; it is made from main" in found["stderr"]
 
 
+def test_a_pull_request_without_a_change_is_not_opened(usual):
+    hub, found, _ = usual
+    assert found["no_pull"]["value"] == found["recipe"]["value"] and not hub.find("tester/robust").pull_requests
+    assert "tester/robust holds all of this already, so no pull request was opened." in found["stderr"]
+
+
 def test_a_gated_repository_is_published_to(usual):
     hub, found, _ = usual
     assert set(hub.find("tester/gated").files()) >= PUBLISHED and "value" in found["gated"]
@@ -185,6 +202,7 @@ def test_somebodys_own_card_is_kept_around_our_section(usual):
     assert "Linf-1-over-255" not in data.tags
     values = {(result.dataset_type, result.metric_type): result.metric_value for result in data.eval_results}
     assert values["beans", "accuracy"] == 0.5 and values["someone/colours", "adversarial_accuracy"] == 0.5
+    assert "states the licence cc-by-4.0, which is kept, though it is apache-2.0 here;" in found["stderr"]
     assert "README.md of tester/foreign has text that is not ours; it is kept around our section." in found["stderr"]
 
 
@@ -194,7 +212,27 @@ def test_of_two_texts_the_published_one_is_kept_and_the_local_one_set_aside(usua
     assert "Read this first." in found["aside"] and "Read me first." not in found["aside"]
     text = hub.find("tester/foreign").files()["README.md"].decode()
     assert "Read me first." in text and text.count(BEGIN) == 1
-    assert ModelCard(text).data.license == "mit"  # asked for
+    for asked, name in (("other", "ours"), ("mit", None)):
+        sha = found["licence" if asked == "mit" else "other_licence"]["value"][0]
+        data = ModelCard(hub.find("tester/foreign").files(sha)["README.md"].decode()).data
+        assert (data.license, data.license_name) == (asked, name)
+
+
+def test_a_licence_that_the_hub_does_not_list_is_told_here(usual):
+    _, found, _ = usual
+    assert found["unlisted"]["error"] == "ValueError" and "Did you mean 'mit'" in found["unlisted"]["message"]
+
+
+def test_a_card_that_the_hub_rejects_is_told_in_one_line_before_anything_is_sent(usual):
+    hub, found, _ = usual
+    outcome = found["rejected"]
+    assert outcome["error"] == "PublishError" and not outcome["lost"] and not outcome["changed"]
+    assert "does not take the metadata at the head of rejected/README.md: " in outcome["message"]
+    assert '"metrics" must be' in outcome["message"] and '; "license" must be one of' in outcome["message"]
+    command = "hf-robust-ft publish rejected tester/rejected --private"
+    assert outcome["message"].endswith(f"Go on with: {command}") and "\n" not in outcome["message"]
+    assert len(hub.requests("POST", "tester/rejected/commit/")) == 1  # of the corrected card
+    assert hub.find("tester/rejected").head.sha == found["corrected"]["value"][0]
 
 
 @pytest.mark.parametrize(
@@ -251,7 +289,7 @@ def faulty(tmp_path_factory):
     with HubServer() as hub:
         hub.fail("api/repos/create", method="POST")
         hub.fail("api/models/tester/info_500$", method="GET")
-        hub.fail("validate-yaml", status=503)
+        hub.fail("validate-yaml", status=503, times=2)
         hub.fail("tester/preupload_500/preupload")
         hub.fail("store/tester/put_500", method="PUT")
         hub.fail("store/tester/cut", "cut_upload")
@@ -337,7 +375,7 @@ def refused(tmp_path_factory):
     with HubServer() as hub:
         hub.users["hf_reads_only"] = hub.users[hub.reading_token]
         hub.create("tester/there", {"config.json": "{}"})
-        yield hub, hub.run(START + calls, folder)
+        yield hub, hub.run(START + calls, folder, timeout=300)
 
 
 @pytest.mark.parametrize(("token", "repo_id"), REFUSED)

@@ -25,7 +25,8 @@ class Fault:
     """One planned failure.
 
     Args:
-        kind: "status" answers with an error, "drop" closes the connection without an answer. Of a file being sent,
+        kind: "status" answers with an error (502 to 504 with a gateway's page), "drop" closes the connection without
+            an answer. Of a file being sent,
             "cut" closes the connection after `keep` of the announced bytes, "shorten" announces and sends only that
             part (with a HEAD that still tells the truth), "corrupt" changes bytes and not their number, "replace"
             sends `content`. Of a file being received, "cut_upload" stops reading and closes, "corrupt_upload" stores

@@ -39,6 +39,7 @@ ROUTES = [
 ]
 ROUTES = [(method, re.compile(pattern), serve) for method, pattern, serve in ROUTES]
 SERIAL = threading.Lock()
+GATEWAY_ERRORS = (502, 503, 504)  # whose answers are pages, not the Hub's JSON
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault := self.fault("any"):
             if fault.kind == "drop":
                 raise Dropped
+            if fault.status in GATEWAY_ERRORS:
+                return Answer(fault.status, b"<html><h1>Gateway</h1></html>", {"Content-Type": "text/html"})
             return HubError(
                 fault.status, "Internal Error - We're working hard to fix this as soon as possible!"
             ).answer()

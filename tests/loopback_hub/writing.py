@@ -6,6 +6,7 @@ import json
 
 import yaml
 
+from hf_robust_ft.reporting.licences import HUB_LICENCES
 from loopback_hub.exchange import URL_PREFIX, Answer, Call, HubError, find_commit, find_repository
 from loopback_hub.faults import corrupted
 from loopback_hub.repositories import Repository, StoredFile, is_large
@@ -56,7 +57,7 @@ def create_tag(call: Call) -> Answer:
 
 
 def validate_card(call: Call) -> Answer:
-    """The YAML at the head of a README: readable, a mapping, and a model-index whose results are complete."""
+    """The YAML at the head of a README: readable, a mapping, a listed licence, complete results in a model-index."""
     content = call.json()["content"]
     if not content.startswith("---"):
         return Answer.of({"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]})
@@ -75,6 +76,8 @@ def card_errors(card: object) -> list[str]:
     for key, kinds in (("license", str), ("tags", list), ("datasets", (list, str)), ("metrics", list)):
         if key in card and not isinstance(card[key], kinds):
             errors.append(f'"{key}" must be {kinds}')
+    if isinstance(card.get("license"), str) and card["license"] not in HUB_LICENCES:
+        errors.append('"license" must be one of [apache-2.0, mit, ...]')
     for number, entry in enumerate(card.get("model-index") or []):
         place = f'"model-index[{number}]'
         errors += [f'{place}.{key}" is required' for key in ("name", "results") if key not in entry]

@@ -65,6 +65,23 @@ def test_what_is_asked_for_replaces_theirs():
     assert split_card(merge_cards(existing, ours, replace=["license"]))[0]["license"] == "apache-2.0"
 
 
+@pytest.mark.parametrize(
+    ("theirs", "given", "merged"),
+    [
+        ({"license": "mit"}, None, ("mit", None)),  # their word, and not our name for another
+        ({"license": "other", "license_name": "theirs"}, None, ("other", "theirs")),
+        ({"license": "other", "license_name": "theirs"}, "mit", ("mit", None)),
+        ({"license": "mit", "license_name": "theirs"}, "other", ("other", "theirs")),
+        ({}, None, ("other", "dinov3-license")),
+    ],
+)
+def test_a_licence_and_its_name_go_together(theirs, given, merged):
+    ours = render_model_card(report(FACTS | {"base_model_license": "dinov3-license", "license": given}))
+    replace = ["license"] if given else []
+    found, _ = split_card(merge_cards(f"---\n{yaml.safe_dump(theirs)}---\n# Theirs", ours, replace=replace))
+    assert (found.get("license"), found.get("license_name")) == merged
+
+
 @pytest.mark.parametrize("copies", [f"{BEGIN}\n", f"{END}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{END}\n" * 2])
 def test_marks_that_do_not_pair_up_are_refused(rendered, copies):
     with pytest.raises(ValueError, match="do not pair up"):

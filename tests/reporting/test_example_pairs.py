@@ -46,10 +46,36 @@ def test_differences_below_a_step_of_8_bits_are_kept(dataset, processor, tmp_pat
 
 def test_other_files_are_refused(pairs, tmp_path):
     (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    np.save(tmp_path / "array.npy", pairs.clean)
     np.savez(tmp_path / "other.npz", clean=pairs.clean)
     np.savez(tmp_path / "pickle.npz", **vars(pairs) | {"labels": np.array([{}, {}], dtype=object)})
     np.savez(tmp_path / "short.npz", **vars(pairs) | {"labels": np.array(["cat"])})
     np.savez(tmp_path / "shape.npz", **vars(pairs) | {"adversarial": pairs.clean[:1]})
-    for name in ("text", "other", "pickle", "short", "shape"):
-        with pytest.raises(ValueError, match=f"{name}.npz"):
-            ExamplePairs.load(tmp_path / f"{name}.npz")
+    damaged = "is damaged, or is no archive of plain arrays. Write it again with `hf-robust-ft evaluate"
+    for name, message in {
+        "text.npz": damaged,
+        "empty.npz": damaged,
+        "array.npy": damaged,
+        "pickle.npz": damaged,
+        "other.npz": "holds no adversarial, labels, clean_predictions, adversarial_predictions, threat_model.",
+        "short.npz": "2 images, but \\[1, 2, 2\\] labels",
+        "shape.npz": "images must be",
+    }.items():
+        with pytest.raises(ValueError, match=f"{name}:? {message}") as refused:
+            ExamplePairs.load(tmp_path / name)
+        assert "pickle=" not in str(refused.value)
+
+
+def test_of_a_damaged_file_nothing_else_is_raised_than_our_error(pairs, tmp_path):
+    path = pairs.save(tmp_path)
+    whole = path.read_bytes()
+    refused = 0
+    for position in range(0, len(whole), 7):
+        for damaged in (whole[:position], whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :]):
+            path.write_bytes(damaged)
+            try:
+                ExamplePairs.load(path)
+            except ValueError as error:
+                refused += str(error).startswith(str(path))
+    assert refused > len(whole) / 7  # every shortened file, and most others

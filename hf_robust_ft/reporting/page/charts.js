@@ -83,7 +83,7 @@ const Charts = {
       hovermode: "x unified",
       xaxis: {
         title: { text: `${group.norm} budget eps${group.unitName}` },
-        range: [0, (1.015 * group.maxEps) / group.unit],
+        range: [-0.015, 1.015].map((share) => (share * group.maxEps) / group.unit), // room for whole markers
         unifiedhovertitle: { text: `eps %{x:.4~g}${group.unitName ? "/255" : ""}` },
       },
       yaxis: { title: { text: "accuracy (%)" }, range: [0, 102] },
@@ -119,7 +119,7 @@ const Charts = {
   /** The chosen eps: a line, and the range that expected robustness is a mean over. */
   chosenEps(group, eps) {
     const end = eps / group.unit;
-    const common = { yref: "paper", y0: 0, y1: 1, layer: "below" };
+    const common = { yref: "paper", y0: 0, y1: 1, layer: "between" }; // above the grid, below the curves
     return [
       { ...common, type: "rect", x0: 0, x1: end, fillcolor: Charts.colour("accent"), opacity: 0.07, line: { width: 0 } },
       { ...common, type: "line", x0: end, x1: end, line: { color: Charts.colour("accent"), width: 2 } },
