@@ -63,9 +63,15 @@ def reproduce(
         Why cells have no result, by their names; in a dry run, the plan.
 
     Raises:
-        ValueError: bad options, or a folder with cells of another configuration.
+        ValueError: bad options, a folder with cells of another configuration, or several processes started together.
         ImportError: the runner's library is missing.
     """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started > 1:
+        raise ValueError(
+            f"reproduce itself is one process, and a launcher started {started}. Leave the launcher out, and name it "
+            "in --launcher with --runner launch: each cell is then started by it."
+        )
     grid = options.grid(train_options)
     every = grid.jobs()
     jobs = [job for job in every if not options.only or any(fnmatch(job.cell.name, each) for each in options.only)]
@@ -74,6 +80,9 @@ def reproduce(
     parsed = [job.parse() for job in jobs]
     for job, arguments in zip(jobs, parsed, strict=True):
         refuse_changes(job, job.configuration(arguments))
+    for job in every:  # what stands in the same tables
+        if job not in jobs and job.result.is_file():
+            refuse_changes(job, job.configuration(job.parse()))
     if plan_args.dry_run:
         plan = plan_grid(jobs, parsed, plan_args)
         print(plan, flush=True)
@@ -81,7 +90,7 @@ def reproduce(
             plan.to_json(plan_args.plan_json)
         return plan
     missing = _run(jobs, options)
-    _write(grid, every, missing)
+    _write(grid, every)
     return missing
 
 
@@ -108,15 +117,16 @@ def _line(result: CellResult | None, reason: str | None) -> str:
     )
 
 
-def _write(grid: Grid, every: Sequence[Job], missing: dict[str, str]) -> None:
-    """Tables and pictures of all finished cells of the grid, this time's and earlier ones'."""
+def _write(grid: Grid, every: Sequence[Job]) -> None:
+    """Tables and pictures of all cells of the grid that finished or failed, this time's and earlier ones'."""
     from hf_robust_ft.grid.tables import write_tables  # matplotlib: only now
 
     finished = [CellResult.from_json(job.result) for job in every if job.result.is_file()]
+    failed = {job.cell.name: job.failure_reason for job in every if job.failure.is_file() and not job.result.is_file()}
     folder = Path(grid.folder)
     (folder / "grid.json").write_text(json.dumps(_without_paths(grid), indent=1) + "\n", encoding="utf-8")
     if finished:
-        print(f"\n{write_tables(finished, folder, missing)}\n\nTables and pictures: {folder}", flush=True)
+        print(f"\n{write_tables(finished, folder, failed)}\n\nTables and pictures: {folder}", flush=True)
 
 
 def _without_paths(grid: Grid) -> dict:

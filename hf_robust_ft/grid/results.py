@@ -68,8 +68,13 @@ class CellResult:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**{**content, "report": RobustnessReport(**content["report"])})
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            # Cells of a grid file once kept its seeds as text.
+            known = {"report": RobustnessReport(**content["report"]), "seed": int(content["seed"])}
+            result = cls(**{**content, **known})
+            if not {"epochs", "accuracies", "eps"} <= set(result.validation):
+                raise ValueError("validation lacks epochs, accuracies or eps")
+            return result
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{path} is no result of a grid's cell ({error}). Move it away to run the cell again."
             ) from None
