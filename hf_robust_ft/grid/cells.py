@@ -199,7 +199,7 @@ class Grid(NamedTuple):
             matching = [recipe for pattern, recipe in chosen if fnmatch(f"{cell.model}/{cell.dataset}", pattern)]
             used.update(matching)
             own = {"model": model, "dataset": dataset, "norm": self.norm, "eps": str(eps), "seed": seed}
-            own |= CELL_OPTIONS | setting_options(setting) | self._points(str(eps))
+            own |= setting_options(setting) | CELL_OPTIONS | self._points(str(eps))
             configs = [word for recipe in matching for word in ("--config", recipe)]
             folder = ["--output_dir", str(Path(self.folder) / "unfinished" / cell.name)]
             options = (*self.options, *configs, *as_flags(own), *folder)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from hf_robust_ft.grid.arguments import GridArguments, read_grid, shipped_grids
 from hf_robust_ft.grid.cells import Grid, Job
@@ -16,6 +17,10 @@ from hf_robust_ft.grid.running import refuse_changes
 from hf_robust_ft.options import BASE_RECIPE
 from hf_robust_ft.planning import PlanArguments
 from hf_robust_ft.recipes import build_parser
+
+# What is measured depends on these: the same in all cells, or in all of a dataset.
+ATTACK_OPTIONS = ("eval_attack_steps", "attack_loss")
+IMAGE_OPTIONS = ("max_eval_samples", "validation_size", "test_size", "split_seed")
 
 
 def parse_grid(argv: Sequence[str], description: str) -> tuple[GridArguments, PlanArguments, list[str]]:
@@ -78,8 +83,10 @@ def reproduce(
     if not jobs:
         raise ValueError(f"No cell matches --only {' '.join(options.only)}. The first one is {every[0].cell.name}.")
     parsed = [job.parse() for job in jobs]
-    for job, arguments in zip(jobs, parsed, strict=True):
-        refuse_changes(job, job.configuration(arguments))
+    configurations = [job.configuration(arguments) for job, arguments in zip(jobs, parsed, strict=True)]
+    _check_measured_alike(jobs, configurations)
+    for job, configuration in zip(jobs, configurations, strict=True):
+        refuse_changes(job, configuration)
     for job in every:  # what stands in the same tables
         if job not in jobs and job.result.is_file():
             refuse_changes(job, job.configuration(job.parse()))
@@ -92,6 +99,21 @@ def reproduce(
     missing = _run(jobs, options)
     _write(grid, every)
     return missing
+
+
+def _check_measured_alike(jobs: Sequence[Job], configurations: Sequence[dict[str, Any]]) -> None:
+    """Refuse settings and recipes of some cells that change what is measured: tables would refuse it afterwards."""
+    first: dict[tuple[str, str | None], tuple[str, Any]] = {}
+    for job, configuration in zip(jobs, configurations, strict=True):
+        for name in (*ATTACK_OPTIONS, *IMAGE_OPTIONS):
+            value = configuration.get(name)
+            place = (name, job.cell.dataset if name in IMAGE_OPTIONS else None)
+            other, seen = first.setdefault(place, (job.cell.name, value))
+            if seen != value:
+                raise ValueError(
+                    f"{other} and {job.cell.name} would not be measured alike: {name} {seen!r} and {value!r}. Give it "
+                    "to all cells, or make it a grid with another --output_dir."
+                )
 
 
 def _run(jobs: Sequence[Job], options: GridArguments) -> dict[str, str]:

@@ -44,6 +44,12 @@ def test_recipes_of_some_cells_lie_below_the_flags(make_options, flags, tmp_path
         make_options(recipes=["swin=found.yaml"]).grid(flags).jobs()
 
 
+def test_what_every_cell_needs_wins_over_settings(make_options, flags):
+    (job,) = make_options(settings=["mine=save_strategy:no;eval_strategy:no;robust_eval:end"]).grid(flags).jobs()
+    training = job.parse().training
+    assert (training.save_strategy, training.eval_strategy, training.robust_eval) == ("epoch", "epoch", "no")
+
+
 def test_settings_win_over_flags(make_options, flags):
     (job,) = make_options(settings=["few=attack_steps:3"]).grid(flags).jobs()
     assert job.parse().training.attack_steps == 3

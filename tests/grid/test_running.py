@@ -145,6 +145,14 @@ def test_a_cell_at_which_another_process_is_has_not_failed(grid_argv, make_optio
     assert "Failed" not in (tmp_path / "grid" / "tables.md").read_text()
 
 
+@pytest.mark.parametrize("option", ["eval_attack_steps:3", "attack_loss:dlr", "max_eval_samples:4", "split_seed:1"])
+def test_settings_that_change_what_is_measured_are_refused_before_compute(option, grid_argv, trained, capsys):
+    with pytest.raises(SystemExit):
+        main([*grid_argv, "--settings", "fix", f"mine={option}"])
+    error = capsys.readouterr().err
+    assert "would not be measured alike" in error and option.partition(":")[0] in error and not trained
+
+
 def test_a_grid_is_one_process(grid_argv, monkeypatch, trained, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
