@@ -59,7 +59,8 @@ def setting_options(setting: str) -> dict[str, Any]:
     if name == "hinge" and arguments:
         return _hinge_options(setting)
     if name in SCHEDULES and arguments:
-        return {"eps_schedule": name, "schedule_args": arguments.split(",")}
+        # A comma may be part of a value: points=0.24:0,0.74:1.
+        return {"eps_schedule": name, "schedule_args": re.split(r",(?=\w+=)", arguments)}
     if setting in SCHEDULES:
         return {"eps_schedule": setting}
     if _is_inline(setting) or setting in shipped_recipes() or os.path.isfile(setting):
