@@ -252,7 +252,11 @@ def _keep_configuration(folder: Path, wanted: dict[str, Any], writes: bool) -> N
             draft.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
             draft.replace(file)
         return
-    changed = differences(json.loads(file.read_text(encoding="utf-8")), wanted)
+    try:
+        before = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}). Give another --output_dir, or delete the folder.") from None
+    changed = differences(before, wanted)
     if changed:
         raise ValueError(
             f"{folder} holds runs of another configuration: {changed}. Give the same values again, or "

@@ -173,12 +173,21 @@ def read_run(path: str | Path) -> ValidationCurve:
 
 def _cell_curve(cell: dict[str, Any], file: Path) -> ValidationCurve:
     """Of a grid's finished cell, whose training eps after each epoch is known."""
-    seen, training = cell["validation"], cell["report"]["metadata"]
-    if len(set(seen["eps"])) != 1:
-        raise ValueError(f"{file.stem}: eps changed while it trained ({cell['setting']}). Give standard and fix runs.")
-    facts = {name: training[name] for name in TASK_FACTS if training.get(name)}
-    length = float(cell["configuration"]["num_train_epochs"])
-    return ValidationCurve(file.stem, seen["eps"][0], tuple(seen["epochs"]), tuple(seen["accuracies"]), length, facts)
+    try:
+        seen, training = cell["validation"], cell["report"]["metadata"]
+        if len(set(seen["eps"])) > 1:
+            raise ValueError(
+                f"{file.stem}: eps changed while it trained ({cell['setting']}). Give standard and fix runs."
+            )
+        facts = {name: training[name] for name in TASK_FACTS if training.get(name)}
+        length = float(cell["configuration"]["num_train_epochs"])
+        epochs, accuracies = tuple(seen["epochs"]), tuple(seen["accuracies"])
+        return ValidationCurve(file.stem, seen["eps"][0], epochs, accuracies, length, facts)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{file} is no whole cell of a grid ({type(error).__name__}: {error}). Let reproduce run it again, or "
+            "leave it out."
+        ) from None
 
 
 def _stored_curve(content: dict[str, Any], file: Path) -> ValidationCurve:

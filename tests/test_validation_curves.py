@@ -108,6 +108,20 @@ def test_paths_that_hold_no_run_are_refused(tmp_path):
         read_run(tmp_path / "half.json")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"setting": "fix", "validation": {}}',
+        '{"setting": "fix", "validation": {"eps": []}, "report": {"metadata": {}}, "configuration": {}}',
+        '{"setting": "fix", "validation": 1, "report": {"metadata": {}}}',
+    ],
+)
+def test_a_damaged_cell_of_a_grid_is_named(content, tmp_path):
+    (tmp_path / "cell.json").write_text(content)
+    with pytest.raises(ValueError, match=r"cell\.json is no whole cell of a grid"):
+        read_run(tmp_path / "cell.json")
+
+
 def test_cells_of_a_grid_are_read_but_for_scheduled_ones():
     cells = Path(__file__).parent.parent / "model_cards" / "reproduction" / "digits" / "cells"
     fix = read_run(cells / "efficientnet_lite0.digits.Linf.16_255.fix.seed0.json")

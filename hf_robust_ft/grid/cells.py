@@ -9,13 +9,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_robust_ft.grid.settings import setting_name, setting_options
+from hf_robust_ft.grid.settings import setting_name, setting_options, table_name
 from hf_robust_ft.options import parse_options
 from hf_robust_ft.planning import configuration
 from hf_robust_ft.protocols import get_protocol, resolve_epsilons
 from hf_robust_ft.recipes import as_flags
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments
-from hf_robust_ft.threat_models import ThreatModel, format_eps
+from hf_robust_ft.threat_models import ThreatModel, format_eps, parse_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 
 # What a cell does not depend on, or the grid sets.
@@ -110,6 +110,11 @@ class Job:
         return Path(self.folder) / "failed" / f"{self.cell.name}.txt"
 
     @property
+    def failure_reason(self) -> str:
+        """What `failure` says in its first line."""
+        return self.failure.read_text(encoding="utf-8").partition("\n")[0]
+
+    @property
     def work(self) -> Path:
         """Its checkpoints, and images measured so far, until it is done."""
         return Path(self.folder) / "unfinished" / self.cell.name
@@ -174,20 +179,27 @@ class Grid(NamedTuple):
         """The cells, those of one backbone and dataset beside each other.
 
         Raises:
-            ValueError: two cells of one name, or a recipe for no cell.
+            ValueError: two cells of one name, or that tables would call the same; a budget of 0, a seed that is none,
+                or a recipe for no cell.
         """
+        self._check_values()
         chosen = [_pattern(text) for text in self.recipes]
         used: set[str] = set()
         found: dict[str, Job] = {}
+        rows: dict[tuple, str] = {}
         every = product(self.models, self.datasets, self.epsilons, self.seeds, self.settings)
         for model, dataset, eps, seed, setting in every:
             cell = Cell(_shown(model), _shown(dataset), self.norm, str(eps), setting_name(setting), seed)
             if cell.name in found:
                 raise ValueError(f"Two cells of the grid are called {cell.name}: give each value once.")
+            row = (cell.model, cell.dataset, format_eps(parse_eps(cell.eps)), table_name(cell.setting), seed)
+            if row in rows:
+                raise ValueError(f"{rows[row]} and {cell.name} are the same cell: give each value once.")
+            rows[row] = cell.name
             matching = [recipe for pattern, recipe in chosen if fnmatch(f"{cell.model}/{cell.dataset}", pattern)]
             used.update(matching)
             own = {"model": model, "dataset": dataset, "norm": self.norm, "eps": str(eps), "seed": seed}
-            own |= CELL_OPTIONS | setting_options(setting) | self._points(str(eps))
+            own |= setting_options(setting) | CELL_OPTIONS | self._points(str(eps))
             configs = [word for recipe in matching for word in ("--config", recipe)]
             folder = ["--output_dir", str(Path(self.folder) / "unfinished" / cell.name)]
             options = (*self.options, *configs, *as_flags(own), *folder)
@@ -198,6 +210,17 @@ class Grid(NamedTuple):
                 f"No cell of the grid takes the recipe {', '.join(unused)}: see its MODEL/DATASET pattern."
             )
         return list(found.values())
+
+    def _check_values(self) -> None:
+        for eps in self.epsilons:
+            if ThreatModel(self.norm, str(eps)).eps == 0:
+                raise ValueError(
+                    f"eps {eps}: a grid measures up to budgets above 0. Training without an attack is the setting "
+                    "'standard'."
+                )
+        for seed in self.seeds:
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"A seed is a whole number from 0 to 2^32 - 1, got {seed}.")
 
     def _points(self, eps: str) -> dict[str, list[str]]:
         """The grid of eps that is measured, whatever a recipe says of another budget's."""

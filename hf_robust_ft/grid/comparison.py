@@ -16,6 +16,9 @@ from hf_robust_ft.paper.numbers import Scores, fix_and_schedule, paper_scores
 from hf_robust_ft.threat_models import format_eps, parse_eps
 
 _ORDER = ("standard", "fix", "linear_warmup", "uniform", "auto", "hinge")
+# What the paper tells of its training; batch size, rates and weight decay it does not print.
+_PAPERS_TRAINING = {"num_train_epochs": 50, "attack_steps": 7, "attack_loss": "ce", "augmentation": "paper"}
+_PAPERS_CORNERS = {"schedule_start": 0.24, "schedule_end": 0.74}  # of its schedule, our hinge
 _TIE = 1e-9  # accuracies nearer than this are equal: one image in a million is a thousand times more
 
 
@@ -154,9 +157,11 @@ def check_comparable(results: Sequence[CellResult]) -> None:
     The number of points of eps and the number of images may differ between eps and between datasets, nothing else.
 
     Raises:
-        ValueError: several norms, protocols, attacks, or numbers of images of one dataset; it says how to separate.
+        ValueError: several norms, splits, protocols, attacks, or numbers of images of one dataset; it says how to
+            separate.
     """
     _same("norms", results, lambda each: each.norm)
+    _same("splits", results, split_of)
     _same("protocols", results, lambda each: each.protocol.rsplit(",", 1)[0])
     for eps in sorted({eps_of(each) for each in results}):
         alike = [each for each in results if eps_of(each) == eps]
@@ -244,9 +249,25 @@ def paper_figure(norm: str, configuration: Configuration, setting: str) -> Score
     return paper_scores(model, configuration.dataset, parse_eps(configuration.eps), setting)
 
 
-def is_papers_protocol(eps: float, protocol: str) -> bool:
-    """Whether a `CellResult.protocol` is the paper's: APGD-10 with cross-entropy at every 1/255 up to eps."""
-    return protocol == f"paper, APGD-10 (ce), {round(255 * eps) + 1} points"
+def is_measured_as_paper(result: CellResult) -> bool:
+    """Whether a cell was measured as the paper's: Linf, APGD-10 (ce) at every 1/255 up to eps, on the test split."""
+    points = round(255 * eps_of(result)) + 1
+    protocol = f"paper, APGD-10 (ce), {points} points"
+    return result.norm == "Linf" and result.protocol == protocol and split_of(result) == "test"
+
+
+def trained_otherwise(result: CellResult) -> list[str]:
+    """What of a cell's training is not the paper's, as far as the paper tells: "num_train_epochs 2 (paper: 50)"."""
+    told = _PAPERS_TRAINING | (_PAPERS_CORNERS if result.setting == "hinge" else {})
+    used = result.configuration
+    changed = [name for name, value in told.items() if used.get(name, value) != value]
+    fewer = [f"max_train_samples {used['max_train_samples']}"] if "max_train_samples" in used else []
+    return [f"{name} {used[name]} (paper: {told[name]})" for name in changed] + fewer
+
+
+def split_of(result: CellResult) -> str:
+    """The held-out split that was measured."""
+    return result.report.metadata.get("split", "test")
 
 
 def eps_of(result: CellResult) -> float:

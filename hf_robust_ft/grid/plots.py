@@ -13,7 +13,7 @@ from hf_robust_ft.grid.comparison import (
     Configuration,
     ScoreTable,
     configuration_of,
-    is_papers_protocol,
+    is_measured_as_paper,
     paper_figure,
     setting_rank,
 )
@@ -92,7 +92,7 @@ def plot_scores(results: Sequence[CellResult], path: str | Path, *, styles: Styl
     table = ScoreTable.from_results(results)
     width = 0.84 / len(styles)
     for configuration, axes, by_setting in panels:
-        comparable = is_papers_protocol(parse_eps(configuration.eps), results[0].protocol)
+        comparable = is_measured_as_paper(results[0])
         for place, (setting, style) in enumerate(styles.items()):
             if setting not in by_setting:
                 continue

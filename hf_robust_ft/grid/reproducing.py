@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from hf_robust_ft.grid.arguments import GridArguments, read_grid, shipped_grids
 from hf_robust_ft.grid.cells import Grid, Job
@@ -16,6 +17,10 @@ from hf_robust_ft.grid.running import refuse_changes
 from hf_robust_ft.options import BASE_RECIPE
 from hf_robust_ft.planning import PlanArguments
 from hf_robust_ft.recipes import build_parser
+
+# What is measured depends on these: the same in all cells, or in all of a dataset.
+ATTACK_OPTIONS = ("eval_attack_steps", "attack_loss")
+IMAGE_OPTIONS = ("max_eval_samples", "validation_size", "test_size", "split_seed")
 
 
 def parse_grid(argv: Sequence[str], description: str) -> tuple[GridArguments, PlanArguments, list[str]]:
@@ -63,17 +68,28 @@ def reproduce(
         Why cells have no result, by their names; in a dry run, the plan.
 
     Raises:
-        ValueError: bad options, or a folder with cells of another configuration.
+        ValueError: bad options, a folder with cells of another configuration, or several processes started together.
         ImportError: the runner's library is missing.
     """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started > 1:
+        raise ValueError(
+            f"reproduce itself is one process, and a launcher started {started}. Leave the launcher out, and name it "
+            "in --launcher with --runner launch: each cell is then started by it."
+        )
     grid = options.grid(train_options)
     every = grid.jobs()
     jobs = [job for job in every if not options.only or any(fnmatch(job.cell.name, each) for each in options.only)]
     if not jobs:
         raise ValueError(f"No cell matches --only {' '.join(options.only)}. The first one is {every[0].cell.name}.")
     parsed = [job.parse() for job in jobs]
-    for job, arguments in zip(jobs, parsed, strict=True):
-        refuse_changes(job, job.configuration(arguments))
+    configurations = [job.configuration(arguments) for job, arguments in zip(jobs, parsed, strict=True)]
+    _check_measured_alike(jobs, configurations)
+    for job, configuration in zip(jobs, configurations, strict=True):
+        refuse_changes(job, configuration)
+    for job in every:  # what stands in the same tables
+        if job not in jobs and job.result.is_file():
+            refuse_changes(job, job.configuration(job.parse()))
     if plan_args.dry_run:
         plan = plan_grid(jobs, parsed, plan_args)
         print(plan, flush=True)
@@ -81,8 +97,23 @@ def reproduce(
             plan.to_json(plan_args.plan_json)
         return plan
     missing = _run(jobs, options)
-    _write(grid, every, missing)
+    _write(grid, every)
     return missing
+
+
+def _check_measured_alike(jobs: Sequence[Job], configurations: Sequence[dict[str, Any]]) -> None:
+    """Refuse settings and recipes of some cells that change what is measured: tables would refuse it afterwards."""
+    first: dict[tuple[str, str | None], tuple[str, Any]] = {}
+    for job, configuration in zip(jobs, configurations, strict=True):
+        for name in (*ATTACK_OPTIONS, *IMAGE_OPTIONS):
+            value = configuration.get(name)
+            place = (name, job.cell.dataset if name in IMAGE_OPTIONS else None)
+            other, seen = first.setdefault(place, (job.cell.name, value))
+            if seen != value:
+                raise ValueError(
+                    f"{other} and {job.cell.name} would not be measured alike: {name} {seen!r} and {value!r}. Give it "
+                    "to all cells, or make it a grid with another --output_dir."
+                )
 
 
 def _run(jobs: Sequence[Job], options: GridArguments) -> dict[str, str]:
@@ -108,15 +139,16 @@ def _line(result: CellResult | None, reason: str | None) -> str:
     )
 
 
-def _write(grid: Grid, every: Sequence[Job], missing: dict[str, str]) -> None:
-    """Tables and pictures of all finished cells of the grid, this time's and earlier ones'."""
+def _write(grid: Grid, every: Sequence[Job]) -> None:
+    """Tables and pictures of all cells of the grid that finished or failed, this time's and earlier ones'."""
     from hf_robust_ft.grid.tables import write_tables  # matplotlib: only now
 
     finished = [CellResult.from_json(job.result) for job in every if job.result.is_file()]
+    failed = {job.cell.name: job.failure_reason for job in every if job.failure.is_file() and not job.result.is_file()}
     folder = Path(grid.folder)
     (folder / "grid.json").write_text(json.dumps(_without_paths(grid), indent=1) + "\n", encoding="utf-8")
     if finished:
-        print(f"\n{write_tables(finished, folder, missing)}\n\nTables and pictures: {folder}", flush=True)
+        print(f"\n{write_tables(finished, folder, failed)}\n\nTables and pictures: {folder}", flush=True)
 
 
 def _without_paths(grid: Grid) -> dict:

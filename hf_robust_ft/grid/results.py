@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,21 +67,13 @@ class CellResult:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**{**content, "report": RobustnessReport(**content["report"])})
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            # Cells of a grid file once kept its seeds as text.
+            known = {"report": RobustnessReport(**content["report"]), "seed": int(content["seed"])}
+            result = cls(**{**content, **known})
+            if not {"epochs", "accuracies", "eps"} <= set(result.validation):
+                raise ValueError("validation lacks epochs, accuracies or eps")
+            return result
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{path} is no result of a grid's cell ({error}). Move it away to run the cell again."
             ) from None
-
-
-def read_cells(folder: str | Path) -> list[CellResult]:
-    """The finished cells of a grid's folder, in the order of their names."""
-    return [CellResult.from_json(file) for file in sorted((Path(folder) / "cells").glob("*.json"))]
-
-
-def seeds_of(results: Iterable[CellResult]) -> dict[tuple[str, str, str, str, str], dict[int, CellResult]]:
-    """Results by (model, dataset, norm, eps, setting), then by seed."""
-    grouped: dict[tuple[str, str, str, str, str], dict[int, CellResult]] = {}
-    for each in results:
-        grouped.setdefault((each.model, each.dataset, each.norm, each.eps, each.setting), {})[each.seed] = each
-    return grouped

@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
         """Why there is no result, in one line."""
         if self.in_progress:
             return "another process is at it"
-        return self.job.failure.read_text(encoding="utf-8").splitlines()[0]
+        return self.job.failure_reason
 
 
 Runner = Callable[[Sequence[Job], GridArguments], Iterator[Outcome]]

@@ -108,10 +108,16 @@ def refuse_changes(job: Job, wanted: dict[str, Any]) -> None:
     Raises:
         ValueError: what differs, and both values, are named.
     """
+    begun = job.work / CONFIGURATION
     if job.result.is_file():
         before = CellResult.from_json(job.result).configuration
-    elif (job.work / CONFIGURATION).is_file():
-        before = json.loads((job.work / CONFIGURATION).read_text(encoding="utf-8"))
+    elif begun.is_file():
+        try:
+            before = dict(json.loads(begun.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{begun} is damaged ({error}). Delete the folder {job.work} to begin the cell again."
+            ) from None
     else:
         return
     changed = differences(before, json.loads(json.dumps(wanted)))

@@ -14,6 +14,7 @@ STANDARD = "standard"
 # Never an attack; eps stays the budget that is measured. Bitwise the plain Trainer's training.
 NEVER = {"eps_schedule": "piecewise_linear", "schedule_args": ["points=0:0,1:0"]}
 NAMED = {STANDARD: NEVER, "fix": {"eps_schedule": "constant"}, "sched": {"eps_schedule": "hinge"}}
+SYNONYMS = {"sched": "hinge", "constant": "fix"}  # in tables
 DEFAULT_SETTINGS = (STANDARD, "fix", "linear_warmup", "uniform", "auto", "hinge")
 # What tells cells apart, and so is no setting's to change.
 OF_THE_GRID = ("model", "dataset", "norm", "eps", "seed", "output_dir", "push_to_hub", "resume_from_checkpoint")
@@ -24,6 +25,16 @@ def setting_name(setting: str) -> str:
     if setting.endswith((".yaml", ".yml")):
         return Path(setting).stem
     return setting.partition("=")[0] if _is_inline(setting) else setting
+
+
+def table_name(name: str) -> str:
+    """What tables call a setting, by one name for each.
+
+    >>> table_name("sched"), table_name("hinge:12.0,37")
+    ('hinge', 'hinge:12,37')
+    """
+    epochs = schedule_epochs(name)
+    return f"hinge:{epochs[0]:g},{epochs[1]:g}" if epochs else SYNONYMS.get(name, name)
 
 
 def setting_options(setting: str) -> dict[str, Any]:
@@ -48,7 +59,8 @@ def setting_options(setting: str) -> dict[str, Any]:
     if name == "hinge" and arguments:
         return _hinge_options(setting)
     if name in SCHEDULES and arguments:
-        return {"eps_schedule": name, "schedule_args": arguments.split(",")}
+        # A comma may be part of a value: points=0.24:0,0.74:1.
+        return {"eps_schedule": name, "schedule_args": re.split(r",(?=\w+=)", arguments)}
     if setting in SCHEDULES:
         return {"eps_schedule": setting}
     if _is_inline(setting) or setting in shipped_recipes() or os.path.isfile(setting):

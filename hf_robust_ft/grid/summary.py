@@ -7,13 +7,16 @@ from typing import Any
 from hf_robust_ft.grid.comparison import (
     Configuration,
     ScoreTable,
+    configuration_of,
     count_wins,
     eps_of,
-    is_papers_protocol,
+    is_measured_as_paper,
     mean_scores,
     paper_figure,
+    split_of,
     t_test_over_configurations,
     t_test_over_seeds,
+    trained_otherwise,
 )
 from hf_robust_ft.grid.results import CellResult
 from hf_robust_ft.grid.settings import schedule_epochs
@@ -37,17 +40,19 @@ def summarise(results: Sequence[CellResult], failed: Mapping[str, str]) -> dict[
     table = ScoreTable.from_results(results)
     norm = results[0].norm if results else None
     protocols = {format_eps(eps_of(each)): each.protocol for each in sorted(results, key=eps_of)}
-    papers = {
-        format_eps(eps_of(each)): norm == "Linf" and is_papers_protocol(eps_of(each), each.protocol)
-        for each in sorted(results, key=eps_of)
-    }
+    papers = {format_eps(eps_of(each)): is_measured_as_paper(each) for each in sorted(results, key=eps_of)}
+    otherwise: dict[tuple[Configuration, str], list[str]] = {}
+    for each in results:
+        changed = otherwise.setdefault((configuration_of(each), each.setting), [])
+        changed += [what for what in trained_otherwise(each) if what not in changed]
     return {
         "norm": norm,
+        "split": split_of(results[0]) if results else None,
         "protocols": protocols,
         "papers_protocol": papers,
         "images": {each.dataset: each.report.num_samples for each in sorted(results, key=lambda each: each.dataset)},
         "cells": [
-            _cell(table, norm, papers[configuration.eps], configuration, setting)
+            _cell(table, norm, papers[configuration.eps], configuration, setting, otherwise[configuration, setting])
             for configuration in table.configurations
             for setting in table.settings
             if table.by_seed(configuration, setting)
@@ -66,7 +71,12 @@ def summarise(results: Sequence[CellResult], failed: Mapping[str, str]) -> dict[
 
 
 def _cell(
-    table: ScoreTable, norm: str, papers_protocol: bool, configuration: Configuration, setting: str
+    table: ScoreTable,
+    norm: str,
+    papers_protocol: bool,
+    configuration: Configuration,
+    setting: str,
+    otherwise: Sequence[str],
 ) -> dict[str, Any]:
     mean, sd = table.mean(configuration, setting), table.deviation(configuration, setting)
     paper = paper_figure(norm, configuration, setting)
@@ -78,16 +88,17 @@ def _cell(
         "sd": sd._asdict() if sd else None,
         "paper": paper._asdict() if paper else None,
         "difference": _minus(mean, paper) if paper and papers_protocol else None,
+        "trained_otherwise": list(otherwise) if paper else [],
     }
 
 
 def _comparisons(table: ScoreTable) -> list[tuple[str, str]]:
     """(setting, reference) of every two settings worth comparing, each two once."""
-    settings = [each for each in table.settings if not schedule_epochs(each)]
     found: list[tuple[str, str]] = []
     for reference in REFERENCES:
-        if reference in settings:
-            found += [(each, reference) for each in settings if each != reference and (reference, each) not in found]
+        if reference in table.settings:
+            others = [each for each in table.settings if each != reference]
+            found += [(each, reference) for each in others if (reference, each) not in found]
     return found
 
 

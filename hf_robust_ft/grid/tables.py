@@ -8,13 +8,12 @@ from typing import Any
 
 from hf_robust_ft.grid.plots import plot_grid
 from hf_robust_ft.grid.results import CellResult
-from hf_robust_ft.grid.settings import schedule_epochs
+from hf_robust_ft.grid.settings import schedule_epochs, table_name
 from hf_robust_ft.grid.summary import ALL_EPS, REFERENCES, summarise
 from hf_robust_ft.paper.numbers import Scores
 
 TABLES_NAME = "tables.md"
 RESULTS_NAME = "results.json"
-SYNONYMS = {"sched": "hinge", "constant": "fix"}
 MAIN_SETTINGS = ("standard", "fix", "hinge")
 _NONE = "-"
 _SHORT = {"clean": "clean", "adversarial": "adv.", "expected": "expected"}
@@ -36,7 +35,7 @@ def write_tables(results: Sequence[CellResult], folder: str | Path, failed: Mapp
     """
     if not results and not failed:
         raise ValueError("There is no finished cell to tabulate. Run the grid first, or name the folder that holds it.")
-    results = [dataclasses.replace(each, setting=SYNONYMS.get(each.setting, each.setting)) for each in results]
+    results = [dataclasses.replace(each, setting=table_name(each.setting)) for each in results]
     summary = summarise(results, failed or {})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -170,15 +169,16 @@ def _three_rows(labels: list[str], cells: Sequence[Mapping[str, Any] | None]) ->
 
 def _caption(summary: Mapping[str, Any], eps: str, cells: Iterable[Mapping[str, Any]]) -> str:
     """How it was measured, and whether the paper's figures may be held against it."""
-    caption = f"Measured at {summary['norm']} {eps} under the protocol: {summary['protocols'][eps]}."
-    if any(each["paper"] for each in cells):
-        caption += " The paper's figures (arXiv 2509.23325): one run, its protocol APGD-10 (ce) at every 1/255"
-        caption += (
-            ", the same as ours."
-            if summary["papers_protocol"][eps]
-            else "; ours is another, so no difference is taken."
-        )
-    return caption
+    caption = f"Measured at {summary['norm']} {eps} on the {summary['split']} split under the protocol: "
+    caption += f"{summary['protocols'][eps]}."
+    cells = [each for each in cells if each["paper"]]
+    if not cells:
+        return caption
+    caption += " The paper's figures (arXiv 2509.23325): one run, its protocol APGD-10 (ce) at every 1/255 on the test "
+    same = summary["papers_protocol"][eps]
+    caption += "split, the same as ours." if same else "split; ours is another, so no difference is taken."
+    changed = dict.fromkeys(what for each in cells for what in each["trained_otherwise"])
+    return caption + (f" But some of ours were trained otherwise: {', '.join(changed)}." if changed else "")
 
 
 def _win_table(summary: Mapping[str, Any]) -> list[str]:

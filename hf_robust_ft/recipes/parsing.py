@@ -98,8 +98,10 @@ def build_parser(types: Sequence[type], recipe: Mapping[str, Any], **parser_opti
             action.nargs, action.const = "?", True
         if action.dest in recipe:
             action.required = False
-    takes_list = {action.dest for action in parser._actions if action.nargs == "+"}
+    takes_list = {action.dest: action for action in parser._actions if action.nargs == "+"}
     parser.set_defaults(**{key: _as_argument(value, key in takes_list) for key, value in recipe.items()})
+    for name in takes_list.keys() & recipe.keys():
+        _type_items(parser, takes_list[name])
     return parser
 
 
@@ -130,6 +132,16 @@ def _number_or_none(number: type) -> Callable[[str], Any]:
 
     parse.__name__ = number.__name__  # for argparse's messages
     return parse
+
+
+def _type_items(parser: HfArgumentParser, action: argparse.Action) -> None:
+    """Give the words of a list their type: argparse does so for a default that is one word only."""
+    if not isinstance(action.default, list):
+        return
+    try:
+        action.default = [(action.type or str)(word) for word in action.default]
+    except ValueError:
+        parser.error(f"argument --{action.dest}: invalid {action.type.__name__} value in {action.default!r}")
 
 
 def _as_argument(value: Any, takes_list: bool) -> Any:

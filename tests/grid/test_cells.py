@@ -7,6 +7,7 @@ import pytest
 
 from hf_robust_ft.grid.arguments import GRIDS, GridArguments, read_grid, shipped_grids
 from hf_robust_ft.grid.cells import Job
+from hf_robust_ft.grid.reproducing import parse_grid
 
 
 def test_jobs_cross_everything_once(make_options, flags):
@@ -43,6 +44,12 @@ def test_recipes_of_some_cells_lie_below_the_flags(make_options, flags, tmp_path
         make_options(recipes=["swin=found.yaml"]).grid(flags).jobs()
 
 
+def test_what_every_cell_needs_wins_over_settings(make_options, flags):
+    (job,) = make_options(settings=["mine=save_strategy:no;eval_strategy:no;robust_eval:end"]).grid(flags).jobs()
+    training = job.parse().training
+    assert (training.save_strategy, training.eval_strategy, training.robust_eval) == ("epoch", "epoch", "no")
+
+
 def test_settings_win_over_flags(make_options, flags):
     (job,) = make_options(settings=["few=attack_steps:3"]).grid(flags).jobs()
     assert job.parse().training.attack_steps == 3
@@ -53,6 +60,12 @@ def test_settings_win_over_flags(make_options, flags):
     [
         ({"models": []}, [], "A grid needs --models"),
         ({"seeds": [0, 0]}, [], "Two cells of the grid are called"),
+        ({"settings": ["sched", "hinge"]}, [], "sched.seed0 and .*hinge.seed0 are the same cell"),
+        ({"settings": ["fix", "constant"]}, [], "are the same cell"),
+        ({"settings": ["hinge:12,37", "hinge:12.0,37"]}, [], "are the same cell"),
+        ({"epsilons": ["4/255", "8/510"]}, [], "are the same cell"),
+        ({"epsilons": ["0"]}, [], "a grid measures up to budgets above 0"),
+        ({"seeds": [-1]}, [], "A seed is a whole number from 0"),
         ({}, ["--eps", "4/255"], "--eps is one for each cell of a grid: give --epsilons"),
         ({}, ["--schedule=hinge"], "give --settings"),
         ({}, ["--push_to_hub"], "the grid itself evaluates, saves and resumes"),
@@ -78,6 +91,17 @@ def test_bad_grids_are_refused(make_options, flags, changes, more, message):
 def test_bad_options_name_the_cell(make_options, flags, changes, more, message):
     with pytest.raises(ValueError, match=message):
         [job.parse() for job in make_options(**changes).grid([*flags, *more]).jobs()]
+
+
+def test_seeds_of_a_grid_file_are_numbers_as_those_of_flags(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("models: [efficientnet_lite0]\ndatasets: [digits]\nseeds: [0, 10, 2]\n")
+    assert parse_grid(["--grid", str(file)], "")[0].seeds == [0, 10, 2]
+    assert parse_grid(["--grid", str(file), "--seeds", "3"], "")[0].seeds == [3]
+    file.write_text("seeds: [0, a]\n")
+    with pytest.raises(SystemExit):
+        parse_grid(["--grid", str(file)], "")
+    assert "--seeds: invalid int value" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", shipped_grids())

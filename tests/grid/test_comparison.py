@@ -15,11 +15,12 @@ from hf_robust_ft.grid.comparison import (
     ScoreTable,
     Wins,
     count_wins,
-    is_papers_protocol,
+    is_measured_as_paper,
     paper_figure,
     setting_rank,
     t_test_over_configurations,
     t_test_over_seeds,
+    trained_otherwise,
 )
 from hf_robust_ft.grid.settings import schedule_epochs
 from hf_robust_ft.paper.numbers import Scores
@@ -172,10 +173,26 @@ def test_the_papers_figure_is_found_by_alias_and_hub_id(model):
 
 
 def test_the_papers_protocol_is_told_from_others():
-    assert is_papers_protocol(8 / 255, make_result(eps="8/255").protocol)
-    for other in ({"protocol": "exact"}, {"attack": {"steps": 7}}, {"attack": {"loss": "dlr"}}):
-        assert not is_papers_protocol(4 / 255, make_result(**other).protocol)
-    assert not is_papers_protocol(8 / 255, make_result(eps="4/255").protocol)
+    result = make_result(eps="8/255")
+    assert is_measured_as_paper(result)
+    for other in ({"protocol": "exact"}, {"attack": {"steps": 7}}, {"attack": {"loss": "dlr"}}, {"norm": "L2"}):
+        assert not is_measured_as_paper(make_result(**other))
+    fewer = dataclasses.replace(result.report, epsilons=result.report.epsilons[::2])
+    chosen = result.report.with_metadata(split="validation")
+    for report in (fewer, chosen):
+        assert not is_measured_as_paper(dataclasses.replace(result, report=report))
+
+
+def test_what_was_trained_otherwise_than_the_paper_is_told():
+    papers = {"num_train_epochs": 50.0, "attack_steps": 7, "augmentation": "paper", "schedule_end": 0.74}
+    assert trained_otherwise(dataclasses.replace(make_result(setting="hinge"), configuration=papers)) == []
+    other = papers | {"num_train_epochs": 2.0, "schedule_end": 0.6, "max_train_samples": 64}
+    found = [
+        trained_otherwise(dataclasses.replace(make_result(setting=name), configuration=other))
+        for name in ("hinge", "hinge:12,30")
+    ]
+    assert found[1] == ["num_train_epochs 2.0 (paper: 50)", "max_train_samples 64"]
+    assert set(found[0]) - set(found[1]) == {"schedule_end 0.6 (paper: 0.74)"}
 
 
 def test_settings_are_told_apart_and_ordered():

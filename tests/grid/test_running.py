@@ -107,13 +107,57 @@ def test_a_cell_that_another_process_finished_is_not_run_again(make_options, fla
     assert run_cell(job) == result and len(trained) == 1
 
 
-def test_a_damaged_result_is_named(make_options, flags, grid_argv, tmp_path, capsys):
+@pytest.mark.parametrize("content", [b"{}", b"[1]", b"\xff\xfe", b'{"report": {}, "seed": "x"}', b""])
+def test_a_damaged_result_is_named(content, make_options, flags, grid_argv, capsys):
     job = make_options().grid(flags).jobs()[0]
     job.result.parent.mkdir(parents=True)
-    job.result.write_text("{}")
+    job.result.write_bytes(content)
     with pytest.raises(SystemExit):
         main(grid_argv)
-    assert "is no result of a grid's cell" in capsys.readouterr().err
+    assert f"{job.result} is no result of a grid's cell" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{"])
+def test_a_damaged_note_of_a_begun_cell_is_named(content, make_options, flags, grid_argv, capsys):
+    job = make_options().grid(flags).jobs()[0]
+    job.work.mkdir(parents=True)
+    (job.work / "configuration.json").write_text(content)
+    with pytest.raises(SystemExit):
+        main(grid_argv)
+    error = capsys.readouterr().err
+    assert "configuration.json is damaged" in error and f"Delete the folder {job.work}" in error
+
+
+def test_cells_that_are_left_out_must_fit_the_tables_as_well(grid_argv, trained, capsys):
+    main([*grid_argv, "--only", "*standard*"])
+    with pytest.raises(SystemExit):
+        main([*grid_argv, "--only", "*fix*", "--learning_rate", "1e-4"])
+    assert f"the cell {STANDARD} of another configuration" in capsys.readouterr().err
+    assert trained == [STANDARD]
+
+
+def test_a_cell_at_which_another_process_is_has_not_failed(grid_argv, make_options, flags, tmp_path):
+    first, _ = make_options().grid(flags).jobs()
+    first.work.parent.mkdir(parents=True)
+    with FileLock(first.work.with_name(f"{first.cell.name}.lock")), pytest.raises(SystemExit) as stop:
+        main(grid_argv)
+    assert f"{first.cell.name}: another process is at it" in str(stop.value.code)
+    assert "Failed" not in (tmp_path / "grid" / "tables.md").read_text()
+
+
+@pytest.mark.parametrize("option", ["eval_attack_steps:3", "attack_loss:dlr", "max_eval_samples:4", "split_seed:1"])
+def test_settings_that_change_what_is_measured_are_refused_before_compute(option, grid_argv, trained, capsys):
+    with pytest.raises(SystemExit):
+        main([*grid_argv, "--settings", "fix", f"mine={option}"])
+    error = capsys.readouterr().err
+    assert "would not be measured alike" in error and option.partition(":")[0] in error and not trained
+
+
+def test_a_grid_is_one_process(grid_argv, monkeypatch, trained, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        main(grid_argv)
+    assert "reproduce itself is one process, and a launcher started 2" in capsys.readouterr().err and not trained
 
 
 @pytest.mark.parametrize("setting", ["hinge", "per_sample"])

@@ -24,6 +24,8 @@ def test_corners_are_epochs_of_fifty():
 
 def test_arguments_recipes_and_options(tmp_path):
     assert setting_options("auto:patience=2,tolerance=0.1")["schedule_args"] == ["patience=2", "tolerance=0.1"]
+    points = "points=0.24:0,0.5:0.3,0.74:1"
+    assert setting_options(f"piecewise_linear:{points}")["schedule_args"] == [points]
     recipe = tmp_path / "short.yaml"
     recipe.write_text("attack_steps: 3\nschedule_end: 0.6\n")
     assert setting_name(str(recipe)) == "short"

@@ -1,5 +1,6 @@
 """The tables say what results.json holds, and results.json what was measured."""
 
+import dataclasses
 import json
 import re
 
@@ -114,6 +115,25 @@ def test_schedules_of_table_8_stand_beside_fix_and_hinge(no_pictures, tmp_path):
     others = rows(markdown, "## Linf 4/255: fix, uniform, auto, hinge")
     paper = {row["setting"]: row["stanford_cars adv."] for row in others if row[""] == "paper"}
     assert paper == {"fix": "29.70", "uniform": "35.30", "auto": "38.40", "hinge": "43.20"}
+
+
+def test_the_split_and_what_was_trained_otherwise_than_the_paper_are_told(no_pictures, tmp_path):
+    held_out = [
+        dataclasses.replace(each, report=each.report.with_metadata(split="validation")) for each in paper_again()
+    ]
+    markdown = write_tables(held_out, tmp_path)
+    assert "on the validation split" in markdown and "ours is another, so no difference is taken" in markdown
+    shorter = [dataclasses.replace(each, configuration={"num_train_epochs": 2.0}) for each in paper_again()]
+    markdown = write_tables(shorter, tmp_path)
+    assert ", the same as ours. But some of ours were trained otherwise: num_train_epochs 2.0 (paper: 50)." in markdown
+    assert "trained otherwise" not in write_tables(small_grid(), tmp_path)
+
+
+def test_corners_beside_fix_and_hinge_are_compared_with_them(no_pictures, tmp_path):
+    run = [make_result(setting=setting) for setting in ("fix", "hinge")]
+    wins = rows(write_tables([*run, make_result(setting="hinge:12,30", clean=0.9)], tmp_path), "## Wins")
+    against = {row["over"]: row["clean"] for row in wins if row["setting"] == "hinge:12,30"}
+    assert against == {"fix": "1 of 1", "hinge": "1 of 1"}
 
 
 def test_the_ablation_in_the_form_of_table_7(no_pictures, tmp_path):
