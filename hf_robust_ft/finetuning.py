@@ -13,6 +13,7 @@ from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.data import SeededAugmentation, align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.hub import BackgroundPushError
 from hf_robust_ft.reporting.evidence import REPORT_NAME
+from hf_robust_ft.resuming import TrainingRecord, check_resumed, run_settings, training_settings
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments, at_most, describe_model
 from hf_robust_ft.run_record import environment_facts, resolved_recipe, write_run_record
 from hf_robust_ft.trainer import AdversarialTrainer
@@ -71,11 +72,17 @@ def prepare_run(
 
 
 def build_trainer(
-    model_args: ModelArguments, args: AdversarialTrainingArguments, run: PreparedRun, *, fresh_models: bool = False
+    model_args: ModelArguments,
+    args: AdversarialTrainingArguments,
+    run: PreparedRun,
+    data_args: DataArguments | None = None,
+    *,
+    fresh_models: bool = False,
 ) -> AdversarialTrainer:
     """The trainer of a run, which evaluates on the validation split.
 
     Args:
+        data_args: what its checkpoints then also remember; None where the caller compares configurations itself.
         fresh_models: let it load the model anew for every training, as a search needs.
     """
     names = list(run.model.config.id2label.values())
@@ -94,7 +101,7 @@ def build_trainer(
         eval_dataset=with_pixel_values(run.splits["validation"], run.processor),
         processing_class=run.processor,
         data_collator=stack_examples,
-        callbacks=[SeededAugmentation()],
+        callbacks=[SeededAugmentation(), TrainingRecord(run_settings(model_args, data_args) if data_args else {})],
     )
 
 
@@ -112,14 +119,16 @@ def fine_tune(
     `recipe.yaml` and `provenance.json` are there from the start of training.
 
     Raises:
-        ValueError: what `prepare_run` or `AdversarialTrainer` refuse, or an `output_dir` with checkpoints of an
-            earlier run that is neither resumed nor empty.
+        ValueError: what `prepare_run` or `AdversarialTrainer` refuse, an `output_dir` with checkpoints of an earlier
+            run that is neither resumed nor empty, or a checkpoint to resume that was trained with other settings.
         PublishError: with `push_to_hub`, what could not be pushed; all of it is in `output_dir`.
     """
     _check_publishable(args)
     resume = _checkpoint_to_resume(args)
+    if resume is not None:  # before anything is loaded for it, or written
+        check_resumed(resume, run_settings(model_args, data_args) | training_settings(args), args)
     run = prepare_run(model_args, data_args, args)
-    trainer = build_trainer(model_args, args, run)
+    trainer = build_trainer(model_args, args, run, data_args)
     seeds = {"seed": args.seed, "split_seed": data_args.split_seed}
     facts = {**run.facts, "seeds": seeds, "split": "test", **(metadata or {})}
     if trainer.is_world_process_zero():

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from hf_robust_ft.command_parser import CommandParser
 from hf_robust_ft.data.specs import SPECS
 from hf_robust_ft.models import BACKBONES
 from hf_robust_ft.recipes import build_parser, compose_recipes, shipped_recipes
@@ -69,7 +70,7 @@ def parse_options(
             dataclasses refuse.
     """
     named = {"prog": f"hf-robust-ft {command}", "usage": f"hf-robust-ft {command} [--config RECIPE] [options]"}
-    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False, **named)
+    before = CommandParser(add_help=False, allow_abbrev=False, **named)
     before.add_argument("--config", action="append")
     before.add_argument("--help_all", "--help-all", action="store_true")
     trains = any(issubclass(each, TrainingArguments) for each in types)

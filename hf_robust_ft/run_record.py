@@ -30,10 +30,13 @@ RECORDED_ARGUMENTS = (
     "dataloader_drop_last", "remove_unused_columns",
 )  # fmt: skip
 
+# How a run was started, not what it is.
+OF_ONE_LAUNCH = ("force_resume",)
+
 # What a report's metadata holds of a run beside its settings; `provenance.json` repeats it.
 RECORDED_FACTS = (
     "command", "recipes", "seeds", "dataset", "dataset_config", "dataset_revision", "dataset_commit", "splitting",
-    "base_model", "base_model_text", "git", "hardware", "versions",
+    "base_model", "base_model_text", "git", "hardware", "versions", "resumed_with_changes",
 )  # fmt: skip
 
 
@@ -79,21 +82,26 @@ def _environment() -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def resolved_recipe(*options: Any) -> dict[str, Any]:
+def resolved_recipe(*options: Any, unset: bool = False) -> dict[str, Any]:
     """The settings of a run, whatever they came from, as a recipe for `hf-robust-ft train --config`.
 
     Args:
         options: dataclasses of arguments; of `TrainingArguments`' own fields, `RECORDED_ARGUMENTS`.
+        unset: give also what is None by default and was left so.
     """
     inherited = {entry.name for entry in dataclasses.fields(TrainingArguments)}
     recipe = {}
     for each in options:
         trains = isinstance(each, TrainingArguments)
         for entry in dataclasses.fields(each):
-            if not entry.init or (trains and entry.name in inherited and entry.name not in RECORDED_ARGUMENTS):
+            if (
+                not entry.init
+                or entry.name in OF_ONE_LAUNCH
+                or (trains and entry.name in inherited and entry.name not in RECORDED_ARGUMENTS)
+            ):
                 continue
             value = getattr(each, entry.name)
-            if value is not None or entry.default is not None:
+            if unset or value is not None or entry.default is not None:
                 recipe[entry.name] = _plain(value)
     return recipe
 
@@ -109,6 +117,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str) and (os.path.isabs(value) or os.path.exists(os.path.expanduser(value))):
         return os.path.basename(os.path.abspath(os.path.expanduser(value)))
     return value
+
+
+def differences(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Where two configurations of JSON values differ, for a message; "" where they do not.
+
+    >>> differences({"eps": "4/255", "seed": 0}, {"eps": "8/255", "seed": 0})
+    "eps '4/255' there, '8/255' now"
+    """
+    return "; ".join(
+        f"{name} {before.get(name)!r} there, {wanted.get(name)!r} now"
+        for name in dict.fromkeys([*before, *wanted])
+        if before.get(name) != wanted.get(name)
+    )
 
 
 def write_run_record(folder: str | Path, recipe: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from hf_robust_ft.reporting import save_examples
 from hf_robust_ft.reporting.evidence import EXAMPLE_FILES
 from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import build_report
+from hf_robust_ft.resuming import TrainingRecord, check_resumed, training_settings, with_record
 from hf_robust_ft.run_record import environment_facts
 from hf_robust_ft.sample_ids import SAMPLE_ID, IdentifyingCollator
 from hf_robust_ft.shown_command import script_command
@@ -84,7 +85,7 @@ class AdversarialTrainer(PublishingTrainer):
             model_init=model_init,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
-            callbacks=trainer_checks.with_scheduler(callbacks, args),
+            callbacks=with_record(trainer_checks.with_scheduler(callbacks, args)),
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
@@ -120,7 +121,20 @@ class AdversarialTrainer(PublishingTrainer):
     def describe_position(self) -> str:
         return f"{super().describe_position()} (eps {format_eps(self.current_eps)})"
 
+    @property
+    def training_record(self) -> TrainingRecord:
+        """What checkpoints say they were trained with; looked up each time, as the scheduler."""
+        return next(entry for entry in self.callback_handler.callbacks if isinstance(entry, TrainingRecord))
+
     # ---- Training ----------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
+        """As `Trainer.train`; a checkpoint that was trained with other settings is refused, see `check_resumed`."""
+        if resume_from_checkpoint:
+            record = self.training_record
+            wanted = record.settings | training_settings(self.args, self.train_dataset)
+            record.changes = check_resumed(resume_from_checkpoint, wanted, self.args)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         collate = self.data_collator
@@ -321,6 +335,8 @@ class AdversarialTrainer(PublishingTrainer):
         training = self.scheduler_callback.described(self.args.training_settings())
         seeds = {"seed": self.args.seed} | ({} if self.args.data_seed is None else {"data_seed": self.args.data_seed})
         metadata = {"training": training, "seeds": seeds, **environment_facts()}
+        if self.training_record.changes:
+            metadata["resumed_with_changes"] = self.training_record.changes
         if (command := script_command()) is not None:
             metadata["command"] = command
         name = getattr(getattr(self.model, "config", None), "_name_or_path", "")

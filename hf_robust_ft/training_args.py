@@ -95,6 +95,10 @@ class AdversarialTrainingArguments(TuningArguments):
             "help": "When evaluate() also attacks: 'end' (only outside train()), 'epoch' (at every evaluation), 'no'."
         },
     )
+    force_resume: bool = field(
+        default=False,
+        metadata={"help": "Resume a checkpoint although it was trained with other settings; the report then says so."},
+    )
 
     def __post_init__(self):
         for name, valid in (("schedule_granularity", GRANULARITIES), ("robust_eval", ROBUST_EVAL)):
