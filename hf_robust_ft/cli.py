@@ -189,6 +189,9 @@ def publish(argv: Sequence[str]) -> None:
     parser.add_argument("--revision", help="Branch to commit to, made if need be (default: main).")
     parser.add_argument("--pr", action="store_true", dest="create_pr", help="Open a pull request instead.")
     parser.add_argument("--report", metavar="DIR", help="What evaluate --output_dir wrote, for DIR's own report.")
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="Run code that the checkpoint brings, to see that it loads."
+    )
     parser.add_argument("--license", help="Licence of the model (default: the pretrained weights', where known).")
     options = parser.parse_args(argv)
     from hf_robust_ft.hub import publish as run

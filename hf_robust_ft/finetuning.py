@@ -125,12 +125,15 @@ def fine_tune(
     """
     _check_publishable(args)
     resume = _checkpoint_to_resume(args)
+    forced = []
     if resume is not None:  # before anything is loaded for it, or written
-        check_resumed(resume, run_settings(model_args, data_args) | training_settings(args), args)
+        forced = check_resumed(resume, run_settings(model_args, data_args) | training_settings(args), args)
     run = prepare_run(model_args, data_args, args)
     trainer = build_trainer(model_args, args, run, data_args)
     seeds = {"seed": args.seed, "split_seed": data_args.split_seed}
     facts = {**run.facts, "seeds": seeds, "split": "test", **(metadata or {})}
+    if forced:
+        facts["resumed_with_changes"] = forced
     if trainer.is_world_process_zero():
         recipe = resolved_recipe(model_args, data_args, args)
         write_run_record(args.output_dir, recipe, facts | environment_facts())

@@ -30,8 +30,8 @@ RECORDED_ARGUMENTS = (
     "dataloader_drop_last", "remove_unused_columns",
 )  # fmt: skip
 
-# How a run was started, not what it is.
-OF_ONE_LAUNCH = ("force_resume",)
+# How a run was started, not what it is; nobody trusts code because a recipe says so.
+OF_ONE_LAUNCH = ("force_resume", "trust_remote_code")
 
 # What a report's metadata holds of a run beside its settings; `provenance.json` repeats it.
 RECORDED_FACTS = (

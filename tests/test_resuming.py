@@ -1,6 +1,7 @@
 """A checkpoint is not continued as another run unasked; what does not touch the weights may change."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -27,26 +28,23 @@ def resume(make_trainer, checkpoint, **changes):
     return trainer
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"eps": "4/255", "eval_epsilons": None}, "eps '8/255' there, '4/255' now"),
-        ({"num_train_epochs": 3}, "num_train_epochs 2 there, 3 now"),
-        ({"learning_rate": 1e-4, "attack_steps": 3}, "learning_rate 0.001 there, 0.0001 now; attack_steps 2 there, 3"),
-        ({"head_learning_rate": 1e-2}, "head_learning_rate None there, 0.01 now"),
-        ({"seed": 1}, "seed 42 there, 1 now"),
-        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps 1 there, 2 now"),
-        ({"eps_schedule": "smoothed_hinge", "schedule_args": {"bend": 0.5}}, "schedule_args None there, {'bend': 0.5}"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_other_settings_are_refused_by_name(make_trainer, half_done, tmp_path, changes, told):
+OTHER_SETTINGS = [
+    ({"eps": "4/255", "eval_epsilons": None}, "eps '8/255' there, '4/255' now"),
+    ({"num_train_epochs": 3}, "num_train_epochs 2 there, 3 now"),
+    ({"learning_rate": 1e-4, "attack_steps": 3}, "learning_rate 0.001 there, 0.0001 now; attack_steps 2 there, 3"),
+    ({"head_learning_rate": 1e-2}, "head_learning_rate None there, 0.01 now"),
+    ({"seed": 1}, "seed 42 there, 1 now"),
+    ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps 1 there, 2 now"),
+    ({"eps_schedule": "smoothed_hinge", "schedule_args": {"bend": 0.5}}, "schedule_args None there, {'bend': 0.5}"),
+]
+
+
+def test_other_settings_are_refused_by_name(make_trainer, half_done, tmp_path):
     checkpoint, _ = half_done
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    with pytest.raises(ValueError, match="was trained with other settings") as refused:
-        resume(make_trainer, checkpoint, **changes)
-    message = " ".join(str(refused.value).split())
-    assert all(part in message for part in told.split("; ")) and "force_resume" in message
+    for changes, told in OTHER_SETTINGS:
+        with pytest.raises(ValueError, match=f"was trained with other settings: {re.escape(told)}.*force_resume=True"):
+            resume(make_trainer, checkpoint, **changes)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
 

@@ -108,30 +108,38 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_loads(folder: str | Path, files: Sequence[str]) -> None:
+def check_loads(folder: str | Path, files: Sequence[str], trust_remote_code: bool = False) -> None:
     """Load model and processor from these files alone, as whoever downloads them will.
 
-    A checkpoint that brings its own code is loaded with it.
+    Args:
+        trust_remote_code: run the code that the checkpoint brings, if it does.
 
     Raises:
-        ValueError: they do not load, weights are missing, left over or of other shapes, or not finite.
+        ValueError: it brings code that is not to be run, they do not load, weights are missing, left over or of other
+            shapes, or not finite.
     """
     folder = Path(folder).absolute()
-    has_code = any(name.endswith(".py") for name in files)
     with tempfile.TemporaryDirectory() as alone:
         for name in files:
             if "/" not in name:
                 os.symlink(folder / name, Path(alone) / name)
-        options = {"local_files_only": True, **({"trust_remote_code": True} if has_code else {})}
+        options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         level = transformers_logging.get_verbosity()
         try:
             transformers_logging.set_verbosity_error()
             with redirect_stderr(StringIO()):  # progress bars
                 AutoImageProcessor.from_pretrained(alone, **options)
                 model, info = AutoModelForImageClassification.from_pretrained(
-                    alone, output_loading_info=True, dtype="auto", **options
+                    alone, output_loading_info=True, dtype="auto", use_safetensors=True, **options
                 )
         except Exception as error:
+            if "trust_remote_code=True" in str(error):
+                code = ", ".join(name for name in files if name.endswith(".py"))
+                raise ValueError(
+                    f"The checkpoint in {folder} brings code of its own ({code}), which is not run unasked to see "
+                    "whether it loads. Read it first; if you trust it, give --trust_remote_code (in Python "
+                    "trust_remote_code=True)."
+                ) from error
             reason = " ".join(str(error).replace(alone, str(folder)).split())
             raise ValueError(f"The checkpoint in {folder} does not load: {reason}") from error
         finally:

@@ -13,6 +13,7 @@ from transformers.hf_argparser import string_to_bool
 
 from hf_robust_ft.command_parser import CommandParser
 from hf_robust_ft.recipes.yaml_values import load_yaml
+from hf_robust_ft.run_record import OF_ONE_LAUNCH
 
 FOLDER = Path(__file__).parent
 
@@ -30,7 +31,7 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     """The content of a YAML file, or of a shipped recipe given by its name.
 
     Raises:
-        ValueError: no such recipe, or not a YAML mapping.
+        ValueError: no such recipe, not a YAML mapping, or one that asks for what only a command line may.
     """
     # By the names themselves: "../x" is no recipe of ours.
     path = FOLDER / f"{recipe}.yaml" if str(recipe) in shipped_recipes() and not _is_file(recipe) else Path(recipe)
@@ -47,6 +48,8 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
             f"{path.name} must map argument names to values, e.g. 'eps: 4/255'; it holds "
             f"{'nothing' if content is None else f'a {type(content).__name__}'}."
         )
+    if asked := [name for name in OF_ONE_LAUNCH if name in content]:
+        raise ValueError(f"{path.name} may not set {', '.join(asked)}: give it on the command line, for one launch.")
     return content
 
 
