@@ -68,6 +68,8 @@ def prepare_run(
         "head": model_args.head,
         "memory_format": use_fast_memory_format(model),
     }
+    if commit := getattr(model.config, "_commit_hash", None):  # what the revision stood for
+        facts["base_model_commit"] = commit
     return PreparedRun(model, processor, splits, facts)
 
 
@@ -134,9 +136,9 @@ def fine_tune(
     facts = {**run.facts, "seeds": seeds, "split": "test", **(metadata or {})}
     if forced:
         facts["resumed_with_changes"] = forced
+    facts["recipe"] = resolved_recipe(model_args, data_args, args)
     if trainer.is_world_process_zero():
-        recipe = resolved_recipe(model_args, data_args, args)
-        write_run_record(args.output_dir, recipe, facts | environment_facts())
+        write_run_record(args.output_dir, facts["recipe"], facts | environment_facts())
     failed = None
     try:
         trainer.train(resume_from_checkpoint=resume)

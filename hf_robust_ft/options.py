@@ -12,6 +12,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hf_robust_ft.command_parser import CommandParser
 from hf_robust_ft.data.specs import SPECS
+from hf_robust_ft.file_names import as_file_name
 from hf_robust_ft.models import BACKBONES
 from hf_robust_ft.recipes import build_parser, compose_recipes, shipped_recipes
 from hf_robust_ft.schedules import SCHEDULES
@@ -158,7 +159,8 @@ def default_output_dir(seen: argparse.Namespace) -> str:
     """
     model, dataset = (_short(name) for name in (seen.model, seen.dataset))
     eps = str(seen.eps).replace("/", "_")
-    return str(RUNS / f"{model}-{dataset}-{seen.norm}-{eps}-{seen.eps_schedule}-seed{seen.seed}".replace(":", "-"))
+    name = f"{model}-{dataset}-{seen.norm}-{eps}-{seen.eps_schedule}-seed{seen.seed}"
+    return str(RUNS / as_file_name(name))
 
 
 def default_sweep_dir(command: str, seen: argparse.Namespace) -> str:
@@ -167,13 +169,13 @@ def default_sweep_dir(command: str, seen: argparse.Namespace) -> str:
     >>> default_sweep_dir("diagnose", argparse.Namespace(model="swin", dataset="cub200", norm="Linf"))
     'runs/diagnose-swin-cub200-Linf'
     """
-    return str(RUNS / f"{command}-{_short(seen.model)}-{_short(seen.dataset)}-{seen.norm}".replace(":", "-"))
+    return str(RUNS / as_file_name(f"{command}-{_short(seen.model)}-{_short(seen.dataset)}-{seen.norm}"))
 
 
 def _short(name: str) -> str:
     """A model's or dataset's name in a folder's."""
     path = os.path.expanduser(name)
-    return Path(path).resolve().name if os.path.exists(path) else name.replace("/", "-")
+    return Path(path).resolve().name if os.path.exists(path) else name
 
 
 def _unknown_option(unknown: Sequence[str], parser: HfArgumentParser) -> str:

@@ -24,8 +24,9 @@ RECORDED_ARGUMENTS = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
     "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
     "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args",
+    "optim_target_modules",
     "label_smoothing_factor", "seed", "data_seed", "full_determinism", "bf16", "fp16", "tf32",
-    "torch_compile", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
+    "torch_compile", "train_sampling_strategy", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
     "logging_strategy", "logging_steps", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
     "dataloader_drop_last", "remove_unused_columns",
 )  # fmt: skip
@@ -36,14 +37,24 @@ OF_ONE_LAUNCH = ("force_resume", "trust_remote_code")
 # What a report's metadata holds of a run beside its settings; `provenance.json` repeats it.
 RECORDED_FACTS = (
     "command", "recipes", "seeds", "dataset", "dataset_config", "dataset_revision", "dataset_commit", "splitting",
-    "base_model", "base_model_text", "git", "hardware", "versions", "resumed_with_changes",
+    "base_model", "base_model_commit", "base_model_text", "git", "hardware", "versions", "resumed_with_changes",
 )  # fmt: skip
 
 
 def library_versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     versions = {"python": platform.python_version()}
-    for package in ("hf_robust_ft", "torch", "transformers", "accelerate", "datasets", "timm"):
+    for package in (
+        "hf_robust_ft",
+        "torch",
+        "torchvision",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "timm",
+        "numpy",
+        "Pillow",
+    ):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
@@ -64,10 +75,11 @@ def git_state(folder: str | Path = ".") -> dict[str, Any] | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Architecture, usable cores, and accelerators by name; nothing that names this machine."""
+    """Architecture, usable cores, torch's threads, and accelerators by name; nothing that names this machine."""
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"architecture": platform.machine(), "cpu_cores": cores, "accelerators": names}
+    threads = torch.get_num_threads()
+    return {"architecture": platform.machine(), "cpu_cores": cores, "threads": threads, "accelerators": names}
 
 
 def environment_facts() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from hf_robust_ft.evaluation_record import EvaluationRecord
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
 from hf_robust_ft.protocols import attack_on_grid
 from hf_robust_ft.publishing_trainer import PublishingTrainer
+from hf_robust_ft.random_state import random_state_kept
 from hf_robust_ft.reporting import save_examples
 from hf_robust_ft.reporting.evidence import EXAMPLE_FILES
 from hf_robust_ft.reporting.model_card import EXAMPLES
@@ -251,17 +252,19 @@ class AdversarialTrainer(PublishingTrainer):
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
         if description == "Prediction":  # predict() returns the model's own predictions and nothing more
-            return super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
+            with random_state_kept():
+                return super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
         attacks = self.args.robust_eval == "epoch" or (self.args.robust_eval == "end" and not self.is_in_train)
         self._evaluation = EvaluationRecord(
             self.args.evaluation_grid if attacks else [0.0], getattr(dataloader, "dataset", None)
         )
         try:
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
+            with random_state_kept():  # how often is evaluated has no say in the training that goes on
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
             output.metrics.update(self._robustness_metrics(self._evaluation, metric_key_prefix))
         finally:
             self._evaluation = None

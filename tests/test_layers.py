@@ -21,6 +21,8 @@ LAYERS = [
         "weight_hashes",
         "shown_command",
         "command_parser",
+        "random_state",
+        "file_names",
     ),
     ("batch_checks", "attacks", "metrics", "results_store", "batches", "shared_work", "evaluated_model", "diagnosis"),
     ("trust_checks", "protocols", "run_record"),

@@ -31,7 +31,7 @@ def resume(make_trainer, checkpoint, **changes):
 OTHER_SETTINGS = [
     ({"eps": "4/255", "eval_epsilons": None}, "eps '8/255' there, '4/255' now"),
     ({"num_train_epochs": 3}, "num_train_epochs 2 there, 3 now"),
-    ({"learning_rate": 1e-4, "attack_steps": 3}, "learning_rate 0.001 there, 0.0001 now; attack_steps 2 there, 3"),
+    ({"learning_rate": 1e-4, "attack_steps": 3}, "attack_steps 2 there, 3 now; learning_rate 0.001 there, 0.0001"),
     ({"head_learning_rate": 1e-2}, "head_learning_rate None there, 0.01 now"),
     ({"seed": 1}, "seed 42 there, 1 now"),
     ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps 1 there, 2 now"),

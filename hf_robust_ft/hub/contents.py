@@ -67,7 +67,7 @@ def _weight_files(folder: Path) -> list[str]:
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
     if (folder / INDEX).is_file():
-        shards = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
+        shards = _plain_names(_read_json(folder / INDEX).get("weight_map", {}), folder / INDEX)
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing or not shards:
             raise ValueError(
@@ -85,11 +85,24 @@ def _code_files(folder: Path) -> list[str]:
     """The Python files that the configuration loads the model with; most checkpoints have none."""
     named = _read_json(folder / CONFIG).get("auto_map", {}).values()
     modules = {str(name).split("--")[-1].rpartition(".")[0] for name in named if "--" not in str(name)}
-    files = sorted(f"{module}.py" for module in modules)
+    files = _plain_names({module: f"{module}.py" for module in modules}, folder / CONFIG)
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder / CONFIG} loads the model with {', '.join(missing)}, which is not in the folder.")
     return files
+
+
+def _plain_names(named: Any, source: Path) -> list[str]:
+    """The names in a mapping's values, sorted: each of a file that lies beside `source`, not on some path from it.
+
+    Raises:
+        ValueError: a path, or no mapping of names.
+    """
+    names = set(map(str, named.values())) if isinstance(named, dict) else {str(named)}
+    paths = sorted(name for name in names if name != Path(name).name or "\\" in name or "\0" in name)
+    if paths or not isinstance(named, dict):
+        raise ValueError(f"{source} names {', '.join(map(repr, paths or names))}, which is no file beside it.")
+    return sorted(names)
 
 
 def free_place(path: Path) -> Path:
