@@ -1,7 +1,9 @@
-"""Names of models, datasets and settings as names of files: one part of a path, whatever they hold."""
+"""Where results go: names of models and settings as names of files, and folders that can be written to."""
 
 import hashlib
+import os
 import re
+from pathlib import Path
 
 LONGEST = 180  # bytes; file systems take 255, and endings are added
 
@@ -21,3 +23,23 @@ def as_file_name(text: str) -> str:
         return name
     checksum = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
     return f"{encoded[:LONGEST].decode('utf-8', 'ignore')}-{checksum}"
+
+
+def check_output_dir(folder: str | Path | None) -> None:
+    """Raise unless `folder` is a directory that can be written to, or could be made as one; None is no folder.
+
+    Raises:
+        ValueError: it is a file, lies below one, may not be written to, or is no path at all.
+    """
+    if folder is None:
+        return
+    path = Path(folder).expanduser()
+    try:
+        there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"output_dir={str(folder)!r} is no path: {error}.") from None
+    if not there.is_dir():
+        where = "is a file" if there == path else f"lies below {there}, which is a file"
+        raise ValueError(f"output_dir={str(folder)!r} {where}: name a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"output_dir={str(folder)!r} cannot be written: {there} may not be changed.")

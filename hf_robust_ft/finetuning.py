@@ -12,6 +12,7 @@ from hf_robust_ft.attacks import use_fast_memory_format
 from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.data import SeededAugmentation, align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.hub import BackgroundPushError
+from hf_robust_ft.hub.repository import check_repo_id
 from hf_robust_ft.reporting.evidence import REPORT_NAME
 from hf_robust_ft.resuming import TrainingRecord, check_resumed, run_settings, training_settings
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments, at_most, describe_model
@@ -161,6 +162,8 @@ def _check_publishable(args: AdversarialTrainingArguments) -> None:
     """Raise where `push_to_hub` would have no report of the published weights to push, before a run is spent on it."""
     if not args.push_to_hub:
         return
+    if args.hub_model_id is not None:
+        check_repo_id(args.hub_model_id)
     if args.robust_eval == "no" or args.threat_model.eps == 0:
         raise ValueError(
             f"push_to_hub publishes a checkpoint with its robustness report, which robust_eval={args.robust_eval!r} "

@@ -12,7 +12,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hf_robust_ft.command_parser import CommandParser
 from hf_robust_ft.data.specs import SPECS
-from hf_robust_ft.file_names import as_file_name
+from hf_robust_ft.file_names import as_file_name, check_output_dir
 from hf_robust_ft.models import BACKBONES
 from hf_robust_ft.recipes import build_parser, compose_recipes, shipped_recipes
 from hf_robust_ft.schedules import SCHEDULES
@@ -100,6 +100,8 @@ def parse_options(
         _check_schedule(seen.eps_schedule)
     settled = _settled_late(command, seen) if trains else []
     parsed = parser.parse_args_into_dataclasses([*arguments, *settled], look_for_args_file=False)
+    for each in parsed:
+        check_output_dir(getattr(each, "output_dir", None))
     if getattr(seen, "dry_run", False) and seen.tf32:
         for each in parsed:
             if isinstance(each, TrainingArguments):

@@ -74,6 +74,7 @@ class AdversarialTrainer(PublishingTrainer):
         args = AdversarialTrainingArguments(output_dir="tmp_trainer") if args is None else args
         trainer_checks.check_args(args)
         self.pixel_space = trainer_checks.resolve_pixel_space(pixel_space, processing_class)
+        trainer_checks.check_best_metric(args, compute_metrics is not None, eval_dataset)
         for dataset in (train_dataset, *datasets_of(eval_dataset)):
             trainer_checks.check_dataset(dataset, args, has_collator=data_collator is not None)
         super().__init__(

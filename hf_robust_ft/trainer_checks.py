@@ -46,7 +46,9 @@ def resolve_pixel_space(pixel_space: PixelSpace | None, processing_class: Any) -
 
 
 def check_dataset(dataset: Any, args: TrainingArguments, has_collator: bool) -> None:
-    """Raise if a batch could not hold `pixel_values`: nothing makes them, or Trainer removes their source."""
+    """Raise if it is empty, or a batch could not hold `pixel_values`: nothing makes them, or Trainer removes their source."""
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise ValueError("A dataset holds no images: look at the filter, split or selection that made it.")
     if not isinstance(dataset, datasets.Dataset) or "pixel_values" in dataset.column_names:
         return
     is_lazy = dataset.format["type"] == "custom"
@@ -69,10 +71,30 @@ def check_model(model: nn.Module) -> None:
         function = getattr(module, "_gradient_checkpointing_func", None)
         if getattr(module, "gradient_checkpointing", False) and getattr(function, "keywords", {}).get("use_reentrant"):
             raise ValueError(REENTRANT_REFUSED)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("Every parameter of the model is frozen (requires_grad=False): there is nothing to train.")
     num_labels = getattr(getattr(model, "config", None), "num_labels", None)
     if num_labels is not None and num_labels < 2:
         raise ValueError(
             f"The model has {num_labels} class: there is nothing to confuse it with. Load it with num_labels=<classes>."
+        )
+
+
+# What an evaluation of ours measures where there is no `compute_metrics`.
+MEASURED = ("loss", "clean_accuracy", "adversarial_accuracy", "expected_robustness", "runtime", "samples_per_second",
+            "steps_per_second")  # fmt: skip
+
+
+def check_best_metric(args: TrainingArguments, has_metrics: bool, eval_dataset: Any) -> None:
+    """Raise if the best model is to be told by what no evaluation will measure: Trainer finds out after an epoch."""
+    metric = args.metric_for_best_model
+    if metric is None or has_metrics or isinstance(eval_dataset, dict) or args.eval_strategy == "no":
+        return
+    name = metric.removeprefix("eval_")
+    if name not in MEASURED:
+        raise ValueError(
+            f"metric_for_best_model={metric!r} is not measured: without compute_metrics there are "
+            f"{', '.join(MEASURED[:4])}."
         )
 
 

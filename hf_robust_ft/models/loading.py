@@ -223,9 +223,13 @@ def _verified(model_id: str, options: dict[str, Any]) -> Iterator[None]:
     remote = not os.path.exists(model_id) and not model_id.startswith(PREFIX) and not options.get("local_files_only")
     try:
         yield
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError):
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         if remote:
             verify_download(model_id, **asked)
+        if isinstance(error, SafetensorError):
+            raise ValueError(
+                f"The weights of {model_id} are damaged or incomplete ({error}): copy or download them again."
+            ) from error
         raise
     except OSError as error:
         if disk_full(error) is None:

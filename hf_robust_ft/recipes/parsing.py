@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -79,6 +80,15 @@ def shipped_recipes() -> list[str]:
 
 class RecipeParser(CommandParser, HfArgumentParser):
     """`HfArgumentParser` that raises a ValueError for what cannot be parsed."""
+
+    def parse_args_into_dataclasses(self, *args: Any, **kwargs: Any) -> tuple:
+        try:
+            return super().parse_args_into_dataclasses(*args, **kwargs)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{error.doc!r} is no JSON ({error.msg}), as options with several values take it: "
+                """'{"num_cycles": 0.5}'."""
+            ) from None
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
