@@ -1,6 +1,7 @@
 """The command line: `hf-robust-ft train | evaluate | diagnose | reproduce | publish | ...`."""
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -41,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     command, *rest = argv
     if command not in COMMANDS:
-        sys.exit(f"hf-robust-ft: unknown command {command!r}. Commands: {', '.join(COMMANDS)}.")
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        sys.exit(f"hf-robust-ft: unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}.")
     try:
         COMMANDS[command](rest)
     except Exception as error:

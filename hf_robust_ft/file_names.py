@@ -35,11 +35,21 @@ def check_output_dir(folder: str | Path | None) -> None:
         return
     path = Path(folder).expanduser()
     try:
-        there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+        there = next(each for each in (path, *path.absolute().parents) if _is_there(each))
     except (OSError, ValueError) as error:
-        raise ValueError(f"output_dir={str(folder)!r} is no path: {error}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"output_dir={str(folder)[:60]!r} is no path: {reason}. Name a folder.") from None
     if not there.is_dir():
         where = "is a file" if there == path else f"lies below {there}, which is a file"
         raise ValueError(f"output_dir={str(folder)!r} {where}: name a folder.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"output_dir={str(folder)!r} cannot be written: {there} may not be changed.")
+
+
+def _is_there(path: Path) -> bool:
+    """As `os.path.lexists`, which takes a name that cannot be for one that is not there."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True

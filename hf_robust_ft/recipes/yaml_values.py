@@ -53,7 +53,9 @@ def load_yaml(source: str | bytes) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(f"{where}{error.problem or error.context}") from None
+        continued = error.problem is None or error.problem.startswith("but ")  # "expected ..., but found ..."
+        said = (error.context, error.problem) if continued else (error.problem,)
+        raise ValueError(where + ", ".join(part for part in said if part)) from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError, ArithmeticError, LookupError, TypeError) as error:
