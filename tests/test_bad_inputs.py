@@ -8,7 +8,7 @@ import datasets
 import pytest
 import torch
 
-from hf_robust_ft import PixelSpace, RobustnessReport, ThreatModel, evaluate_robustness
+from hf_robust_ft import AdversarialTrainer, PixelSpace, RobustnessReport, ThreatModel, evaluate_robustness
 from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.weight_hashes import hash_model
 
@@ -59,14 +59,14 @@ TRAINING = [
     ("a negative decay", lambda g: g.trainer(weight_decay=-0.1), "weight_decay must be finite and not .*, got -0.1"),
     ("patience in words", lambda g: g.trainer(eps_schedule="auto", schedule_args={"patience": "three"}),
      "patience to be a whole number of at least 1, got 'three'"),
-    ("eps of a list", lambda g: g.trainer(eps=["8/255"]), r"eps must be a number or a fraction string, got \['8/255'\]"),
+    ("eps of a list", lambda g: g.trainer(eps=["8/255"]), r"eps must be a number or .*, got \['8/255'\] of type list"),
     ("a norm of a list", lambda g: g.trainer(norm=["Linf"]), r"Unknown norm \['Linf'\]"),
     ("a file to write to", lambda g: g.trainer(output_dir=str(g.folder / "afile")), "is a file: name a folder"),
     ("below a file", lambda g: g.trainer(output_dir=str(g.folder / "afile" / "x")), "lies below .*, which is a file"),
     ("no training images", lambda g: g.trainer(train_dataset=g.dataset.select([])), "holds no images"),
     ("no evaluation images", lambda g: g.trainer(eval_dataset=g.dataset.select([])), "holds no images"),
     ("one of several empty", lambda g: g.trainer(eval_dataset={"a": g.dataset, "b": []}), "holds no images"),
-    ("mean and std alone", lambda g: g.trainer(processing_class=None, pixel_space=((0.5,) * 3, (0.5,) * 3)),
+    ("mean and std alone", lambda g: AdversarialTrainer(g.model, pixel_space=((0.5,) * 3, (0.5,) * 3)),
      r"pixel_space must be a PixelSpace, got tuple: give PixelSpace\(mean, std\)"),
     ("all is frozen", lambda g: (freeze(g.model), g.trainer()), "Every parameter of the model is frozen"),
     ("unmeasured metric", lambda g: g.trainer(
@@ -85,21 +85,19 @@ TRAINING = [
      r"one class index an image, int64 of shape \(8,\); got torch.int64 of shape \(8, 4\)"),
     ("a resume from nowhere", lambda g: g.trainer().train(resume_from_checkpoint="nowhere"), "nowhere"),
     ("nothing to resume", lambda g: g.trainer().train(resume_from_checkpoint=True), "No valid checkpoint found"),
-    ("a search of nothing", lambda g: g.trainer().hyperparameter_search(n_trials=1), "model_init|hp_space|search"),
 ]  # fmt: skip
 
 EVALUATION = [
-    ("a threat in words", lambda g: g.evaluate(threat_model="Linf 8/255"), r"must be a ThreatModel, .* got 'Linf 8/255'"),
+    ("a threat in words", lambda g: g.evaluate(threat_model="Linf 8/255"), r"a ThreatModel, .* got 'Linf 8/255'"),
     ("an attack in words", lambda g: g.evaluate(attack="apgd"), "attack must be an APGD, .* got 'apgd'"),
     ("a processor as map", lambda g: g.evaluate(pixel_space=g.processor), r"must be a PixelSpace, .*from_processor"),
     ("a path as data", lambda g: g.evaluate("colours"), "dataset|DataLoader"),
-    ("a folder that is a file", lambda g: g.evaluate(results_dir=g.folder / "afile"), "afile"),
+    ("a folder that is a file", lambda g: g.evaluate(results_dir=g.folder / "afile"), "give a writable folder"),
     ("one distribution alone", lambda g: g.evaluate(distributions="beta:2,5"), "'beta:2,5' alone: put it in brackets"),
-    ("a cut-off report", lambda g: RobustnessReport.from_json(g.folder / "cut_off.json"), "cut_off.json is no JSON file"),
-    ("too few names", lambda g: g.evaluate(class_names=["red"], checks=False), "class_names|names"),
+    ("a cut-off report", lambda g: RobustnessReport.from_json(g.folder / "cut_off.json"), "cut_off.json is no JSON"),
     ("images without labels", lambda g: g.evaluate(
         with_pixel_values(g.images.remove_columns("label").add_column("label", [-1] * 48), g.processor)),
-     "class indices in 0..4-1, got -1 .*filter them out"),
+     "class indices in 0..K-1, got -1 .*filter them out"),
     ("no column of images", lambda g: g.evaluate(datasets.Dataset.from_dict({"label": [0, 1]})), "pixel_values"),
 ]  # fmt: skip
 
@@ -111,7 +109,7 @@ def test_told_before_compute_and_nothing_written(given, monkeypatch, tmp_path, c
     monkeypatch.chdir(tmp_path)
     before = hash_model(given.model), torch.get_rng_state()
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises((ValueError, TypeError)) as refused:
+    with pytest.raises((ValueError, TypeError, OSError)) as refused:
         call(given)
     message = " ".join(str(refused.value).split())
     assert re.search(told, message), message
