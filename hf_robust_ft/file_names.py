@@ -22,7 +22,7 @@ def as_file_name(text: str) -> str:
     if len(encoded) <= LONGEST:
         return name
     checksum = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
-    return f"{encoded[:LONGEST].decode('utf-8', 'ignore')}-{checksum}"
+    return f"{encoded[: LONGEST - 9].decode('utf-8', 'ignore')}-{checksum}"
 
 
 def check_output_dir(folder: str | Path | None) -> None:

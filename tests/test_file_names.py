@@ -70,11 +70,7 @@ def test_what_can_be_made_is_fine_and_a_file_is_not(tmp_path):
         check_output_dir(folder)
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     (tmp_path / "file").touch()
-    for folder, message in (
-        ("file", "is a file"),
-        ("file/x", "lies below"),
-        ("broken/x", "is a file"),
-        ("a\0", "no path"),
-    ):
+    refused = {"file": "is a file", "file/x": "lies below", "broken/x": "lies below", "a\0": "no path"}
+    for folder, message in refused.items():
         with pytest.raises(ValueError, match=message):
             check_output_dir(tmp_path / folder)
