@@ -53,7 +53,7 @@ def resolve_pixel_space(pixel_space: PixelSpace | None, processing_class: Any) -
 
 
 def check_dataset(dataset: Any, args: TrainingArguments, has_collator: bool) -> None:
-    """Raise if it is empty, or its batches could hold no `pixel_values`: nothing makes them, or their source is removed."""
+    """Raise if it is empty, or could give no `pixel_values`: nothing makes them, or Trainer removes their source."""
     if hasattr(dataset, "__len__") and len(dataset) == 0:
         raise ValueError("A dataset holds no images: look at the filter, split or selection that made it.")
     if not isinstance(dataset, datasets.Dataset) or "pixel_values" in dataset.column_names:

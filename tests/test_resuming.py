@@ -35,7 +35,10 @@ OTHER_SETTINGS = [
     ({"head_learning_rate": 1e-2}, "head_learning_rate None there, 0.01 now"),
     ({"seed": 1}, "seed 42 there, 1 now"),
     ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps 1 there, 2 now"),
-    ({"eps_schedule": "smoothed_hinge", "schedule_args": {"bend": 0.5}}, "schedule_args None there, {'bend': 0.5}"),
+    (
+        {"eps_schedule": "smoothed_hinge", "schedule_args": {"bend": 0.5}},
+        "eps_schedule 'hinge' there, 'smoothed_hinge' now; schedule_args None there, {'bend': 0.5} now",
+    ),
 ]
 
 
