@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 import yaml
 from conftest import assert_same_weights
 
-from hf_robust_ft import RobustnessReport
+from hf_robust_ft import RobustnessReport, trainer
 from hf_robust_ft.cli import main
 from hf_robust_ft.data import SeededAugmentation, with_pixel_values
 from hf_robust_ft.weight_hashes import hash_weight_files
@@ -41,14 +42,14 @@ BESIDE_TRAINING = [
 @pytest.fixture
 def trained(make_trainer, make_model, images, processor, tmp_path):
     def train(kind="vit", seeded=True, resume=None, **changes):
-        trainer = make_trainer(
+        run = make_trainer(
             make_model(kind, dropout=0.3),
             train_dataset=with_pixel_values(images, processor, "paper"),
             callbacks=[SeededAugmentation()] if seeded else [],
             **{**RANDOM, "output_dir": str(tmp_path / "beside"), **changes},
         )
-        trainer.train(resume_from_checkpoint=resume)
-        return trainer
+        run.train(resume_from_checkpoint=resume)
+        return run
 
     return train
 
@@ -58,6 +59,14 @@ def test_logging_evaluating_and_saving_never_change_the_weights(trained, seeded)
     expected = trained(seeded=seeded).model
     for changes in BESIDE_TRAINING if seeded else BESIDE_TRAINING[:2]:
         assert_same_weights(trained(seeded=seeded, **changes).model, expected)
+
+
+def test_evaluating_draws_and_would_change_them(trained, monkeypatch):
+    """Every pass over a DataLoader takes a number from torch's global state, from which dropout draws too."""
+    expected = trained().model
+    monkeypatch.setattr(trainer, "random_state_kept", nullcontext)
+    with pytest.raises(AssertionError, match="tensors differ"):
+        assert_same_weights(trained(eval_strategy="steps", eval_steps=1).model, expected)
 
 
 def test_the_random_parts_are_random(trained):
