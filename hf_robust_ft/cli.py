@@ -1,10 +1,12 @@
 """The command line: `hf-robust-ft train | evaluate | diagnose | reproduce | publish | ...`."""
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
 
+from hf_robust_ft.command_parser import CommandParser
 from hf_robust_ft.shown_command import shown_command
 
 PROGRAM = "hf-robust-ft"
@@ -40,14 +42,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     command, *rest = argv
     if command not in COMMANDS:
-        sys.exit(f"hf-robust-ft: unknown command {command!r}. Commands: {', '.join(COMMANDS)}.")
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        sys.exit(f"hf-robust-ft: unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}.")
     try:
         COMMANDS[command](rest)
     except Exception as error:
         if os.environ.get("HF_ROBUST_FT_TRACEBACK"):
             raise
         expected = isinstance(error, (ValueError, TypeError, ImportError, OSError, FloatingPointError))
-        message = str(error) if expected else f"{type(error).__name__}: {error}"
+        message = " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split())
         print(f"hf-robust-ft {command}: error: {message}", file=sys.stderr)
         print("(HF_ROBUST_FT_TRACEBACK=1 shows where it was raised.)", file=sys.stderr)
         sys.exit(2)
@@ -181,13 +185,16 @@ def evaluate(argv: Sequence[str]) -> None:
 
 def publish(argv: Sequence[str]) -> None:
     """Put a checkpoint with its robustness report, pictures and card on the Hub, and compare what arrived."""
-    parser = argparse.ArgumentParser("hf-robust-ft publish", description=publish.__doc__)
+    parser = CommandParser("hf-robust-ft publish", description=publish.__doc__)
     parser.add_argument("folder", metavar="DIR", help="A checkpoint's folder, as train leaves it.")
     parser.add_argument("repo_id", metavar="REPO", help="OWNER/NAME, or a name of your own; created if need be.")
     parser.add_argument("--private", action="store_true", default=None, help="Create it private.")
     parser.add_argument("--revision", help="Branch to commit to, made if need be (default: main).")
     parser.add_argument("--pr", action="store_true", dest="create_pr", help="Open a pull request instead.")
     parser.add_argument("--report", metavar="DIR", help="What evaluate --output_dir wrote, for DIR's own report.")
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="Run code that the checkpoint brings, to see that it loads."
+    )
     parser.add_argument(
         "--license", metavar="ID", help="Licence of the model, as apache-2.0 (default: the pretrained weights')."
     )
@@ -200,7 +207,7 @@ def publish(argv: Sequence[str]) -> None:
 
 def publish_metric(argv: Sequence[str]) -> None:
     """Put the robustness metric on the Hub as a Space, for evaluate.load("OWNER/NAME")."""
-    parser = argparse.ArgumentParser("hf-robust-ft publish-metric", description=publish_metric.__doc__)
+    parser = CommandParser("hf-robust-ft publish-metric", description=publish_metric.__doc__)
     parser.add_argument("repo_id", metavar="REPO", help="OWNER/NAME, or a name of your own; created if need be.")
     parser.add_argument("--private", action="store_true", default=None, help="Create it private.")
     options = parser.parse_args(argv)
@@ -211,7 +218,7 @@ def publish_metric(argv: Sequence[str]) -> None:
 
 def quickstart(argv: Sequence[str]) -> None:
     """Train ImageNet EfficientNet-Lite0 robustly on handwritten digits, measure it, write checkpoint and card."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "hf-robust-ft quickstart",
         description=quickstart.__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -231,7 +238,7 @@ def quickstart(argv: Sequence[str]) -> None:
 
 def report(argv: Sequence[str]) -> None:
     """Make one interactive HTML page of several runs: curves, training, classes, adversarial examples, trust checks."""
-    parser = argparse.ArgumentParser("hf-robust-ft report", description=report.__doc__)
+    parser = CommandParser("hf-robust-ft report", description=report.__doc__)
     parser.add_argument(
         "runs",
         nargs="+",
@@ -255,7 +262,7 @@ def report(argv: Sequence[str]) -> None:
 
 def leaderboard(argv: Sequence[str]) -> None:
     """Rank robust models by the reports and model cards of their repositories, each setting by itself."""
-    parser = argparse.ArgumentParser("hf-robust-ft leaderboard", description=leaderboard.__doc__)
+    parser = CommandParser("hf-robust-ft leaderboard", description=leaderboard.__doc__)
     parser.add_argument(
         "sources",
         nargs="*",

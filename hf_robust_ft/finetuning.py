@@ -12,7 +12,9 @@ from hf_robust_ft.attacks import use_fast_memory_format
 from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.data import SeededAugmentation, align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.hub import BackgroundPushError
+from hf_robust_ft.hub.repository import check_repo_id
 from hf_robust_ft.reporting.evidence import REPORT_NAME
+from hf_robust_ft.resuming import TrainingRecord, check_resumed, run_settings, training_settings
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments, at_most, describe_model
 from hf_robust_ft.run_record import environment_facts, resolved_recipe, write_run_record
 from hf_robust_ft.trainer import AdversarialTrainer
@@ -67,15 +69,23 @@ def prepare_run(
         "head": model_args.head,
         "memory_format": use_fast_memory_format(model),
     }
+    if commit := getattr(model.config, "_commit_hash", None):  # what the revision stood for
+        facts["base_model_commit"] = commit
     return PreparedRun(model, processor, splits, facts)
 
 
 def build_trainer(
-    model_args: ModelArguments, args: AdversarialTrainingArguments, run: PreparedRun, *, fresh_models: bool = False
+    model_args: ModelArguments,
+    args: AdversarialTrainingArguments,
+    run: PreparedRun,
+    data_args: DataArguments | None = None,
+    *,
+    fresh_models: bool = False,
 ) -> AdversarialTrainer:
     """The trainer of a run, which evaluates on the validation split.
 
     Args:
+        data_args: what its checkpoints then also remember; None where the caller compares configurations itself.
         fresh_models: let it load the model anew for every training, as a search needs.
     """
     names = list(run.model.config.id2label.values())
@@ -94,7 +104,7 @@ def build_trainer(
         eval_dataset=with_pixel_values(run.splits["validation"], run.processor),
         processing_class=run.processor,
         data_collator=stack_examples,
-        callbacks=[SeededAugmentation()],
+        callbacks=[SeededAugmentation(), TrainingRecord(run_settings(model_args, data_args) if data_args else {})],
     )
 
 
@@ -112,19 +122,24 @@ def fine_tune(
     `recipe.yaml` and `provenance.json` are there from the start of training.
 
     Raises:
-        ValueError: what `prepare_run` or `AdversarialTrainer` refuse, or an `output_dir` with checkpoints of an
-            earlier run that is neither resumed nor empty.
+        ValueError: what `prepare_run` or `AdversarialTrainer` refuse, an `output_dir` with checkpoints of an earlier
+            run that is neither resumed nor empty, or a checkpoint to resume that was trained with other settings.
         PublishError: with `push_to_hub`, what could not be pushed; all of it is in `output_dir`.
     """
     _check_publishable(args)
     resume = _checkpoint_to_resume(args)
+    forced = []
+    if resume is not None:  # before anything is loaded for it, or written
+        forced = check_resumed(resume, run_settings(model_args, data_args) | training_settings(args), args)
     run = prepare_run(model_args, data_args, args)
-    trainer = build_trainer(model_args, args, run)
+    trainer = build_trainer(model_args, args, run, data_args)
     seeds = {"seed": args.seed, "split_seed": data_args.split_seed}
     facts = {**run.facts, "seeds": seeds, "split": "test", **(metadata or {})}
+    if forced:
+        facts["resumed_with_changes"] = forced
+    facts["recipe"] = resolved_recipe(model_args, data_args, args)
     if trainer.is_world_process_zero():
-        recipe = resolved_recipe(model_args, data_args, args)
-        write_run_record(args.output_dir, recipe, facts | environment_facts())
+        write_run_record(args.output_dir, facts["recipe"], facts | environment_facts())
     failed = None
     try:
         trainer.train(resume_from_checkpoint=resume)
@@ -147,6 +162,8 @@ def _check_publishable(args: AdversarialTrainingArguments) -> None:
     """Raise where `push_to_hub` would have no report of the published weights to push, before a run is spent on it."""
     if not args.push_to_hub:
         return
+    if args.hub_model_id is not None:
+        check_repo_id(args.hub_model_id)
     if args.robust_eval == "no" or args.threat_model.eps == 0:
         raise ValueError(
             f"push_to_hub publishes a checkpoint with its robustness report, which robust_eval={args.robust_eval!r} "

@@ -19,7 +19,7 @@ from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.protocols import evaluation_attack, get_protocol, resolve_epsilons
 from hf_robust_ft.reporting import save_examples, write_evidence
 from hf_robust_ft.reports import RobustnessReport
-from hf_robust_ft.run_arguments import DataArguments, at_most, check_model_name, describe_model
+from hf_robust_ft.run_arguments import TRUST_HELP, DataArguments, at_most, check_model_name, describe_model
 from hf_robust_ft.run_record import environment_facts
 from hf_robust_ft.threat_models import ThreatModel
 from hf_robust_ft.weight_hashes import hash_weight_files
@@ -35,6 +35,7 @@ class EvaluationArguments:
         default=None, metadata={"help": "What a weight file holds: timm/NAME, open_clip:NAME, or a folder or Hub id."}
     )
     image_size: int | None = field(default=None, metadata={"help": "Input size in pixels (default: the checkpoint's)."})
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
     split: str = field(default="test", metadata={"help": "Split to evaluate on: test, validation or train."})
     norm: str = field(default="Linf", metadata={"help": "Norm of the perturbation: Linf, L2, L1."})
     eps: str = field(default="4/255", metadata={"help": "Largest budget, in pixel units of [0, 1]: 4/255 or 0.0157."})
@@ -114,7 +115,8 @@ def measure(
     splits = data_args.load(require_train=False)
     if options.split not in splits:
         raise ValueError(f"Unknown split {options.split!r}. Valid: {', '.join(splits)}.")
-    given = {"revision": options.model_revision} if options.model_revision else {}
+    given = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
+    given = {name: value for name, value in given.items() if value}
     if options.architecture is not None:  # a file of tensors names no classes: they are the dataset's, in its order
         given |= {"label_names": splits[options.split].features["label"].names, "head": "keep"}
     model, processor = load_image_classifier(

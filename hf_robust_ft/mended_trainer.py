@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_robust_ft.models.trust import SAFETENSORS, refusals_explained
+
 
 class MendedTrainer(Trainer):
     """`Trainer` that restores every weight, averages accumulated losses, and stops before weights turn NaN.
@@ -22,6 +24,7 @@ class MendedTrainer(Trainer):
 
     Raises:
         FloatingPointError: a loss or a weight is NaN or infinite.
+        ValueError: a checkpoint to restore has no weights in safetensors.
         RuntimeError: a checkpoint to restore lacks weights of the model, or holds others.
     """
 
@@ -91,9 +94,14 @@ class MendedTrainer(Trainer):
         has_adapters = getattr(self.model, "_hf_peft_config_loaded", False)
         if sharded or has_adapters or not isinstance(self.model, PreTrainedModel) or not os.path.isdir(checkpoint):
             return False
-        saved, info = type(self.model).from_pretrained(
-            checkpoint, dtype=self.model.dtype, output_loading_info=True, ignore_mismatched_sizes=False
-        )
+        with refusals_explained(checkpoint):
+            saved, info = type(self.model).from_pretrained(
+                checkpoint,
+                dtype=self.model.dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=False,
+                **SAFETENSORS,
+            )
         incomplete = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys") if info[kind]}
         if incomplete:
             raise RuntimeError(f"{checkpoint} does not hold this model's weights: {incomplete}.")

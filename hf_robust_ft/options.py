@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from hf_robust_ft.command_parser import CommandParser
 from hf_robust_ft.data.specs import SPECS
+from hf_robust_ft.file_names import as_file_name, check_output_dir
 from hf_robust_ft.models import BACKBONES
 from hf_robust_ft.recipes import build_parser, compose_recipes, shipped_recipes
 from hf_robust_ft.schedules import SCHEDULES
@@ -69,7 +71,7 @@ def parse_options(
             dataclasses refuse.
     """
     named = {"prog": f"hf-robust-ft {command}", "usage": f"hf-robust-ft {command} [--config RECIPE] [options]"}
-    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False, **named)
+    before = CommandParser(add_help=False, allow_abbrev=False, **named)
     before.add_argument("--config", action="append")
     before.add_argument("--help_all", "--help-all", action="store_true")
     trains = any(issubclass(each, TrainingArguments) for each in types)
@@ -98,6 +100,8 @@ def parse_options(
         _check_schedule(seen.eps_schedule)
     settled = _settled_late(command, seen) if trains else []
     parsed = parser.parse_args_into_dataclasses([*arguments, *settled], look_for_args_file=False)
+    for each in parsed:
+        check_output_dir(getattr(each, "output_dir", None))
     if getattr(seen, "dry_run", False) and seen.tf32:
         for each in parsed:
             if isinstance(each, TrainingArguments):
@@ -157,7 +161,8 @@ def default_output_dir(seen: argparse.Namespace) -> str:
     """
     model, dataset = (_short(name) for name in (seen.model, seen.dataset))
     eps = str(seen.eps).replace("/", "_")
-    return str(RUNS / f"{model}-{dataset}-{seen.norm}-{eps}-{seen.eps_schedule}-seed{seen.seed}".replace(":", "-"))
+    name = f"{model}-{dataset}-{seen.norm}-{eps}-{seen.eps_schedule}-seed{seen.seed}"
+    return str(RUNS / as_file_name(name))
 
 
 def default_sweep_dir(command: str, seen: argparse.Namespace) -> str:
@@ -166,13 +171,13 @@ def default_sweep_dir(command: str, seen: argparse.Namespace) -> str:
     >>> default_sweep_dir("diagnose", argparse.Namespace(model="swin", dataset="cub200", norm="Linf"))
     'runs/diagnose-swin-cub200-Linf'
     """
-    return str(RUNS / f"{command}-{_short(seen.model)}-{_short(seen.dataset)}-{seen.norm}".replace(":", "-"))
+    return str(RUNS / as_file_name(f"{command}-{_short(seen.model)}-{_short(seen.dataset)}-{seen.norm}"))
 
 
 def _short(name: str) -> str:
     """A model's or dataset's name in a folder's."""
     path = os.path.expanduser(name)
-    return Path(path).resolve().name if os.path.exists(path) else name.replace("/", "-")
+    return Path(path).resolve().name if os.path.exists(path) else name
 
 
 def _unknown_option(unknown: Sequence[str], parser: HfArgumentParser) -> str:

@@ -48,6 +48,11 @@ def resolve_epsilons(epsilons: Sequence[float | str] | None, threat_model: Threa
     else:
         if isinstance(epsilons, (str, Real)):
             raise ValueError(f"epsilons must be a list of budgets, got {epsilons!r} alone: put it in brackets.")
+        for eps in epsilons:
+            if isinstance(eps, str) and "," in eps:
+                raise ValueError(
+                    f"epsilons holds {eps!r}: give each budget by itself, without commas, as 0 4/255 8/255."
+                )
         grid = [parse_eps(eps) for eps in epsilons]
     check_epsilons(grid)
     if abs(grid[-1] - threat_model.eps) > 1e-9:

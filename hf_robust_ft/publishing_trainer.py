@@ -197,6 +197,8 @@ class PublishingTrainer(TuningTrainer):
             "token": token,
             "commit_message": commit_message or "End of training",
             "remove_training_files": True,
+            # Code that this process runs already: the model's own, loaded with trust_remote_code.
+            "trust_remote_code": type(self.model).__module__.startswith("transformers_modules"),
         }
         if blocking:
             return publish(self.args.output_dir, self.hub_model_id, **options)

@@ -9,6 +9,7 @@ import numpy as np
 
 from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.evaluation import RobustnessReport, evaluate_robustness
+from hf_robust_ft.file_names import check_output_dir
 from hf_robust_ft.finetuning import DataArguments, ModelArguments, fine_tune
 from hf_robust_ft.recipes import parse_recipe
 from hf_robust_ft.reporting import plot_curves, plot_training
@@ -37,7 +38,13 @@ def quickstart(output_dir: str | Path, *, compare: bool = False, seeds: Sequence
 
     Returns:
         Reports by run name and seed, `{"hinge": {0: RobustnessReport}, ...}`.
+
+    Raises:
+        ValueError: a seed given twice, or a folder that cannot be.
     """
+    check_output_dir(output_dir)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={list(seeds)}: give each seed once.")
     output_dir = Path(output_dir)
     reports: dict[str, dict[int, RobustnessReport]] = {}
     histories = {}

@@ -18,6 +18,8 @@ from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.models.heads import HEADS
 from hf_robust_ft.models.open_clip_checkpoints import PREFIX
 
+TRUST_HELP = "Run Python code that the model's repository brings. Read it first, and fix --model_revision."
+
 
 @dataclass
 class DataArguments:
@@ -146,6 +148,7 @@ class ModelArguments:
         metadata={"help": "Training augmentation: paper (flip, colour jitter 0.25, rotation) or none."},
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images at most."})
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
 
     def __post_init__(self):
         """Refuse what loading would, before a dataset is downloaded for it."""
@@ -157,7 +160,9 @@ class ModelArguments:
 
     def load(self, label_names: Sequence[str], seed: int) -> tuple[PreTrainedModel, Any]:
         """The classifier for these classes and its image processor."""
-        given = {"revision": self.model_revision, "prompts": self.prompts}
+        given = {
+            "revision": self.model_revision, "prompts": self.prompts, "trust_remote_code": self.trust_remote_code,
+        }  # fmt: skip
         return load_image_classifier(
             self.model,
             label_names=label_names,

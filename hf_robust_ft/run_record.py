@@ -24,23 +24,37 @@ RECORDED_ARGUMENTS = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
     "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
     "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args",
+    "optim_target_modules",
     "label_smoothing_factor", "seed", "data_seed", "full_determinism", "bf16", "fp16", "tf32",
-    "torch_compile", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
+    "torch_compile", "train_sampling_strategy", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
     "logging_strategy", "logging_steps", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
     "dataloader_drop_last", "remove_unused_columns",
 )  # fmt: skip
 
+# How a run was started, not what it is; nobody trusts code because a recipe says so.
+OF_ONE_LAUNCH = ("force_resume", "trust_remote_code")
+
 # What a report's metadata holds of a run beside its settings; `provenance.json` repeats it.
 RECORDED_FACTS = (
     "command", "recipes", "seeds", "dataset", "dataset_config", "dataset_revision", "dataset_commit", "splitting",
-    "base_model", "base_model_text", "git", "hardware", "versions",
+    "base_model", "base_model_commit", "base_model_text", "git", "hardware", "versions", "resumed_with_changes",
 )  # fmt: skip
 
 
 def library_versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     versions = {"python": platform.python_version()}
-    for package in ("hf_robust_ft", "torch", "transformers", "accelerate", "datasets", "timm"):
+    for package in (
+        "hf_robust_ft",
+        "torch",
+        "torchvision",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "timm",
+        "numpy",
+        "Pillow",
+    ):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
@@ -61,10 +75,11 @@ def git_state(folder: str | Path = ".") -> dict[str, Any] | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Architecture, usable cores, and accelerators by name; nothing that names this machine."""
+    """Architecture, usable cores, torch's threads, and accelerators by name; nothing that names this machine."""
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"architecture": platform.machine(), "cpu_cores": cores, "accelerators": names}
+    threads = torch.get_num_threads()
+    return {"architecture": platform.machine(), "cpu_cores": cores, "threads": threads, "accelerators": names}
 
 
 def environment_facts() -> dict[str, Any]:
@@ -79,21 +94,26 @@ def _environment() -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def resolved_recipe(*options: Any) -> dict[str, Any]:
+def resolved_recipe(*options: Any, unset: bool = False) -> dict[str, Any]:
     """The settings of a run, whatever they came from, as a recipe for `hf-robust-ft train --config`.
 
     Args:
         options: dataclasses of arguments; of `TrainingArguments`' own fields, `RECORDED_ARGUMENTS`.
+        unset: give also what is None by default and was left so.
     """
     inherited = {entry.name for entry in dataclasses.fields(TrainingArguments)}
     recipe = {}
     for each in options:
         trains = isinstance(each, TrainingArguments)
         for entry in dataclasses.fields(each):
-            if not entry.init or (trains and entry.name in inherited and entry.name not in RECORDED_ARGUMENTS):
+            if (
+                not entry.init
+                or entry.name in OF_ONE_LAUNCH
+                or (trains and entry.name in inherited and entry.name not in RECORDED_ARGUMENTS)
+            ):
                 continue
             value = getattr(each, entry.name)
-            if value is not None or entry.default is not None:
+            if unset or value is not None or entry.default is not None:
                 recipe[entry.name] = _plain(value)
     return recipe
 
@@ -109,6 +129,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str) and (os.path.isabs(value) or os.path.exists(os.path.expanduser(value))):
         return os.path.basename(os.path.abspath(os.path.expanduser(value)))
     return value
+
+
+def differences(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Where two configurations of JSON values differ, for a message; "" where they do not.
+
+    >>> differences({"eps": "4/255", "seed": 0}, {"eps": "8/255", "seed": 0})
+    "eps '4/255' there, '8/255' now"
+    """
+    return "; ".join(
+        f"{name} {before.get(name)!r} there, {wanted.get(name)!r} now"
+        for name in dict.fromkeys([*before, *wanted])
+        if before.get(name) != wanted.get(name)
+    )
 
 
 def write_run_record(folder: str | Path, recipe: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> None:

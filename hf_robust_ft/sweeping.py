@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from hf_robust_ft.finetuning import build_trainer, prepare_run
 from hf_robust_ft.reporting.diagnosis_text import chance_warning
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments
+from hf_robust_ft.run_record import differences
 from hf_robust_ft.threat_models import ThreatModel, format_eps
 from hf_robust_ft.trainer import AdversarialTrainer
 from hf_robust_ft.training_args import AdversarialTrainingArguments
@@ -223,19 +224,6 @@ def _configuration(
         if merged[name] and os.path.exists(os.path.expanduser(merged[name])):
             merged[name] = Path(merged[name]).expanduser().resolve().name
     return json.loads(json.dumps(merged))
-
-
-def differences(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Where two configurations of JSON values differ, for a message; "" where they do not.
-
-    >>> differences({"eps": "4/255", "seed": 0}, {"eps": "8/255", "seed": 0})
-    "eps '4/255' there, '8/255' now"
-    """
-    return "; ".join(
-        f"{name} {before.get(name)!r} there, {wanted.get(name)!r} now"
-        for name in dict.fromkeys([*before, *wanted])
-        if before.get(name) != wanted.get(name)
-    )
 
 
 def _keep_configuration(folder: Path, wanted: dict[str, Any], writes: bool) -> None:

@@ -34,6 +34,8 @@ def parse_eps(eps: float | str) -> float:
         raise ValueError(f"eps={eps!r} is neither a number nor a fraction. {how}") from None
     except ZeroDivisionError:
         raise ValueError(f"eps={eps!r} divides by zero. {how}") from None
+    except OverflowError:  # a whole number or a fraction beyond any float
+        value = math.inf
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"eps={eps!r} must be finite and not negative. {how}")
     return value
@@ -264,7 +266,7 @@ class ThreatModel:
     eps: float | str = "4/255"
 
     def __post_init__(self):
-        if self.norm not in BALLS:
+        if not isinstance(self.norm, str) or self.norm not in BALLS:
             raise ValueError(f"Unknown norm {self.norm!r}. Valid norms: {', '.join(BALLS)}.")
         eps = parse_eps(self.eps)
         if self.norm == "Linf" and eps > 1:

@@ -22,10 +22,12 @@ from hf_robust_ft.evaluation_record import EvaluationRecord
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
 from hf_robust_ft.protocols import attack_on_grid
 from hf_robust_ft.publishing_trainer import PublishingTrainer
+from hf_robust_ft.random_state import random_state_kept
 from hf_robust_ft.reporting import save_examples
 from hf_robust_ft.reporting.evidence import EXAMPLE_FILES
 from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import build_report
+from hf_robust_ft.resuming import TrainingRecord, check_resumed, training_settings, with_record
 from hf_robust_ft.run_record import environment_facts
 from hf_robust_ft.sample_ids import SAMPLE_ID, IdentifyingCollator
 from hf_robust_ft.shown_command import script_command
@@ -72,6 +74,7 @@ class AdversarialTrainer(PublishingTrainer):
         args = AdversarialTrainingArguments(output_dir="tmp_trainer") if args is None else args
         trainer_checks.check_args(args)
         self.pixel_space = trainer_checks.resolve_pixel_space(pixel_space, processing_class)
+        trainer_checks.check_best_metric(args, compute_metrics is not None, eval_dataset)
         for dataset in (train_dataset, *datasets_of(eval_dataset)):
             trainer_checks.check_dataset(dataset, args, has_collator=data_collator is not None)
         super().__init__(
@@ -84,7 +87,7 @@ class AdversarialTrainer(PublishingTrainer):
             model_init=model_init,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
-            callbacks=trainer_checks.with_scheduler(callbacks, args),
+            callbacks=with_record(trainer_checks.with_scheduler(callbacks, args)),
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
@@ -120,7 +123,20 @@ class AdversarialTrainer(PublishingTrainer):
     def describe_position(self) -> str:
         return f"{super().describe_position()} (eps {format_eps(self.current_eps)})"
 
+    @property
+    def training_record(self) -> TrainingRecord:
+        """What checkpoints say they were trained with; looked up each time, as the scheduler."""
+        return next(entry for entry in self.callback_handler.callbacks if isinstance(entry, TrainingRecord))
+
     # ---- Training ----------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
+        """As `Trainer.train`; a checkpoint that was trained with other settings is refused, see `check_resumed`."""
+        if resume_from_checkpoint:
+            record = self.training_record
+            wanted = record.settings | training_settings(self.args, self.train_dataset)
+            record.changes = check_resumed(resume_from_checkpoint, wanted, self.args)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         collate = self.data_collator
@@ -237,17 +253,19 @@ class AdversarialTrainer(PublishingTrainer):
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
         if description == "Prediction":  # predict() returns the model's own predictions and nothing more
-            return super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
+            with random_state_kept():
+                return super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
         attacks = self.args.robust_eval == "epoch" or (self.args.robust_eval == "end" and not self.is_in_train)
         self._evaluation = EvaluationRecord(
             self.args.evaluation_grid if attacks else [0.0], getattr(dataloader, "dataset", None)
         )
         try:
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
+            with random_state_kept():  # how often is evaluated has no say in the training that goes on
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
             output.metrics.update(self._robustness_metrics(self._evaluation, metric_key_prefix))
         finally:
             self._evaluation = None
@@ -321,6 +339,8 @@ class AdversarialTrainer(PublishingTrainer):
         training = self.scheduler_callback.described(self.args.training_settings())
         seeds = {"seed": self.args.seed} | ({} if self.args.data_seed is None else {"data_seed": self.args.data_seed})
         metadata = {"training": training, "seeds": seeds, **environment_facts()}
+        if self.training_record.changes:
+            metadata["resumed_with_changes"] = self.training_record.changes
         if (command := script_command()) is not None:
             metadata["command"] = command
         name = getattr(getattr(self.model, "config", None), "_name_or_path", "")

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
+from hf_robust_ft.file_names import check_output_dir
 from hf_robust_ft.pixels import PixelSpace
 from hf_robust_ft.sample_ids import HOW_TO_ADD, SAMPLE_ID
 from hf_robust_ft.threat_models import format_eps
@@ -26,6 +27,7 @@ def check_args(args: TrainingArguments) -> None:
             f"args must be AdversarialTrainingArguments, got {type(args).__name__}: replace TrainingArguments(...) by "
             "AdversarialTrainingArguments(...); it takes the same arguments."
         )
+    check_output_dir(args.output_dir)
     if args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
         raise ValueError(REENTRANT_REFUSED)
     if getattr(getattr(args, "deepspeed_plugin", None), "zero_stage", 0) == 3:
@@ -35,6 +37,11 @@ def check_args(args: TrainingArguments) -> None:
 def resolve_pixel_space(pixel_space: PixelSpace | None, processing_class: Any) -> PixelSpace:
     """The normalisation of `pixel_values`: the one given, or the image processor's, verified."""
     if pixel_space is not None:
+        if not isinstance(pixel_space, PixelSpace):
+            raise ValueError(
+                f"pixel_space must be a PixelSpace, got {type(pixel_space).__name__}: give PixelSpace(mean, std), or "
+                "the image processor as processing_class."
+            )
         return pixel_space
     if processing_class is None:
         raise ValueError(
@@ -46,7 +53,9 @@ def resolve_pixel_space(pixel_space: PixelSpace | None, processing_class: Any) -
 
 
 def check_dataset(dataset: Any, args: TrainingArguments, has_collator: bool) -> None:
-    """Raise if a batch could not hold `pixel_values`: nothing makes them, or Trainer removes their source."""
+    """Raise if it is empty, or could give no `pixel_values`: nothing makes them, or Trainer removes their source."""
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise ValueError("A dataset holds no images: look at the filter, split or selection that made it.")
     if not isinstance(dataset, datasets.Dataset) or "pixel_values" in dataset.column_names:
         return
     is_lazy = dataset.format["type"] == "custom"
@@ -69,10 +78,30 @@ def check_model(model: nn.Module) -> None:
         function = getattr(module, "_gradient_checkpointing_func", None)
         if getattr(module, "gradient_checkpointing", False) and getattr(function, "keywords", {}).get("use_reentrant"):
             raise ValueError(REENTRANT_REFUSED)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("Every parameter of the model is frozen (requires_grad=False): there is nothing to train.")
     num_labels = getattr(getattr(model, "config", None), "num_labels", None)
     if num_labels is not None and num_labels < 2:
         raise ValueError(
             f"The model has {num_labels} class: there is nothing to confuse it with. Load it with num_labels=<classes>."
+        )
+
+
+# What an evaluation of ours measures where there is no `compute_metrics`.
+MEASURED = ("loss", "clean_accuracy", "adversarial_accuracy", "expected_robustness", "runtime", "samples_per_second",
+            "steps_per_second")  # fmt: skip
+
+
+def check_best_metric(args: TrainingArguments, has_metrics: bool, eval_dataset: Any) -> None:
+    """Raise if the best model is to be told by what no evaluation will measure: Trainer finds out after an epoch."""
+    metric = args.metric_for_best_model
+    if metric is None or has_metrics or isinstance(eval_dataset, dict) or args.eval_strategy == "no":
+        return
+    name = metric.removeprefix("eval_")
+    if name not in MEASURED:
+        raise ValueError(
+            f"metric_for_best_model={metric!r} is not measured: without compute_metrics there are "
+            f"{', '.join(MEASURED[:4])}."
         )
 
 

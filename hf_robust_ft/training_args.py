@@ -95,6 +95,10 @@ class AdversarialTrainingArguments(TuningArguments):
             "help": "When evaluate() also attacks: 'end' (only outside train()), 'epoch' (at every evaluation), 'no'."
         },
     )
+    force_resume: bool = field(
+        default=False,
+        metadata={"help": "Resume a checkpoint although it was trained with other settings; the report then says so."},
+    )
 
     def __post_init__(self):
         for name, valid in (("schedule_granularity", GRANULARITIES), ("robust_eval", ROBUST_EVAL)):
@@ -167,8 +171,9 @@ class AdversarialTrainingArguments(TuningArguments):
             parse_schedule_args(given) or None for given in (self.schedule_args, self.attack_steps_args)
         )
         check_overshoot(self.schedule_overshoot)
+        target = self.threat_model
         try:
-            ThreatModel(self.norm, self.threat_model.eps * self.schedule_overshoot)
+            ThreatModel(self.norm, target.eps * self.schedule_overshoot)
         except ValueError as error:
             raise ValueError(f"schedule_overshoot={self.schedule_overshoot} times eps={self.eps}: {error}") from None
         steps = build_schedule(self.attack_steps_schedule, arguments=self.attack_steps_args, of="attack steps")

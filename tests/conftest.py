@@ -95,6 +95,25 @@ def images():
 
 
 @pytest.fixture
+def imagefolder(images, tmp_path):
+    """The test images as train/<class>/<image> and test/<class>/<image>."""
+    names = images.features["label"].names
+    for index, example in enumerate(images):
+        folder = tmp_path / "colours" / ("test" if index >= 32 else "train") / names[example["label"]]
+        folder.mkdir(parents=True, exist_ok=True)
+        example["image"].save(folder / f"{index}.png")
+    return str(tmp_path / "colours")
+
+
+@pytest.fixture
+def checkpoint(make_model, processor, tmp_path):
+    folder = tmp_path / "pretrained"
+    make_model("resnet", num_labels=9).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
 def dataset(images, processor):
     return with_pixel_values(images, processor)
 

@@ -15,25 +15,6 @@ from hf_robust_ft.models.timm_classifier import build_timm_classifier
 
 
 @pytest.fixture
-def imagefolder(images, tmp_path):
-    """The test images as train/<class>/<image> and test/<class>/<image>."""
-    names = images.features["label"].names
-    for index, example in enumerate(images):
-        folder = tmp_path / "colours" / ("test" if index >= 32 else "train") / names[example["label"]]
-        folder.mkdir(parents=True, exist_ok=True)
-        example["image"].save(folder / f"{index}.png")
-    return str(tmp_path / "colours")
-
-
-@pytest.fixture
-def checkpoint(make_model, processor, tmp_path):
-    folder = tmp_path / "pretrained"
-    make_model("resnet", num_labels=9).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
 def train_flags(checkpoint, imagefolder, tmp_path):
     return [
         "--model", checkpoint, "--dataset", imagefolder, "--output_dir", str(tmp_path / "run"), "--eps", "8/255",

@@ -65,6 +65,7 @@ def test_the_record_holds_facts_and_no_more(tmp_path, monkeypatch):
     assert set(facts) <= {"versions", "hardware", "git"} and set(hardware()) == {
         "architecture",
         "cpu_cores",
+        "threads",
         "accelerators",
     }
     write_run_record(tmp_path, None, {**facts, "command": "hf-robust-ft train", "transforms": {"text": "long"}})

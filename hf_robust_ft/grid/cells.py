@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hf_robust_ft.file_names import as_file_name
 from hf_robust_ft.grid.settings import setting_name, setting_options, table_name
 from hf_robust_ft.options import parse_options
 from hf_robust_ft.planning import configuration
@@ -56,7 +57,7 @@ class Cell:
         'timm-resnet18.cub200.Linf.4_255.hinge-12_37.seed0'
         """
         parts = (self.model, self.dataset, self.norm, self.eps.replace("/", "_"), self.setting, f"seed{self.seed}")
-        return ".".join(re.sub(r"[^A-Za-z0-9_=-]", "_", re.sub(r"[/:.]", "-", part)) for part in parts)
+        return as_file_name(".".join(re.sub(r"[^A-Za-z0-9_=-]", "_", re.sub(r"[/:.]", "-", part)) for part in parts))
 
 
 class Measurement(NamedTuple):

@@ -67,7 +67,7 @@ def _weight_files(folder: Path) -> list[str]:
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
     if (folder / INDEX).is_file():
-        shards = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
+        shards = _plain_names(_read_json(folder / INDEX).get("weight_map", {}), folder / INDEX)
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing or not shards:
             raise ValueError(
@@ -85,11 +85,24 @@ def _code_files(folder: Path) -> list[str]:
     """The Python files that the configuration loads the model with; most checkpoints have none."""
     named = _read_json(folder / CONFIG).get("auto_map", {}).values()
     modules = {str(name).split("--")[-1].rpartition(".")[0] for name in named if "--" not in str(name)}
-    files = sorted(f"{module}.py" for module in modules)
+    files = _plain_names({module: f"{module}.py" for module in modules}, folder / CONFIG)
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder / CONFIG} loads the model with {', '.join(missing)}, which is not in the folder.")
     return files
+
+
+def _plain_names(named: Any, source: Path) -> list[str]:
+    """The names in a mapping's values, sorted: each of a file that lies beside `source`, not on some path from it.
+
+    Raises:
+        ValueError: a path, or no mapping of names.
+    """
+    names = set(map(str, named.values())) if isinstance(named, dict) else {str(named)}
+    paths = sorted(name for name in names if name != Path(name).name or "\\" in name or "\0" in name)
+    if paths or not isinstance(named, dict):
+        raise ValueError(f"{source} names {', '.join(map(repr, paths or names))}, which is no file beside it.")
+    return sorted(names)
 
 
 def free_place(path: Path) -> Path:
@@ -108,30 +121,38 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_loads(folder: str | Path, files: Sequence[str]) -> None:
+def check_loads(folder: str | Path, files: Sequence[str], trust_remote_code: bool = False) -> None:
     """Load model and processor from these files alone, as whoever downloads them will.
 
-    A checkpoint that brings its own code is loaded with it.
+    Args:
+        trust_remote_code: run the code that the checkpoint brings, if it does.
 
     Raises:
-        ValueError: they do not load, weights are missing, left over or of other shapes, or not finite.
+        ValueError: it brings code that is not to be run, they do not load, weights are missing, left over or of other
+            shapes, or not finite.
     """
     folder = Path(folder).absolute()
-    has_code = any(name.endswith(".py") for name in files)
     with tempfile.TemporaryDirectory() as alone:
         for name in files:
             if "/" not in name:
                 os.symlink(folder / name, Path(alone) / name)
-        options = {"local_files_only": True, **({"trust_remote_code": True} if has_code else {})}
+        options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         level = transformers_logging.get_verbosity()
         try:
             transformers_logging.set_verbosity_error()
             with redirect_stderr(StringIO()):  # progress bars
                 AutoImageProcessor.from_pretrained(alone, **options)
                 model, info = AutoModelForImageClassification.from_pretrained(
-                    alone, output_loading_info=True, dtype="auto", **options
+                    alone, output_loading_info=True, dtype="auto", use_safetensors=True, **options
                 )
         except Exception as error:
+            if "trust_remote_code=True" in str(error):
+                code = ", ".join(name for name in files if name.endswith(".py"))
+                raise ValueError(
+                    f"The checkpoint in {folder} brings code of its own ({code}), which is not run unasked to see "
+                    "whether it loads. Read it first; if you trust it, give --trust_remote_code (in Python "
+                    "trust_remote_code=True)."
+                ) from error
             reason = " ".join(str(error).replace(alone, str(folder)).split())
             raise ValueError(f"The checkpoint in {folder} does not load: {reason}") from error
         finally:

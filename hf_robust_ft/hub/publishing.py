@@ -49,6 +49,7 @@ def publish(
     license: str | None = None,
     commit_message: str = "Publish with its robustness report",
     remove_training_files: bool = False,
+    trust_remote_code: bool = False,
 ) -> CommitInfo:
     """Publish a checkpoint with its robustness report, pictures, card and what it was made with.
 
@@ -67,6 +68,7 @@ def publish(
             checkpoint's own report.
         license: of the published model, as the Hub lists it ("apache-2.0"); by default that of the pretrained weights
             where it is known.
+        trust_remote_code: run the code that a checkpoint brings, to check that it loads.
         remove_training_files: take out what Trainer pushed on the way (`last-checkpoint`, ...).
 
     Returns:
@@ -86,10 +88,10 @@ def publish(
         raise ValueError(f"revision={revision!r} names no branch: give one, or leave it out for main.")
     if revision is not None and create_pr:
         raise ValueError(f"Give a revision ({revision!r}) or open a pull request against main, not both.")
-    measured = _prepare(folder, repo_id, evaluation, license, token)
+    measured = _prepare(folder, repo_id, evaluation, license, token, trust_remote_code)
     check_online()
     flags = {"--revision": revision, "--report": str(evaluation) if evaluation else None, "--license": license}
-    resume = _resume_command(folder, repo_id, flags, private=private, create_pr=create_pr)
+    resume = _resume_command(folder, repo_id, flags, private, create_pr, trust_remote_code)
     try:
         repo_id = create_repository(repo_id, token=token, private=private)
         api = HfApi(token=token)
@@ -121,13 +123,18 @@ def publish(
 
 
 def _prepare(
-    folder: Path, repo_id: str, evaluation: Path | None, license: str | None, token: str | bool | None
+    folder: Path,
+    repo_id: str,
+    evaluation: Path | None,
+    license: str | None,
+    token: str | bool | None,
+    trust_remote_code: bool,
 ) -> RobustnessReport:
     """Check all that can be checked here, and write report, pictures and card."""
     files = published_files(folder)
     measured = read_report(folder, evaluation, repo_id)
     check_belongs(measured, folder, repo_id, evaluation)
-    check_loads(folder, files)
+    check_loads(folder, files, trust_remote_code)
     facts = {"repo_id": repo_id, "model_name": measured.metadata.get("model_name") or repo_id.split("/")[-1]}
     measured = measured.with_metadata(**facts, **({"license": license} if license is not None else {}))
     if evaluation is not None:
@@ -158,8 +165,11 @@ def _ensure_branch(api: HfApi, repo_id: str, revision: str) -> None:
         patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), f"Making branch {revision}")
 
 
-def _resume_command(folder: Path, repo_id: str, flags: dict, *, private: bool | None, create_pr: bool) -> str:
+def _resume_command(
+    folder: Path, repo_id: str, flags: dict, private: bool | None, create_pr: bool, trust_remote_code: bool
+) -> str:
     words = ["hf-robust-ft", "publish", os.fspath(folder), repo_id]
     words += [word for name, value in flags.items() if value is not None for word in (name, value)]
     words += ["--private"] * bool(private) + ["--pr"] * create_pr
+    words += ["--trust_remote_code"] * trust_remote_code
     return shlex.join(words)

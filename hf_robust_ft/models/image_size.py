@@ -11,6 +11,7 @@ from hf_robust_ft.models.timm_classifier import (
     require_size,
     timm_processor,
 )
+from hf_robust_ft.models.trust import no_code
 
 # transformers' convolutional classifiers with a total stride of 32: any larger size will do.
 _CONVOLUTIONAL = {"bit", "convnext", "convnextv2", "efficientnet", "mobilenet_v1", "mobilenet_v2", "regnet", "resnet"}
@@ -65,7 +66,7 @@ def resize_input(
         }
     elif not hasattr(processor, "crop_pct"):
         sizes = {"size": {"height": image_size, "width": image_size}}
-    return model, AutoImageProcessor.from_pretrained(model_id, **sizes, **options)
+    return model, AutoImageProcessor.from_pretrained(model_id, **sizes, **no_code(options))
 
 
 def _sides(size: tuple[int, int] | None) -> str:

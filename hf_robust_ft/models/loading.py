@@ -28,6 +28,7 @@ from hf_robust_ft.models.image_size import check_input_size, resize_input
 from hf_robust_ft.models.open_clip_checkpoints import PREFIX, is_open_clip, load_open_clip, open_clip_classifier
 from hf_robust_ft.models.timm_classifier import mend_timm_config
 from hf_robust_ft.models.transformers_clip import zero_shot_classifier
+from hf_robust_ft.models.trust import SAFETENSORS, no_code, refusals_explained
 from hf_robust_ft.models.weight_files import SUFFIXES, load_weight_file
 from hf_robust_ft.models.zero_shot import DEFAULT_PROMPTS, check_prompts
 
@@ -69,11 +70,13 @@ def load_image_classifier(
         architecture: what a weight file holds: one of the paper's names, `timm/resnet18`, `open_clip:ViT-B-32`, or a
             folder or Hub id with a transformers config.
         from_pretrained: passed to `from_pretrained` (`revision`, `token`, `trust_remote_code`, ...); `dtype` is
-            float32 unless given, whatever the checkpoint was stored in.
+            float32 unless given, whatever the checkpoint was stored in. Code of a checkpoint's own runs only with
+            `trust_remote_code=True`, and weights are read from safetensors only.
 
     Raises:
         ValueError: an unknown name, names and number that disagree, fewer than two classes, a head that may not be
-            replaced or is missing, tensors that do not fit, or an option or image size the model does not take.
+            replaced or is missing, a checkpoint with code of its own or without safetensors, tensors that do not fit,
+            or an option or image size the model does not take.
     """
     labels = class_labels(label_names, num_labels)
     prompts = _check_options(head, prompts, labels, image_size)
@@ -87,7 +90,7 @@ def load_image_classifier(
         elif model_id in EMBEDDED_MODELS:
             model, processor = _embedded(model_id, image_size, labels, head, from_pretrained)
         else:
-            with _verified(model_id, from_pretrained):
+            with _verified(model_id, from_pretrained), refusals_explained(model_id):
                 model, processor = _from_hub(model_id, labels, head, prompts, dict(from_pretrained))
             from_pretrained.pop("dtype", None)
             if image_size is not None:
@@ -182,6 +185,7 @@ def _from_hub(
 ) -> tuple[PreTrainedModel, Any]:
     if is_open_clip(model_id, from_pretrained):
         return _open_clip(model_id, labels, head, prompts, from_pretrained)
+    from_pretrained = no_code(from_pretrained)
     dtype = from_pretrained.pop("dtype", torch.float32)
     if head == "zero_shot":
         model, processor = zero_shot_classifier(model_id, labels, prompts, from_pretrained)
@@ -201,7 +205,7 @@ def _from_hub(
         ignore_mismatched_sizes=new_head,
         output_loading_info=True,
         dtype=dtype,
-        **from_pretrained,
+        **{**SAFETENSORS, **from_pretrained},
     )
     missing = info["missing_keys"]
     _check_loaded(model, info, model_id, may_be_new=bool(labels) and head != "keep")
@@ -219,9 +223,13 @@ def _verified(model_id: str, options: dict[str, Any]) -> Iterator[None]:
     remote = not os.path.exists(model_id) and not model_id.startswith(PREFIX) and not options.get("local_files_only")
     try:
         yield
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError):
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         if remote:
             verify_download(model_id, **asked)
+        if isinstance(error, SafetensorError):
+            raise ValueError(
+                f"The weights of {model_id} are damaged or incomplete ({error}): copy or download them again."
+            ) from error
         raise
     except OSError as error:
         if disk_full(error) is None:

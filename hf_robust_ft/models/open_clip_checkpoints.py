@@ -23,7 +23,7 @@ from hf_robust_ft.models.zero_shot import ZeroShot, fold_zero_shot, probe_images
 
 PREFIX = "open_clip:"
 _CONFIG = "open_clip_config.json"
-_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 _CROPS = {"shortest": "center", "squash": "squash", "longest": "border"}
 _HUB_OPTIONS = {"revision", "token", "cache_dir", "local_files_only", "force_download", "proxies", "subfolder"}
 
@@ -116,6 +116,8 @@ def load_open_clip(model_id: str, options: dict[str, Any], weights: str | None =
         folder = os.path.dirname(cached_file(model_id, _CONFIG, **options))
         if not os.path.isdir(model_id):
             _download_weights(model_id, options)
+        elif not any(os.path.isfile(os.path.join(model_id, name)) for name in _WEIGHTS):
+            raise OSError(_no_safetensors(model_id))
         config = open_clip.get_model_config(f"local-dir:{folder}")
         clip = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
         tokenizer = f"local-dir:{folder}" if os.path.isdir(model_id) else f"hf-hub:{model_id}"
@@ -152,7 +154,14 @@ def _download_weights(model_id: str, options: dict[str, Any]) -> None:
             if not absent and not isinstance(error.__cause__, LocalEntryNotFoundError):
                 raise
             missing = error
-    raise OSError(f"{model_id} has {_CONFIG} but none of {', '.join(_WEIGHTS)}: {missing}") from missing
+    raise OSError(f"{_no_safetensors(model_id)} ({missing})") from missing
+
+
+def _no_safetensors(model_id: str) -> str:
+    return (
+        f"{model_id} has {_CONFIG} but none of {', '.join(_WEIGHTS)}. Pickled weights are not loaded by themselves; a "
+        "file of them can be named as the model, with architecture open_clip:NAME."
+    )
 
 
 def open_clip_classifier(

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from hf_robust_ft.models.clip_twins import TimmTwin, verified_twin, vit_twin
 from hf_robust_ft.models.open_clip_checkpoints import twin_classifier
+from hf_robust_ft.models.trust import SAFETENSORS
 from hf_robust_ft.models.zero_shot import ZeroShot, embed_classes, probe_images
 
 _BLOCKS = {
@@ -46,7 +47,7 @@ def zero_shot_classifier(
             "head='zero_shot' needs a text tower: a CLIP or SigLIP checkpoint of transformers or open_clip. "
             f"{model_id} is {config.model_type}."
         )
-    model = AutoModel.from_pretrained(model_id, dtype=torch.float32, **options).eval()
+    model = AutoModel.from_pretrained(model_id, dtype=torch.float32, **SAFETENSORS, **options).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_id, **options)
     pretrained_cfg = _pretrained_cfg(AutoImageProcessor.from_pretrained(model_id, **options), model_id)
     images = probe_images(pretrained_cfg)

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 from hf_robust_ft.models.heads import announce_new_head, head_parameter_names, replaces_head
 from hf_robust_ft.models.timm_classifier import build_timm_classifier, checkpoint_filter, timm_architecture
+from hf_robust_ft.models.trust import no_code, refusals_explained
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -92,9 +93,10 @@ def _blank(architecture: str, labels: dict[str, Any], image_size: int | None) ->
         return build_timm_classifier(architecture, labels or {"num_labels": 1000}, image_size=image_size)
     if image_size is not None:
         raise ValueError(f"image_size is for timm architectures; {architecture} keeps its own image processor's size.")
-    config = AutoConfig.from_pretrained(architecture, **labels)
-    model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
-    return model, AutoImageProcessor.from_pretrained(architecture)
+    with refusals_explained(architecture):
+        config = AutoConfig.from_pretrained(architecture, **labels, **no_code({}))
+        model = AutoModelForImageClassification.from_config(config, dtype=torch.float32, **no_code({}))
+        return model, AutoImageProcessor.from_pretrained(architecture, **no_code({}))
 
 
 def _renamed(saved: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.models.image_size import input_size, resize_input
 from hf_robust_ft.models.open_clip_checkpoints import PREFIX
 from hf_robust_ft.models.timm_classifier import build_timm_classifier
+from hf_robust_ft.models.trust import refusals_explained
 from hf_robust_ft.run_arguments import check_model_name
 
 
@@ -40,6 +41,7 @@ def bare_model(
     image_size: int | None = None,
     architecture: str | None = None,
     revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> BareModel:
     """The classifier that `load_image_classifier` would load, from its name or its stored configuration alone.
 
@@ -49,6 +51,7 @@ def bare_model(
         model_id, image_size, architecture: as in `load_image_classifier`.
         num_labels: outputs of the head.
         revision: of a Hub checkpoint.
+        trust_remote_code: run the code that a checkpoint brings.
 
     Raises:
         ValueError: an architecture that is not known without the network, or none that fits the image size.
@@ -71,7 +74,10 @@ def bare_model(
             model, processor = build_timm_classifier(name, labels, image_size=size, model_args=more)
             origin = f"the architecture {name} of timm, by name; no weights read"
         else:
-            model, processor = _by_config(checkpoint, labels, image_size, revision)
+            options = {"revision": revision} if revision else {}
+            options["trust_remote_code"] = trust_remote_code
+            with refusals_explained(checkpoint):
+                model, processor = _by_config(checkpoint, labels, image_size, options)
             origin = "the checkpoint's configuration; no weights read"
     size = input_size(processor)
     if size is None:
@@ -113,19 +119,18 @@ def _open_clip_name(checkpoint: str) -> str | None:
     return None
 
 
-def _by_config(checkpoint: str, labels: dict[str, Any], image_size: int | None, revision: str | None):
-    options = {"revision": revision} if revision else {}
+def _by_config(checkpoint: str, labels: dict[str, Any], image_size: int | None, options: dict[str, Any]):
     try:
         config = AutoConfig.from_pretrained(checkpoint, **labels, **options)
         processor = AutoImageProcessor.from_pretrained(checkpoint, **options)
     except (OSError, ValueError) as error:
-        if os.path.isdir(checkpoint):
+        if os.path.isdir(checkpoint) or "trust_remote_code=True" in str(error):
             raise
         raise ValueError(
             f"{checkpoint} is not cached, and a dry run does not use the network. Fetch its configuration once: "
             f"hf download {checkpoint} config.json preprocessor_config.json ({str(error).splitlines()[0]})"
         ) from error
-    model = AutoModelForImageClassification.from_config(config)
+    model = AutoModelForImageClassification.from_config(config, trust_remote_code=options["trust_remote_code"])
     if image_size is not None:
         model, processor = resize_input(model, processor, image_size, checkpoint, options)
     return model, processor

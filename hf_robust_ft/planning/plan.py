@@ -143,6 +143,7 @@ def plan_run(
             image_size=model_args.image_size,
             architecture=model_args.architecture,
             revision=model_args.model_revision,
+            trust_remote_code=model_args.trust_remote_code,
         )
         model = adapted(bare.model, args)
     length = training_length(args, dataset["sizes"]["train"])

@@ -3,14 +3,18 @@
 import argparse
 import dataclasses
 import difflib
+import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
+
+from hf_robust_ft.command_parser import CommandParser
+from hf_robust_ft.recipes.yaml_values import load_yaml
+from hf_robust_ft.run_record import OF_ONE_LAUNCH
 
 FOLDER = Path(__file__).parent
 
@@ -28,22 +32,33 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     """The content of a YAML file, or of a shipped recipe given by its name.
 
     Raises:
-        ValueError: no such recipe, or not a YAML mapping.
+        ValueError: no such recipe, not a YAML mapping, or one that asks for what only a command line may.
     """
-    path = Path(recipe)
-    if not path.is_file():
-        path = FOLDER / f"{recipe}.yaml"
-    if not path.is_file():
+    # By the names themselves: "../x" is no recipe of ours.
+    path = FOLDER / f"{recipe}.yaml" if str(recipe) in shipped_recipes() and not _is_file(recipe) else Path(recipe)
+    if not _is_file(path):
         raise ValueError(
             f"There is no recipe {str(recipe)!r}: give a YAML file, or one of {', '.join(shipped_recipes())}."
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        content = load_yaml(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path.name} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name} must map argument names to values, e.g. 'eps: 4/255'.")
+        raise ValueError(
+            f"{path.name} must map argument names to values, e.g. 'eps: 4/255'; it holds "
+            f"{'nothing' if content is None else f'a {type(content).__name__}'}."
+        )
+    if asked := [name for name in OF_ONE_LAUNCH if name in content]:
+        raise ValueError(f"{path.name} may not set {', '.join(asked)}: give it on the command line, for one launch.")
     return content
+
+
+def _is_file(path: str | Path) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a name too long, or with NUL
+        return False
 
 
 def compose_recipes(recipes: Sequence[str | Path]) -> dict[str, Any]:
@@ -63,6 +78,19 @@ def shipped_recipes() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
+class RecipeParser(CommandParser, HfArgumentParser):
+    """`HfArgumentParser` that raises a ValueError for what cannot be parsed."""
+
+    def parse_args_into_dataclasses(self, *args: Any, **kwargs: Any) -> tuple:
+        try:
+            return super().parse_args_into_dataclasses(*args, **kwargs)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{error.doc!r} is no JSON ({error.msg}), as options with several values take it: "
+                """'{"num_cycles": 0.5}'."""
+            ) from None
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Each option once (not again with hyphens), and no `(default: None)`."""
 
@@ -79,14 +107,15 @@ def build_parser(types: Sequence[type], recipe: Mapping[str, Any], **parser_opti
     """A parser for dataclasses whose defaults are the recipe's.
 
     Raises:
-        ValueError: a recipe key that is no argument; the nearest ones are named.
+        ValueError: a recipe key that is no argument (the nearest ones are named), or a value of the wrong kind; also
+            by the parser's methods, for values that cannot be parsed.
     """
     valid = {entry.name for each in types for entry in dataclasses.fields(each) if entry.init}
     for key in recipe:
         if key not in valid:
             near = difflib.get_close_matches(str(key), valid, n=3)
             raise ValueError(f"Unknown recipe key {key!r}." + (f" Did you mean {' or '.join(near)}?" if near else ""))
-    parser = HfArgumentParser(types, allow_abbrev=False, formatter_class=HelpFormatter, **parser_options)
+    parser = RecipeParser(types, allow_abbrev=False, formatter_class=HelpFormatter, **parser_options)
     parser.set_defaults(**{key: value for key, value in RUN_DEFAULTS.items() if key in valid})
     # Of the annotations: HfArgumentParser takes None out of the fields' own types.
     hints = {name: hint for each in types for name, hint in typing.get_type_hints(each).items()}
@@ -99,6 +128,9 @@ def build_parser(types: Sequence[type], recipe: Mapping[str, Any], **parser_opti
         if action.dest in recipe:
             action.required = False
     takes_list = {action.dest: action for action in parser._actions if action.nargs == "+"}
+    takes_mapping = takes_list.keys() | {name for name, hint in hints.items() if _admits_dict(hint)}
+    for key, value in recipe.items():
+        _check_kind(key, value, key in may_be_none, key in takes_list, key in takes_mapping)
     parser.set_defaults(**{key: _as_argument(value, key in takes_list) for key, value in recipe.items()})
     for name in takes_list.keys() & recipe.keys():
         _type_items(parser, takes_list[name])
@@ -122,6 +154,20 @@ def as_flags(options: Mapping[str, Any]) -> list[str]:
         words = _as_argument("none" if value is None else value, takes_list=isinstance(value, (list, dict)))
         flags += [f"--{name}", *(words if isinstance(words, list) else [words])]
     return flags
+
+
+def _admits_dict(hint: Any) -> bool:
+    return any((typing.get_origin(each) or each) is dict for each in (hint, *typing.get_args(hint)))
+
+
+def _check_kind(key: str, value: Any, may_be_none: bool, takes_list: bool, takes_mapping: bool) -> None:
+    """Raise where a YAML value is none, a list or a mapping, and the option takes none: argparse would not look."""
+    if value is None and not may_be_none:
+        raise ValueError(f"Recipe key {key!r} has no value: give one, or leave the line out.")
+    if isinstance(value, list) and not takes_list:
+        raise ValueError(f"Recipe key {key!r} takes one value, got the list {value!r}.")
+    if isinstance(value, dict) and not takes_mapping:
+        raise ValueError(f"Recipe key {key!r} takes no mapping, got {value!r}.")
 
 
 def _number_or_none(number: type) -> Callable[[str], Any]:

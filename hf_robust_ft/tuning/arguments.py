@@ -116,10 +116,26 @@ class TuningArguments(TrainingArguments):
             ("lora_rank", lambda value: value >= 1, "at least 1"),
             ("lora_alpha", lambda value: 0 < value < float("inf"), "positive"),
             ("lora_dropout", lambda value: 0 <= value < 1, "in [0, 1)"),
+            # Trainer's own, which it passes on to where they fail late, or are taken as they are.
+            ("seed", lambda value: 0 <= value < 2**32, "in 0..4294967295"),
+            ("data_seed", lambda value: 0 <= value < 2**32, "in 0..4294967295"),
+            ("learning_rate", lambda value: 0 <= value < float("inf"), "finite and not negative"),
+            ("weight_decay", lambda value: 0 <= value < float("inf"), "finite and not negative"),
+            ("adam_beta1", lambda value: 0 <= value < 1, "in [0, 1)"),
+            ("adam_beta2", lambda value: 0 <= value < 1, "in [0, 1)"),
+            ("max_grad_norm", lambda value: value >= 0, "not negative (0 clips nothing)"),
+            ("label_smoothing_factor", lambda value: 0 <= value < 1, "in [0, 1)"),
+            ("num_train_epochs", lambda value: abs(value) < float("inf"), "finite"),
+            ("max_steps", lambda value: value == -1 or value >= 1, "at least 1 (or -1, for num_train_epochs)"),
+            ("dataloader_num_workers", lambda value: value >= 0, "not negative"),
         ):
             value = getattr(self, name)
-            if value is not None and not fits(value):
-                raise ValueError(f"{name} must be {valid}, got {value}.")
+            try:
+                good = value is None or fits(value)
+            except TypeError:  # text, where a number was expected
+                good = False
+            if not good:
+                raise ValueError(f"{name} must be {valid}, got {value!r}.")
 
     def _check_combinations(self) -> None:
         if self.lora_rank is None:

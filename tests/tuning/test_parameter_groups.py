@@ -159,7 +159,8 @@ def test_rates_that_resuming_would_ignore_are_refused(make_model, make_trainer, 
     first = min(Path(resumed.args.output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     resumed.train(resume_from_checkpoint=str(first))
     with pytest.raises(ValueError, match=message):
-        make_trainer(make_model(), **{**settings, **changes}).train(resume_from_checkpoint=str(first))
+        changed = {**settings, **changes, "force_resume": True}  # without it, all other settings are refused
+        make_trainer(make_model(), **changed).train(resume_from_checkpoint=str(first))
 
 
 def test_warm_up_and_cosine_scale_every_group_with_accumulation(make_model, make_trainer):
