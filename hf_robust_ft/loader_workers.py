@@ -1,0 +1,46 @@
+"""The processes that load data: they outlive a SIGTERM that the whole job gets, and their death is told clearly."""
+
+import re
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+# As torch words it: "is killed by signal: Killed" or "exited unexpectedly".
+DIED = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed|exited unexpectedly)")
+
+
+@dataclass(frozen=True)
+class IgnoringSigterm:
+    """A `worker_init_fn` that lets a worker live until its training process ends it.
+
+    Schedulers signal every process of a job. Without workers, training could not reach the end of its step to save; a
+    worker whose training process is gone ends by itself.
+    """
+
+    then: Callable[[int], Any] | None
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if self.then is not None:
+            self.then(worker)
+
+
+def shield_workers(loader: DataLoader) -> DataLoader:
+    """Let the workers that a loader will start ignore SIGTERM; the loader itself."""
+    if getattr(loader, "num_workers", 0) > 0:
+        loader.worker_init_fn = IgnoringSigterm(loader.worker_init_fn)
+    return loader
+
+
+def told_of_dead_worker(error: RuntimeError, advice: str) -> ChildProcessError | None:
+    """What to raise for torch's error if it says that a loading process died, else None."""
+    if not DIED.search(str(error)):
+        return None
+    reason = " ".join(str(error).split())
+    return ChildProcessError(
+        f"A process that loads data died ({reason}). Out of memory or of /dev/shm, most often: lower "
+        f"dataloader_num_workers; with 0 an error of the dataset itself shows. {advice}"
+    )
