@@ -193,7 +193,7 @@ class DurableTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        if not self._termination.is_due or self._saved_at != self.state.global_step:
+        if not self._termination.ends_now or self._saved_at != self.state.global_step:
             return
         message = (
             f"SIGTERM: stopped after step {self.state.global_step} of {self.state.max_steps}, which is saved. Go on: "
@@ -248,20 +248,25 @@ class DurableTrainer(Trainer):
             rank = next(rank for rank, other in enumerate(all_bad) if other)
             raise FloatingPointError(f"The loss of process {rank} is NaN or infinite after {step.position}.")
         unchanged = self._has_finite_weights()
-        folder = Path(self.args.output_dir) / f"diverged-step{step.number + 1}"
-        kept = [self._keep_batch(folder, step, index) for index in bad or range(len(step.batches))]
-        is_first = not is_everywhere or self.args.process_index == next(
-            (rank for rank, other in enumerate(all_bad) if other), 0
-        )
-        if unchanged and is_first and isinstance(self.model, PreTrainedModel):
-            self.model.save_pretrained(folder)
+        is_first = next((rank for rank, other in enumerate(all_bad) if other), 0) == self.args.process_index
         raise FloatingPointError(
             f"The {told} after {step.position}; stopped "
-            + ("before the weights change" if unchanged else "after the weights became NaN or infinite, too")
-            + f". Batch: {'; '.join(kept)}. Load it: safetensors.torch.load_file(...)"
-            + (f", with the weights it met: from_pretrained({str(folder)!r})" if unchanged else "")
-            + f". {self._last_checkpoint()} Lower the learning rate, or train in bf16 or fp32."
+            f"{'before the weights change' if unchanged else 'after the weights became NaN or infinite, too'}. "
+            f"{self._keep_step(step, bad, with_model=unchanged and (is_first or not is_everywhere))} "
+            f"{self._last_checkpoint()} Lower the learning rate, or train in bf16 or fp32."
         )
+
+    def _keep_step(self, step: Step, bad: list[int], with_model: bool) -> str:
+        """Write the bad batches of a step, all where none is known to be; a sentence that tells where they are."""
+        folder = Path(self.args.output_dir) / f"diverged-step{step.number + 1}"
+        try:
+            kept = [self._keep_batch(folder, step, index) for index in bad or range(len(step.batches))]
+            if with_model and isinstance(self.model, PreTrainedModel):
+                self.model.save_pretrained(folder)
+        except (OSError, SafetensorError) as error:
+            return f"Its batch could not be written to {folder} ({error})."
+        told = f"Its batch is in {'; '.join(kept)}, for safetensors.torch.load_file"
+        return told + (f"; the weights it met are in {folder}, for from_pretrained." if with_model else ".")
 
     def _has_finite_weights(self) -> bool:
         """Whether the model can be saved and still holds numbers; sharded ones are left alone."""
@@ -271,10 +276,11 @@ class DurableTrainer(Trainer):
 
     def _keep_batch(self, folder: Path, step: Step, index: int) -> str:
         """Write one batch; its file and which images it holds."""
-        loader = self.callback_handler.train_dataloader
-        accumulated = self.args.gradient_accumulation_steps
-        steps_per_epoch = max(-(-len(loader) // accumulated), 1) if hasattr(loader, "__len__") else step.number + 1
-        epoch, place = divmod(step.number, steps_per_epoch)
+        loader, accumulated = self.callback_handler.train_dataloader, self.args.gradient_accumulation_steps
+        try:
+            epoch, place = divmod(step.number, max(-(-len(loader) // accumulated), 1))
+        except TypeError:  # a stream
+            epoch, place = 0, step.number
         ids = told_ids(step.batches[index], loader, epoch, place * accumulated + index)
         path = folder / f"batch{index}-rank{self.args.process_index}.safetensors"
         facts = {

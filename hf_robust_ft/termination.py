@@ -42,11 +42,11 @@ class TerminationCallback(TrainerCallback):
     waits for an accelerator, and all stop after the same step.
 
     Attributes:
-        is_due: whether training is to stop, on all processes alike.
+        ends_now: whether training is to end once what it has asked for is saved, on all processes alike.
     """
 
     def __init__(self):
-        self.is_due = False
+        self.ends_now = self._is_due = False
         self._came = False
         self._group: Any = None
         self._sent: tuple[Any, torch.Tensor] | None = None
@@ -58,7 +58,7 @@ class TerminationCallback(TrainerCallback):
         Args:
             timeout: after which processes that do not answer end in an error.
         """
-        self.is_due = self._came = False
+        self.ends_now = self._is_due = self._came = False
         takes = threading.current_thread() is threading.main_thread()
         takes = takes and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -76,14 +76,14 @@ class TerminationCallback(TrainerCallback):
         self._came = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self.is_due = self.is_due or self._any_came()
+        self._is_due = self._is_due or self._any_came()
         # The end of an epoch follows: its evaluation belongs into the checkpoint.
-        if self.is_due and not float(state.epoch or 0.5).is_integer():
-            control.should_save = True
+        if self._is_due and not float(state.epoch or 0.5).is_integer():
+            self.ends_now = control.should_save = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if self.is_due:
-            control.should_save = True
+        if self._is_due:
+            self.ends_now = control.should_save = True
 
     def _any_came(self) -> bool:
         if self._group is None:
