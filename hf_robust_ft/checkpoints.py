@@ -61,7 +61,7 @@ def is_cut_off(path: Path) -> bool:
     if path.suffix in PICKLES:
         with open(path, "rb") as file:
             start = file.read(2)
-        return not start or (start == b"PK" and not zipfile.is_zipfile(path))  # an old pickle shows no end
+        return len(start) < 2 or (start == b"PK" and not zipfile.is_zipfile(path))  # an old pickle shows no end
     if path.suffix == ".json":
         try:
             json.loads(path.read_text(encoding="utf-8"))

@@ -62,6 +62,7 @@ class DurableTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         if self.is_local_process_zero():
             checkpoints.clear_leftovers(self.args.output_dir)
+        self._of_all(None)  # before another process looks
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         self._watch, self._saved_at = self._new_watch(), -1
         try:

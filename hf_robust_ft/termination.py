@@ -67,10 +67,17 @@ class TerminationCallback(TrainerCallback):
             signal.signal(signal.SIGTERM, self._remember)
         try:
             yield
+        except Exception:  # another process may be gone: wait for none
+            self._group = self._sent = None
+            raise
         finally:
             if takes:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            self._group = self._sent = None
+            if self._group is not None:
+                self._any_came()
+                self._sent[0].wait()
+                dist.destroy_process_group(self._group)
+                self._group = self._sent = None
 
     def _remember(self, number: int, frame: Any) -> None:
         self._came = True

@@ -5,8 +5,8 @@
 A tiny ViT with dropout trains on random images under each schedule that resumes in its own way (hinge, auto,
 per_sample), with gradient accumulation, averaged weights and random starts, saving every 3 steps and keeping one
 checkpoint. Half of the kills come at a random moment of a random step, half within the writing of a random checkpoint.
-A run is killed and resumed until it comes to its end; then its weights, averages, eps of every step and what its
-schedule remembers are compared. Exit code 1 if anything differs.
+A run is killed and resumed three times, then comes to its end; its weights, averages, losses and eps of every step and
+what its schedule remembers are compared. Exit code 1 if anything differs.
 
 Needs fork (not Windows): processes share one import of torch. On CPU; minutes on 2 cores.
 """
@@ -41,6 +41,7 @@ SCHEDULES = {
 }  # fmt: skip
 STEPS = 24  # 6 epochs of 4
 SAVE_STEPS = 3
+KILLS_A_RUN = 3
 RESULT = "result.pt"
 POLLING = 0.0005  # seconds
 PATIENCE = 600.0  # seconds that a process may take
@@ -174,7 +175,8 @@ class Runs:
         folder = self._open_run(schedule)
         process, steps_done = self._start(folder, schedule)
         begun = max((int(path.name.split("-")[1]) for path in checkpoints_in(folder)), default=0)
-        step = self.random.randrange(begun, STEPS)
+        before = sum((kill.schedule, kill.run) == (schedule, self._run(schedule)) for kill in self.kills)
+        step = self.random.randrange(begun, begun + max((STEPS - begun) // (KILLS_A_RUN - before), 1))
         if planned == "step":
             self._wait(process, lambda: steps_done.value >= step)
             time.sleep(self.random.uniform(0, 0.1))
@@ -189,6 +191,9 @@ class Runs:
             self._compare(schedule, folder)
         elif alive:
             self.kills.append(self._look(schedule, folder, planned, steps_done.value))
+            if before + 1 == KILLS_A_RUN:
+                self._finish(folder, schedule)
+                self._compare(schedule, folder)
         else:
             raise RuntimeError(_ended(folder, process))
 
@@ -201,7 +206,10 @@ class Runs:
                 self._compare(schedule, folder)
 
     def _open_run(self, schedule: str) -> Path:
-        return self.root / f"{schedule}-{len(self.compared[schedule])}"
+        return self.root / f"{schedule}-{self._run(schedule)}"
+
+    def _run(self, schedule: str) -> int:
+        return len(self.compared[schedule])
 
     def _start(self, folder: Path, schedule: str) -> tuple[Any, Any]:
         steps_done = self.context.Value("i", 0, lock=False)
@@ -227,7 +235,7 @@ class Runs:
         complete = [int(path.name.split("-")[1]) for path, fault in faults.items() if fault is None]
         return Kill(
             schedule=schedule,
-            run=len(self.compared[schedule]),
+            run=self._run(schedule),
             planned=planned,
             step=step,
             half_written=any((folder / STAGING).glob("checkpoint-*")),
