@@ -242,9 +242,7 @@ class DurableTrainer(Trainer):
         # Averaged gradients are NaN on all processes or on none; a loss that left them finite is of this one alone.
         is_everywhere = not torch.isfinite(step.values[-1])
         all_bad = self._of_all(bad) if is_everywhere else [bad]
-        told = (
-            f"The gradient's norm is {step.gradient_norm}" if not bad else f"The loss is {step.values[bad[0]].item()}"
-        )
+        told = f"gradient's norm is {step.gradient_norm}" if not bad else f"loss is {step.values[bad[0]].item()}"
         if not bad and any(all_bad):
             rank = next(rank for rank, other in enumerate(all_bad) if other)
             raise FloatingPointError(f"The loss of process {rank} is NaN or infinite after {step.position}.")
@@ -295,13 +293,19 @@ class DurableTrainer(Trainer):
 
 
 def _is_of_storage(error: Exception) -> bool:
-    # torch.save tells of a full disk by a RuntimeError of its own.
-    return isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in str(error)
+    return isinstance(error, (OSError, SafetensorError)) or _is_of_torch_save(error)
+
+
+def _is_of_torch_save(error: Exception) -> bool:
+    """torch.save tells of a full disk by a RuntimeError about its place in the file."""
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error) for sign in ("inline_container", "PytorchStreamWriter", "iostream error")
+    )
 
 
 def _reason(error: Exception, folder: Path) -> str:
     """In one line, with the free space."""
     places = (place for place in (folder, *folder.parents) if place.is_dir())
     free = shutil.disk_usage(next(places)).free / 2**20
-    first = " ".join(str(error).split("\n")[0].split())
-    return f"{first} ({free:.0f} MB free)."
+    told = "torch.save could not write all of a file" if _is_of_torch_save(error) else str(error)
+    return f"{' '.join(told.split())} ({free:.0f} MB free)."

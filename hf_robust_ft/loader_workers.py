@@ -31,7 +31,10 @@ class IgnoringSigterm:
 def shield_workers(loader: DataLoader) -> DataLoader:
     """Let the workers that a loader will start ignore SIGTERM; the loader itself."""
     if getattr(loader, "num_workers", 0) > 0:
-        loader.worker_init_fn = IgnoringSigterm(loader.worker_init_fn)
+        shielded = IgnoringSigterm(loader.worker_init_fn)
+        # accelerate starts workers from the loader that it wraps, and copies the outer one to skip batches.
+        for each in (loader, getattr(loader, "base_dataloader", loader)):
+            each.worker_init_fn = shielded
     return loader
 
 

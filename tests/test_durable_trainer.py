@@ -175,7 +175,7 @@ def test_a_disk_that_is_really_full(make_trainer, make_model, tmp_path):
             resumed.save_model()
         assert not (disk / "run" / "model.safetensors").exists()
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "-l", str(disk)], check=True)  # the error still holds a file of it open
 
 
 def test_older_checkpoints_go_only_when_the_new_one_is_complete(make_trainer, make_model, monkeypatch):
@@ -365,7 +365,8 @@ def test_one_process_that_cannot_save_stops_both(two):
 
 def test_a_gradient_that_is_nan_stops_both_and_both_keep_their_batch(two):
     folder, facts, _, _ = two
-    assert all(each["bad"].startswith("The gradient's norm is nan after step 2") for each in facts)
+    told = [each["bad"].partition(" (eps")[0] for each in facts]
+    assert told == 2 * ["The gradient's norm is nan after step 2"]
     kept = names(folder / "bad" / "diverged-step3")
     assert {"batch0-rank0.safetensors", "batch0-rank1.safetensors", "model.safetensors"} <= set(kept)
 
@@ -397,3 +398,14 @@ def test_a_process_that_hangs_ends_the_job_within_its_timeout(tmp_path):
     seconds = time.time() - max(path.stat().st_mtime for path in (tmp_path / "hung").glob("begun-*"))
     assert done.returncode != 0 and seconds < 120
     assert names(tmp_path / "hung" / "hung") == ["checkpoint-3"] and STAGING not in names(tmp_path / "hung" / "hung")
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_reaches_all_and_saves(tmp_path):
+    """As SLURM or Kubernetes send it: to the launcher, which hands it on and waits 30 seconds."""
+    script = TWO + "def signal_launcher():\n    os.kill(os.getppid(), signal.SIGTERM)\n    time.sleep(3)\n"
+    script += 'build("run", At(4, signal_launcher), max_steps=1000).train()\n'
+    done = run_script(script, tmp_path / "launched", processes=2)
+    assert done.returncode != 0 and "SIGTERM: stopped after step " in done.stderr
+    saved = checkpoints_in(tmp_path / "launched" / "run")
+    assert 5 <= int(saved[0].name.split("-")[1]) < 1000 and fault_of(saved[0]) is None
