@@ -20,6 +20,7 @@ from hf_robust_ft import checkpoints
 from hf_robust_ft.divergence import DivergenceWatch, Step, told_ids, write_batch
 from hf_robust_ft.loader_workers import shield_workers, told_of_dead_worker
 from hf_robust_ft.shown_command import resuming_command
+from hf_robust_ft.storage_errors import told_of_storage
 from hf_robust_ft.termination import Terminated, TerminationCallback
 
 logger = logging.getLogger(__name__)
@@ -168,34 +169,45 @@ class DurableTrainer(Trainer):
         if failure is None:
             rank = next(rank for rank, other in enumerate(failures) if other)
             raise OSError(f"Process {rank} could not save {staged.name}: {failures[rank]}")
-        if not _is_of_storage(failure):
+        reason = told_of_storage(failure, staged)
+        if reason is None:
             raise failure
         raise OSError(
-            f"{staged.name} could not be written to {staged.parent.parent}, and no part of it is left: "
-            f"{_reason(failure, staged)} Make room there. {self._last_checkpoint()}"
+            f"{staged.name} could not be written to {staged.parent.parent}, and no part of it is left: {reason} Make "
+            f"room. {self._last_checkpoint()}"
         ) from failure
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         try:
             super().save_model(output_dir, _internal_call)
         except Exception as error:
-            if self._is_saving or not _is_of_storage(error):
-                raise
             folder = Path(output_dir or self.args.output_dir)
-            for path in folder.glob("*.safetensors"):
+            reason = told_of_storage(error, folder)
+            if self._is_saving or reason is None:
+                raise
+            for path in folder.glob("*.safetensors") if self.args.should_save else ():
                 if checkpoints.is_cut_off(path):
                     path.unlink()
             raise OSError(
-                f"The model could not be written to {folder}: {_reason(error, folder)} Make room there. "
-                f"{self._last_checkpoint()}"
+                f"The model could not be written to {folder}: {reason} Make room. {self._last_checkpoint()}"
             ) from error
 
     # ---- SIGTERM -----------------------------------------------------------------
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        if not self._termination.ends_now or self._saved_at != self.state.global_step:
-            return
+        if self._termination.ends_now and self._saved_at == self.state.global_step:
+            self._terminate()
+
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any):
+        self._stop_if_diverged(self._watch.settle())
+        if self._termination.came_to_any():  # too late for a step to see
+            if self._saved_at != self.state.global_step:
+                self._save_checkpoint(self.model_wrapped, trial)
+            self._terminate()
+        return super()._finalize_training(trial, *args, **kwargs)
+
+    def _terminate(self) -> None:
         message = (
             f"SIGTERM: stopped after step {self.state.global_step} of {self.state.max_steps}, which is saved. Go on: "
             f"{resuming_command()}"
@@ -226,12 +238,8 @@ class DurableTrainer(Trainer):
         self._stop_if_diverged(self._watch.end_step(self.state.global_step, self.describe_position(), norm))
         return norm
 
-    def _finalize_training(self, *args: Any, **kwargs: Any):
-        self._stop_if_diverged(self._watch.settle())
-        return super()._finalize_training(*args, **kwargs)
-
     def _stop_if_diverged(self, step: Step | None) -> None:
-        """Write the batches of a step that went wrong, where its model still is the one they met also that, and raise.
+        """Keep what shows the fault of a step that went wrong, and raise on all processes.
 
         Raises:
             FloatingPointError: `step` is not None.
@@ -246,13 +254,12 @@ class DurableTrainer(Trainer):
         if not bad and any(all_bad):
             rank = next(rank for rank, other in enumerate(all_bad) if other)
             raise FloatingPointError(f"The loss of process {rank} is NaN or infinite after {step.position}.")
-        unchanged = self._has_finite_weights()
         is_first = next((rank for rank, other in enumerate(all_bad) if other), 0) == self.args.process_index
+        moment = "before the weights change" if step.event is None else "a step later, as GPUs are not waited for"
+        kept = self._keep_step(step, bad, with_model=is_first or not is_everywhere)
         raise FloatingPointError(
-            f"The {told} after {step.position}; stopped "
-            f"{'before the weights change' if unchanged else 'after the weights became NaN or infinite, too'}. "
-            f"{self._keep_step(step, bad, with_model=unchanged and (is_first or not is_everywhere))} "
-            f"{self._last_checkpoint()} Lower the learning rate, or train in bf16 or fp32."
+            f"The {told} after {step.position}; stopped {moment}. {kept} {self._last_checkpoint()} Lower the learning "
+            "rate, or train in bf16 or fp32."
         )
 
     def _keep_step(self, step: Step, bad: list[int], with_model: bool) -> str:
@@ -260,16 +267,17 @@ class DurableTrainer(Trainer):
         folder = Path(self.args.output_dir) / f"diverged-step{step.number + 1}"
         try:
             kept = [self._keep_batch(folder, step, index) for index in bad or range(len(step.batches))]
-            if with_model and isinstance(self.model, PreTrainedModel):
+            with_model = with_model and step.event is None and self._holds_numbers()
+            if with_model:
                 self.model.save_pretrained(folder)
         except (OSError, SafetensorError) as error:
             return f"Its batch could not be written to {folder} ({error})."
         told = f"Its batch is in {'; '.join(kept)}, for safetensors.torch.load_file"
         return told + (f"; the weights it met are in {folder}, for from_pretrained." if with_model else ".")
 
-    def _has_finite_weights(self) -> bool:
-        """Whether the model can be saved and still holds numbers; sharded ones are left alone."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+    def _holds_numbers(self) -> bool:
+        """Whether the model is one that this process can save, and none of its weights is NaN or infinite."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not isinstance(self.model, PreTrainedModel):
             return False
         return all(torch.isfinite(weight).all() for weight in self.model.parameters())
 
@@ -290,22 +298,3 @@ class DurableTrainer(Trainer):
         }
         write_batch(path, step.batches[index], facts)
         return f"{path} ({ids})"
-
-
-def _is_of_storage(error: Exception) -> bool:
-    return isinstance(error, (OSError, SafetensorError)) or _is_of_torch_save(error)
-
-
-def _is_of_torch_save(error: Exception) -> bool:
-    """torch.save tells of a full disk by a RuntimeError about its place in the file."""
-    return isinstance(error, RuntimeError) and any(
-        sign in str(error) for sign in ("inline_container", "PytorchStreamWriter", "iostream error")
-    )
-
-
-def _reason(error: Exception, folder: Path) -> str:
-    """In one line, with the free space."""
-    places = (place for place in (folder, *folder.parents) if place.is_dir())
-    free = shutil.disk_usage(next(places)).free / 2**20
-    told = "torch.save could not write all of a file" if _is_of_torch_save(error) else str(error)
-    return f"{' '.join(told.split())} ({free:.0f} MB free)."

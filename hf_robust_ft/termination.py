@@ -56,26 +56,29 @@ class TerminationCallback(TrainerCallback):
         """Take SIGTERM for a while; a handler that someone else has installed stays.
 
         Args:
-            timeout: after which processes that do not answer end in an error.
+            timeout: after which processes that do not answer end in an error, here and in training's own collectives:
+                whoever began the process group (a `PartialState()` anywhere before) may not have known it.
         """
         self.ends_now = self._is_due = self._came = False
         takes = threading.current_thread() is threading.main_thread()
         takes = takes and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.set_timeout(timeout)
             self._group = dist.new_group(backend="gloo", timeout=timeout)
         if takes:
             signal.signal(signal.SIGTERM, self._remember)
         try:
             yield
-        except Exception:  # another process may be gone: wait for none
-            self._group = self._sent = None
+        except BaseException as error:
+            if not isinstance(error, Terminated):  # others may be gone: wait for none
+                self._group = self._sent = None
             raise
         finally:
             if takes:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if self._group is not None:
-                self._any_came()
-                self._sent[0].wait()
+                if self._sent is not None:
+                    self._sent[0].wait()
                 dist.destroy_process_group(self._group)
                 self._group = self._sent = None
 
@@ -92,7 +95,12 @@ class TerminationCallback(TrainerCallback):
         if self._is_due:
             self.ends_now = control.should_save = True
 
+    def came_to_any(self) -> bool:
+        """Whether it came to any process by now; waits for all of them."""
+        return self._any_came() or (self._group is not None and self._any_came())
+
     def _any_came(self) -> bool:
+        """Whether it had come to any when this was last asked; of a single process, by now."""
         if self._group is None:
             return self._came
         came = False

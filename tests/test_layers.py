@@ -22,6 +22,7 @@ LAYERS = [
         "shown_command",
         "checkpoints",
         "loader_workers",
+        "storage_errors",
     ),
     ("batch_checks", "attacks", "metrics", "results_store", "batches", "shared_work", "evaluated_model", "diagnosis"),
     ("trust_checks", "protocols", "run_record", "termination", "divergence"),

@@ -60,6 +60,18 @@ def test_what_sigterm_saved_goes_on_to_the_same_end(make_trainer, make_model, tm
         assert_same_weights(resumed.weight_averaging.averages, whole.weight_averaging.averages)
 
 
+def test_one_that_comes_too_late_for_a_step_is_not_lost(make_trainer, make_model, tmp_path):
+    class SigtermLast(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            if state.global_step == state.max_steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = make_trainer(make_model(), num_train_epochs=1, callbacks=[SigtermLast()])
+    with pytest.raises(Terminated, match="step 6 of 6"):
+        trainer.train()
+    assert fault_of(tmp_path / "out" / "checkpoint-6") is None
+
+
 def test_another_handler_stays(make_trainer, make_model):
     came = []
     signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))

@@ -28,9 +28,11 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification, set_seed
 
-from hf_robust_ft import AdversarialTrainer, AdversarialTrainingArguments, PixelSpace
 from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.checkpoints import STAGING, checkpoints_in, fault_of
+from hf_robust_ft.pixels import PixelSpace
+from hf_robust_ft.trainer import AdversarialTrainer
+from hf_robust_ft.training_args import AdversarialTrainingArguments
 
 SCHEDULES = {
     "hinge": {"eps_schedule": "hinge", "schedule_granularity": "step"},
