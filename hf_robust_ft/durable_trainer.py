@@ -69,7 +69,7 @@ class DurableTrainer(Trainer):
         try:
             with self._termination.listening(self.args.ddp_timeout_delta):
                 return super().train(checkpoint, *args, **kwargs)
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError, EOFError) as error:
             told = told_of_dead_worker(error, self._last_checkpoint())
             if told is None:
                 raise

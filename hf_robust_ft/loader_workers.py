@@ -2,6 +2,7 @@
 
 import re
 import signal
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,12 +39,20 @@ def shield_workers(loader: DataLoader) -> DataLoader:
     return loader
 
 
-def told_of_dead_worker(error: RuntimeError, advice: str) -> ChildProcessError | None:
-    """What to raise for torch's error if it says that a loading process died, else None."""
-    if not DIED.search(str(error)):
+def told_of_dead_worker(error: Exception, advice: str) -> ChildProcessError | None:
+    """What to raise for an error that a loading process's death led to, else None."""
+    if not DIED.search(str(error)) and not _lost_its_worker(error):
         return None
-    reason = " ".join(str(error).split())
+    reason = " ".join(str(error).split("\n")[0].split())
     return ChildProcessError(
         f"A process that loads data died ({reason}). Out of memory or of /dev/shm, most often: lower "
         f"dataloader_num_workers; with 0 an error of the dataset itself shows. {advice}"
     )
+
+
+def _lost_its_worker(error: Exception) -> bool:
+    """Whether the process was gone just when its batch was fetched, which torch passes on as the system tells it."""
+    if not isinstance(error, (ConnectionError, EOFError)):
+        return False
+    fetching = (frame.f_code.co_name == "_try_get_data" for frame, _ in traceback.walk_tb(error.__traceback__))
+    return "in pin memory thread" in str(error) or any(fetching)
