@@ -18,7 +18,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from hf_robust_ft import checkpoints
 from hf_robust_ft.divergence import DivergenceWatch, Step, told_ids, write_batch
-from hf_robust_ft.loader_workers import shield_workers, told_of_dead_worker
+from hf_robust_ft.loader_workers import deaths_told, shield_workers
 from hf_robust_ft.shown_command import resuming_command
 from hf_robust_ft.storage_errors import told_of_storage
 from hf_robust_ft.termination import Terminated, TerminationCallback
@@ -66,14 +66,8 @@ class DurableTrainer(Trainer):
         self._of_all(None)  # before another process looks
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         self._watch, self._saved_at = self._new_watch(), -1
-        try:
-            with self._termination.listening(self.args.ddp_timeout_delta):
-                return super().train(checkpoint, *args, **kwargs)
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            told = told_of_dead_worker(error, self._last_checkpoint())
-            if told is None:
-                raise
-            raise told from error
+        with deaths_told(self._last_checkpoint), self._termination.listening(self.args.ddp_timeout_delta):
+            return super().train(checkpoint, *args, **kwargs)
 
     # ---- Resuming ----------------------------------------------------------------
 

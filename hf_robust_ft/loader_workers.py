@@ -3,7 +3,8 @@
 import re
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,21 @@ def shield_workers(loader: DataLoader) -> DataLoader:
         for each in (loader, getattr(loader, "base_dataloader", loader)):
             each.worker_init_fn = shielded
     return loader
+
+
+@contextmanager
+def deaths_told(advice: Callable[[], str]) -> Iterator[None]:
+    """Raise a `ChildProcessError` that ends with advice for what the death of a loading process led to."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        try:
+            told = told_of_dead_worker(error, advice())
+        except RuntimeError as late:  # torch's handler of SIGCHLD raises wherever the program is, once
+            told = told_of_dead_worker(late, advice())
+        if told is None:
+            raise
+        raise told from error
 
 
 def told_of_dead_worker(error: Exception, advice: str) -> ChildProcessError | None:
