@@ -2,6 +2,7 @@
 
 import re
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from torch.utils.data import DataLoader
 
 # As torch words it: "is killed by signal: Killed" or "exited unexpectedly".
 DIED = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed|exited unexpectedly)")
+
+# Seconds in which torch's handler of SIGCHLD, which raises once and wherever the program is, has raised.
+SETTLING = 0.5
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,12 @@ def deaths_told(advice: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
+        late = None
         try:
-            told = told_of_dead_worker(error, advice())
-        except RuntimeError as late:  # torch's handler of SIGCHLD raises wherever the program is, once
-            told = told_of_dead_worker(late, advice())
+            time.sleep(SETTLING)
+        except RuntimeError as other:
+            late = other
+        told = told_of_dead_worker(late or error, advice())
         if told is None:
             raise
         raise told from error
