@@ -50,7 +50,7 @@ class MendedTrainer(DurableTrainer):
         if broken:
             raise FloatingPointError(
                 f"{len(broken)} parameters are NaN or infinite after {self.describe_position()}, first {broken[0]}; "
-                f"nothing was saved. {self._last_checkpoint()}"
+                f"nothing was saved. {self._last_checkpoint()} Lower the learning rate, or train in bf16 or fp32."
             )
         super().save_model(output_dir, _internal_call)
 
