@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_robust_ft.attacks import use_fast_memory_format
 from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.checkpoints import checkpoints_in, newest_complete
 from hf_robust_ft.data import SeededAugmentation, align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.hub import BackgroundPushError
 from hf_robust_ft.hub.repository import check_repo_id
@@ -192,22 +192,25 @@ def check_stream(args: AdversarialTrainingArguments) -> None:
 
 
 def _checkpoint_to_resume(args: AdversarialTrainingArguments) -> str | None:
-    """The checkpoint that --resume_from_checkpoint names: a folder, or 'last' for the newest in `output_dir`."""
-    last = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
+    """The checkpoint that --resume_from_checkpoint names.
+
+    A folder, 'last' for the newest complete one in `output_dir`, or 'auto' for the same if there is one.
+    """
     wanted = args.resume_from_checkpoint
     if wanted is None:
-        if last is not None:
+        if found := checkpoints_in(args.output_dir):
             raise ValueError(
-                f"{args.output_dir} holds checkpoints of an earlier run ({os.path.basename(last)}). Continue it with "
+                f"{args.output_dir} holds checkpoints of an earlier run ({found[0].name}). Continue it with "
                 "--resume_from_checkpoint last, or choose another --output_dir."
             )
         return None
-    if wanted in ("last", "True", "true"):
-        if last is None:
-            raise ValueError(f"There is no checkpoint to resume from in {args.output_dir}.")
+    if wanted in ("last", "True", "true", "auto"):
+        last = newest_complete(args.output_dir, tells=args.process_index == 0)
+        if last is None and wanted != "auto":
+            raise ValueError(f"There is no checkpoint to resume from in {args.output_dir}, or none that is complete.")
         return last
     if not os.path.isdir(wanted):
-        raise ValueError(f"resume_from_checkpoint={wanted!r} is not a folder. Name one, or 'last'.")
+        raise ValueError(f"resume_from_checkpoint={wanted!r} is not a folder. Name one, or 'last', or 'auto'.")
     return wanted
 
 
@@ -217,7 +220,8 @@ def refuse_to_overwrite(args: AdversarialTrainingArguments) -> None:
     Raises:
         ValueError: it does.
     """
-    if args.resume_from_checkpoint is not None:
+    starts = args.resume_from_checkpoint == "auto" and newest_complete(args.output_dir, tells=False) is None
+    if args.resume_from_checkpoint is not None and not starts:
         return
     found = [name for name in RESULTS if os.path.exists(os.path.join(args.output_dir, name))]
     if found:

@@ -5,25 +5,24 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import get_last_checkpoint
+from torch import nn
+from transformers import PreTrainedModel
 
+from hf_robust_ft.durable_trainer import DurableTrainer
 from hf_robust_ft.models.trust import SAFETENSORS, refusals_explained
 
 
-class MendedTrainer(Trainer):
-    """`Trainer` that restores every weight, averages accumulated losses, and stops before weights turn NaN.
+class MendedTrainer(DurableTrainer):
+    """`DurableTrainer` that restores every weight, averages accumulated losses, and never saves weights that are NaN.
 
     - Resuming and load_best_model_at_end load strictly: Trainer drops the weights that `save_pretrained` renames
       (ViT, DeiT, BEiT, DINOv2, Swin).
     - Losses of models that take `num_items_in_batch` and ignore it (ResNet, CLIP, Swinv2, ...) are averaged over
       accumulated batches: Trainer sums them.
-    - A loss that is not finite stops training before the optimizer step, and weights that are not finite are never
-      saved: Trainer trains on, and lets them take the last good checkpoint's place.
+    - Weights that are not finite are never saved: Trainer lets them take the last good checkpoint's place.
 
     Raises:
-        FloatingPointError: a loss or a weight is NaN or infinite.
+        FloatingPointError: a weight is NaN or infinite.
         ValueError: a checkpoint to restore has no weights in safetensors.
         RuntimeError: a checkpoint to restore lacks weights of the model, or holds others.
     """
@@ -37,25 +36,11 @@ class MendedTrainer(Trainer):
         if compute_loss_func is not None:
             self.loss_is_scaled_for_ga = None  # it is handed num_items_in_batch: Trainer's own rule holds
 
-    def describe_position(self) -> str:
-        """Where training stands, for messages."""
-        return f"step {self.state.global_step}"
-
     def train(self, *args: Any, **kwargs: Any):
         try:
             return super().train(*args, **kwargs)
         finally:
             self.is_in_train = False  # also when interrupted: evaluate() then attacks as after any training
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        # note: a host sync, which `Trainer` also makes for logging_nan_inf_filter
-        if not torch.isfinite(loss).all():
-            raise FloatingPointError(
-                f"The loss is {loss.item()} after {self.describe_position()}; stopped before the weights change. "
-                f"{self._last_checkpoint()}"
-            )
-        return loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Refuses weights that are not finite: they would take the last good checkpoint's place.
@@ -67,15 +52,9 @@ class MendedTrainer(Trainer):
         if broken:
             raise FloatingPointError(
                 f"{len(broken)} parameters are NaN or infinite after {self.describe_position()}, first {broken[0]}; "
-                f"nothing was saved. {self._last_checkpoint()}"
+                f"nothing was saved. {self._last_checkpoint()} Lower the learning rate, or train in bf16 or fp32."
             )
         super().save_model(output_dir, _internal_call)
-
-    def _last_checkpoint(self) -> str:
-        folder = self.args.output_dir
-        checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
-        kept = f"The last checkpoint is {checkpoint}." if checkpoint else "No checkpoint was saved yet."
-        return f"{kept} Lower the learning rate, or train in bf16 or fp32."
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._load_all_weights(resume_from_checkpoint):

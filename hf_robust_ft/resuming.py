@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import get_last_checkpoint
 
+from hf_robust_ft.checkpoints import newest_complete
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments
 from hf_robust_ft.run_record import differences, resolved_recipe
 from hf_robust_ft.threat_models import format_eps
@@ -74,7 +74,7 @@ def check_resumed(checkpoint: str | bool, wanted: Mapping[str, Any], args: Adver
     Of the settings that both know; where it does not say what it was trained with, the log does.
 
     Args:
-        checkpoint: its folder, or True for the newest one in `args.output_dir`.
+        checkpoint: its folder, or True for the newest complete one in `args.output_dir`.
         wanted: `training_settings` and, where known, `run_settings`, of the run that is to go on.
 
     Returns:
@@ -84,7 +84,7 @@ def check_resumed(checkpoint: str | bool, wanted: Mapping[str, Any], args: Adver
         ValueError: settings differ; each is named with both values.
     """
     if checkpoint is True:
-        checkpoint = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
+        checkpoint = newest_complete(args.output_dir, tells=False)
     path = os.path.join(str(checkpoint), STATE)
     if not os.path.isfile(path):  # left to the loading of the checkpoint
         return []

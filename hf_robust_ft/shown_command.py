@@ -12,8 +12,11 @@ SECRETS = re.compile(r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{32,}|AKIA[0-9A-
 SECRET_NAMES = ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "ACCESS_KEY")
 
 
-def shown_command(program: Sequence[str], argv: Sequence[str]) -> str:
+def shown_command(program: Sequence[str], argv: Sequence[str], *, folders: bool = False) -> str:
     """A command as typed, without the values of secret flags, and with folders of this machine reduced to their names.
+
+    Args:
+        folders: leave folders as they are, for who gave the command.
 
     >>> shown_command(["hf-robust-ft", "train"], ["--hub_token", "hf_mine", "--eps=4/255", "/home/me/photos"])
     'hf-robust-ft train --hub_token --eps 4/255 photos'
@@ -25,7 +28,7 @@ def shown_command(program: Sequence[str], argv: Sequence[str]) -> str:
             secret = _names_secret(word)
             shown.append(word)
         elif not secret and not SECRETS.search(word) and not ("=" in word and _names_secret(word.split("=")[0])):
-            shown.append(_without_folders(word))
+            shown.append(word if folders else _without_folders(word))
     return shlex.join([*program, *shown])
 
 
@@ -37,6 +40,21 @@ def script_command() -> str | None:
         return None if module.startswith("ipykernel") else shown_command(["python", "-m", module], sys.argv[1:])
     name = Path(sys.argv[0]).name
     return shown_command(["python", name], sys.argv[1:]) if name.endswith(".py") and "ipykernel" not in name else None
+
+
+def resuming_command() -> str:
+    """How to go on with the run of this process from its last checkpoint; nothing to paste from for a script."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    is_ours = Path(sys.argv[0]).name == "hf-robust-ft" or (spec is not None and spec.name == "hf_robust_ft.__main__")
+    if not is_ours:
+        return "trainer.train(resume_from_checkpoint=True)"
+    program = ["hf-robust-ft"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        program = ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "hf_robust_ft"]
+    flag = ["--resume_from_checkpoint", "last"]
+    argv = sys.argv[1:]
+    goes_on = argv[:1] != ["train"] or any(argv[at : at + 2] in (flag, [flag[0], "auto"]) for at in range(len(argv)))
+    return shown_command(program, argv if goes_on else [*argv, *flag], folders=True)
 
 
 def _names_secret(word: str) -> bool:

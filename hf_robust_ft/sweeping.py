@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import logging
 import os
 import shutil
 import warnings
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from hf_robust_ft.checkpoints import newest_complete
 from hf_robust_ft.finetuning import build_trainer, prepare_run
 from hf_robust_ft.reporting.diagnosis_text import chance_warning
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments
@@ -22,9 +22,7 @@ from hf_robust_ft.run_record import differences
 from hf_robust_ft.threat_models import ThreatModel, format_eps
 from hf_robust_ft.trainer import AdversarialTrainer
 from hf_robust_ft.training_args import AdversarialTrainingArguments
-from hf_robust_ft.validation_curves import PAPER_THRESHOLD, STATE, TASK_FACTS, ValidationCurve, read_run
-
-logger = logging.getLogger(__name__)
+from hf_robust_ft.validation_curves import PAPER_THRESHOLD, TASK_FACTS, ValidationCurve, read_run
 
 # What every run changes in the user's arguments: a constant eps, clean accuracy and a checkpoint after each epoch.
 RUN_SETTINGS = {
@@ -144,7 +142,7 @@ def _train(
     threshold: float,
     stops_early: bool,
 ) -> ValidationCurve:
-    checkpoint = last_whole_checkpoint(args.output_dir)
+    checkpoint = newest_complete(args.output_dir)
     _tell(args, f"=== {run.name}" + (f": goes on from {os.path.basename(checkpoint)}" if checkpoint else ""))
     prepared = prepare_run(model_args, data_args, args)
     if warning := chance_warning(threshold, len(prepared.model.config.id2label)):
@@ -174,19 +172,6 @@ def _curve(trainer: AdversarialTrainer, run: SweepRun, facts: dict[str, Any]) ->
             "classes": list(trainer.model.config.id2label.values()),
         },
     )
-
-
-def last_whole_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint that was written to its end (its state comes last); None without one."""
-    checkpoints = Path(folder).glob(f"checkpoint-*/{STATE}")
-    for state in sorted(checkpoints, key=lambda file: int(file.parent.name.split("-")[-1]), reverse=True):
-        try:
-            json.loads(state.read_text(encoding="utf-8"))
-        except ValueError:
-            logger.warning("%s is incomplete (killed while writing?) and is not used.", state.parent)
-            continue
-        return str(state.parent)
-    return None
 
 
 def _run_arguments(args: AdversarialTrainingArguments, run: SweepRun, folder: Path) -> AdversarialTrainingArguments:

@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 import hf_robust_ft.sweeping as sweeping
+from hf_robust_ft.checkpoints import newest_complete
 from hf_robust_ft.cli import main
 from hf_robust_ft.finetuning import DataArguments, ModelArguments
 from hf_robust_ft.recipes import parse_recipe
 from hf_robust_ft.reporting.diagnosis_plots import NAMES
-from hf_robust_ft.sweeping import StopOnceAdapted, SweepRun, last_whole_checkpoint, train_sweep
+from hf_robust_ft.sweeping import StopOnceAdapted, SweepRun, train_sweep
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 from hf_robust_ft.validation_curves import ValidationCurve, read_run
 
@@ -133,11 +134,11 @@ main(["diagnose", *{FLAGS!r}, "--num_train_epochs", "3", "--epsilons", "0", "8/2
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-c", script], stdout=log, stderr=log, env=one_thread)
         deadline = time.monotonic() + 120
-        while last_whole_checkpoint(folder) is None and process.poll() is None and time.monotonic() < deadline:
+        while newest_complete(folder) is None and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    checkpoint = last_whole_checkpoint(folder)
+    checkpoint = newest_complete(folder)
     assert checkpoint is not None and int(checkpoint.split("-")[-1]) < 12, (tmp_path / "log").read_text()
     assert not (tmp_path / "sweep" / "curves" / f"{runs[1].name}.json").exists()
     standard = (tmp_path / "sweep" / "curves" / f"{runs[0].name}.json").read_bytes()

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 from transformers.trainer_utils import set_seed
 
+from hf_robust_ft.checkpoints import newest_complete
 from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.evaluation import evaluate_robustness
 from hf_robust_ft.finetuning import PreparedRun, build_trainer, prepare_run
@@ -24,7 +25,7 @@ from hf_robust_ft.grid.results import CellResult
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.run_arguments import at_most
 from hf_robust_ft.run_record import environment_facts
-from hf_robust_ft.sweeping import differences, last_whole_checkpoint
+from hf_robust_ft.sweeping import differences
 from hf_robust_ft.trainer import AdversarialTrainer
 
 CONFIGURATION = "configuration.json"
@@ -166,7 +167,7 @@ def _train(job: Job, arguments: CellArguments, prepared: PreparedRun) -> tuple[A
     counter = PassCounter(len(prepared.splits["train"]))
     counter.follow(trainer.scheduler_callback)
     trainer.add_callback(counter)
-    checkpoint = last_whole_checkpoint(job.work)
+    checkpoint = newest_complete(job.work)
     if checkpoint:
         state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
         counter.go_on_from(state["stateful_callbacks"])

@@ -11,10 +11,10 @@ import pytest
 from filelock import FileLock
 
 import hf_robust_ft.grid.running as running
+from hf_robust_ft.checkpoints import newest_complete
 from hf_robust_ft.cli import main
 from hf_robust_ft.finetuning import build_trainer, prepare_run
 from hf_robust_ft.grid.running import CellInProgress, is_in_progress, run_cell
-from hf_robust_ft.sweeping import last_whole_checkpoint
 
 TRAINED = 2 * 43  # images: two epochs of 48, of which 5 are split off for validation
 STANDARD, FIX = (f"tinyvit.colours.Linf.16_255.{setting}.seed0" for setting in ("standard", "fix"))
@@ -170,11 +170,11 @@ def test_killed_in_the_middle_it_goes_on_bitwise(setting, grid_argv, make_option
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-c", script], stdout=log, stderr=log, env=one_thread)
         deadline = time.monotonic() + 120
-        while last_whole_checkpoint(work) is None and process.poll() is None and time.monotonic() < deadline:
+        while newest_complete(work) is None and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    assert last_whole_checkpoint(work), (tmp_path / "log").read_text()
+    assert newest_complete(work), (tmp_path / "log").read_text()
     main(argv)
     assert trained == [name]  # the finished one was not run again
     resumed, spent = kept(name), json.loads((tmp_path / "grid" / "cells" / f"{name}.json").read_text())["seconds"]
