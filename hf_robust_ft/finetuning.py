@@ -12,6 +12,7 @@ from hf_robust_ft.attacks import use_fast_memory_format
 from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.data import SeededAugmentation, align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.hub import BackgroundPushError
+from hf_robust_ft.launching import check_launch
 from hf_robust_ft.reporting.evidence import REPORT_NAME
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments, at_most, describe_model
 from hf_robust_ft.run_record import environment_facts, resolved_recipe, write_run_record
@@ -116,6 +117,7 @@ def fine_tune(
             earlier run that is neither resumed nor empty.
         PublishError: with `push_to_hub`, what could not be pushed; all of it is in `output_dir`.
     """
+    check_launch(args)
     _check_publishable(args)
     resume = _checkpoint_to_resume(args)
     run = prepare_run(model_args, data_args, args)

@@ -26,7 +26,7 @@ LAYERS = [
     ("reports",),
     ("evaluation",),
     ("models", "data"),
-    ("reporting", "run_arguments"),
+    ("reporting", "run_arguments", "sharding", "launching"),
     ("mended_trainer", "hub", "leaderboard"),
     ("tuning",),
     ("training_args",),
