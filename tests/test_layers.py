@@ -22,7 +22,7 @@ LAYERS = [
         "shown_command",
     ),
     ("batch_checks", "attacks", "metrics", "results_store", "batches", "shared_work", "evaluated_model", "diagnosis"),
-    ("trust_checks", "protocols", "run_record"),
+    ("trust_checks", "protocols", "run_record", "precision"),
     ("reports",),
     ("evaluation",),
     ("models", "data"),
