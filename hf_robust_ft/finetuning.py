@@ -13,6 +13,7 @@ from hf_robust_ft.checkpoints import checkpoints_in, newest_complete
 from hf_robust_ft.data import SeededAugmentation, align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.hub import BackgroundPushError
 from hf_robust_ft.hub.repository import check_repo_id
+from hf_robust_ft.launching import check_launch
 from hf_robust_ft.reporting.evidence import REPORT_NAME
 from hf_robust_ft.resuming import TrainingRecord, check_resumed, run_settings, training_settings
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments, at_most, describe_model
@@ -126,6 +127,7 @@ def fine_tune(
             run that is neither resumed nor empty, or a checkpoint to resume that was trained with other settings.
         PublishError: with `push_to_hub`, what could not be pushed; all of it is in `output_dir`.
     """
+    check_launch(args)
     _check_publishable(args)
     resume = _checkpoint_to_resume(args)
     forced = []

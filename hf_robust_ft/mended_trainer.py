@@ -1,15 +1,22 @@
 """`transformers.Trainer` with what breaks image classification in transformers 5 mended; nothing adversarial here."""
 
+import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput
 
 from hf_robust_ft.durable_trainer import DurableTrainer
 from hf_robust_ft.models.trust import SAFETENSORS, refusals_explained
+from hf_robust_ft.sharding import FSDP1_FORGETS, reduce_gradients_each_batch, without_input_embeddings
+
+logger = logging.getLogger(__name__)
 
 
 class MendedTrainer(DurableTrainer):
@@ -19,12 +26,14 @@ class MendedTrainer(DurableTrainer):
       (ViT, DeiT, BEiT, DINOv2, Swin).
     - Losses of models that take `num_items_in_batch` and ignore it (ResNet, CLIP, Swinv2, ...) are averaged over
       accumulated batches: Trainer sums them.
+    - FSDP2 shards image models, which accelerate fails at; FSDP1 accumulates gradients between attacks.
     - Weights that are not finite are never saved: Trainer lets them take the last good checkpoint's place.
 
     Raises:
         FloatingPointError: a weight is NaN or infinite.
         ValueError: a checkpoint to restore has no weights in safetensors.
         RuntimeError: a checkpoint to restore lacks weights of the model, or holds others.
+        ValueError: an evaluation under FSDP2 before training.
     """
 
     # A classification loss is a mean over its batch.
@@ -41,6 +50,25 @@ class MendedTrainer(DurableTrainer):
             return super().train(*args, **kwargs)
         finally:
             self.is_in_train = False  # also when interrupted: evaluate() then attacks as after any training
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            reduce_gradients_each_batch(self.accelerator)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any):
+        with without_input_embeddings(self.model) if self.accelerator.is_fsdp2 else nullcontext():
+            return super()._prepare_for_training(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            logger.warning(FSDP1_FORGETS)
+
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        if self.accelerator.is_fsdp2 and not self.accelerator._models:
+            raise ValueError("FSDP2 shards the model when training begins: evaluate after train(), or without FSDP.")
+        return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Refuses weights that are not finite: they would take the last good checkpoint's place.

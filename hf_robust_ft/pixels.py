@@ -61,6 +61,10 @@ class PixelSpace:
         farthest = max(max(mean, 1 - mean) for mean in self.mean)  # rounding grows with |pixel - mean|
         return max(1e-3, torch.finfo(dtype).eps * farthest)
 
+    def rounding(self, dtype: torch.dtype) -> float:
+        """How far casting `pixel_values` to `dtype` may move a pixel, in pixel units of [0, 1]; 0.5/255 in bfloat16."""
+        return torch.finfo(dtype).eps / 2 * max(max(mean, 1 - mean) for mean in self.mean)
+
     @classmethod
     def from_processor(cls, processor: Any) -> "PixelSpace":
         """Read the map off an image processor and verify it on constant-colour images.

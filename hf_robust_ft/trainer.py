@@ -19,7 +19,9 @@ from hf_robust_ft.batch_checks import CheckedCollator, check_batch
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.data.sources import loaded_facts
 from hf_robust_ft.evaluation_record import EvaluationRecord
+from hf_robust_ft.launching import check_sharding
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
+from hf_robust_ft.precision import GradientReport, check_input_precision
 from hf_robust_ft.protocols import attack_on_grid
 from hf_robust_ft.publishing_trainer import PublishingTrainer
 from hf_robust_ft.random_state import random_state_kept
@@ -92,12 +94,14 @@ class AdversarialTrainer(PublishingTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        check_sharding(args, self.is_fsdp_enabled)
         trainer_checks.check_model(self.model)
         trainer_checks.check_labels(train_dataset, self.num_labels, at_least=2)
         for dataset in datasets_of(eval_dataset):
             trainer_checks.check_labels(dataset, self.num_labels)
         self._examples: list[tuple[Tensor, Tensor]] = []
         self._first_batch_checked = False
+        self._gradients = GradientReport()
         self._attack_generator: torch.Generator | None = None
         self._attack_generator_step = -1
         self._evaluation: EvaluationRecord | None = None
@@ -210,8 +214,9 @@ class AdversarialTrainer(PublishingTrainer):
     def _attacked(self, inputs: Mapping[str, Tensor], eps: float | Tensor, attack: APGD) -> AttackResult:
         pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
         with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
+            classifier = self._classifier(inputs)
             return attack(
-                self._classifier(inputs),
+                self._gradients.metered(classifier) if self._first_batch_checked else classifier,
                 pixels,
                 inputs["labels"],
                 self.args.threat_model,
@@ -232,6 +237,7 @@ class AdversarialTrainer(PublishingTrainer):
     def _check_first_batch(self, inputs: Mapping[str, Any]) -> None:
         """Check what the attack needs now, not when the schedule first raises eps hours later."""
         check_batch(inputs, self.pixel_space, self.num_labels)
+        check_input_precision(inputs["pixel_values"], self.pixel_space, self.args.threat_model)
         if self.args.threat_model.eps > 0:
             count = len(inputs["labels"])
             two = {
@@ -243,6 +249,8 @@ class AdversarialTrainer(PublishingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         logs["eps"] = self.current_eps
+        if "loss" in logs:
+            logs |= self._gradients.once(self.accelerator.mixed_precision)
         super().log(logs, start_time)
         # evaluate() returns this dict, whose figures were not measured at the training eps.
         del logs["eps"]

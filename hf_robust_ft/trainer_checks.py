@@ -9,10 +9,11 @@ from transformers import TrainingArguments
 
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.file_names import check_output_dir
+from hf_robust_ft.launching import ZERO_3_REFUSED, check_launch
 from hf_robust_ft.pixels import PixelSpace
 from hf_robust_ft.sample_ids import HOW_TO_ADD, SAMPLE_ID
 from hf_robust_ft.threat_models import format_eps
-from hf_robust_ft.training_args import ZERO_3_REFUSED, AdversarialTrainingArguments
+from hf_robust_ft.training_args import AdversarialTrainingArguments
 
 REENTRANT_REFUSED = (
     "Reentrant activation checkpointing cannot be differentiated with respect to the pixels, so the attack would fail. "
@@ -32,6 +33,7 @@ def check_args(args: TrainingArguments) -> None:
         raise ValueError(REENTRANT_REFUSED)
     if getattr(getattr(args, "deepspeed_plugin", None), "zero_stage", 0) == 3:
         raise ValueError(ZERO_3_REFUSED)
+    check_launch(args)
 
 
 def resolve_pixel_space(pixel_space: PixelSpace | None, processing_class: Any) -> PixelSpace:

@@ -1,13 +1,12 @@
 """The Trainer's arguments plus the threat model, the eps schedule and the attacks."""
 
 import copy
-import json
 import math
-import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_robust_ft.attacks import APGD
+from hf_robust_ft.launching import refuse_zero_3
 from hf_robust_ft.protocols import evaluation_attack, resolve_epsilons
 from hf_robust_ft.schedules import SCHEDULES, PerSample, Schedule, build_schedule, parse_schedule_args
 from hf_robust_ft.threat_models import ThreatModel
@@ -15,11 +14,6 @@ from hf_robust_ft.tuning import TuningArguments
 
 GRANULARITIES = ("epoch", "step")
 ROBUST_EVAL = ("end", "epoch", "no")
-
-ZERO_3_REFUSED = (
-    "DeepSpeed ZeRO-3 partitions the parameters that the attack differentiates through, and is not verified with "
-    "adversarial training. Use ZeRO stage 1 or 2, or FSDP."
-)
 
 
 @dataclass
@@ -110,7 +104,7 @@ class AdversarialTrainingArguments(TuningArguments):
         # Each of these raises on what it cannot be built from.
         schedule = self._build_schedules()
         _ = self.train_attack, self.eval_attack, self.evaluation_grid
-        _refuse_zero_3(self.deepspeed)
+        refuse_zero_3(self.deepspeed)
         super().__post_init__()
         check_can_observe(schedule, self)
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
@@ -194,8 +188,10 @@ class AdversarialTrainingArguments(TuningArguments):
             "adam_beta2", "label_smoothing_factor", "seed", "bf16", "fp16",
         )  # fmt: skip
         settings = {name: getattr(self, name) for name in names} | self.tuning_settings()
-        unused = {"schedule_args": None, "schedule_overshoot": 1.0, "attack_steps_schedule": "constant"}
+        unused = {"tf32": None, "schedule_args": None, "schedule_overshoot": 1.0, "attack_steps_schedule": "constant"}
         settings |= {name: getattr(self, name) for name, value in unused.items() if getattr(self, name) != value}
+        if self.mixed_precision != ("bf16" if self.bf16 else "fp16" if self.fp16 else "no"):
+            settings["mixed_precision"] = self.mixed_precision  # by the configuration of accelerate launch
         if "attack_steps_schedule" in settings:
             settings |= {"attack_steps_args": self.attack_steps_args, "attack_steps_min": self.attack_steps_min}
         return {**settings, "optim": str(self.optim.value), "lr_scheduler_type": str(self.lr_scheduler_type.value)}
@@ -216,13 +212,3 @@ def check_can_observe(schedule: Schedule, args: Any) -> None:
         f"each epoch: set eval_strategy='epoch' and eval_delay=0, and pass an eval_dataset. Got eval_strategy="
         f"{args.eval_strategy.value!r}, eval_delay={args.eval_delay}."
     )
-
-
-def _refuse_zero_3(deepspeed: dict | str | None) -> None:
-    config = deepspeed
-    if isinstance(config, str) and os.path.isfile(config):
-        with open(config, encoding="utf-8") as file:
-            config = json.load(file)
-    zero = config.get("zero_optimization") if isinstance(config, dict) else None
-    if isinstance(zero, dict) and zero.get("stage") == 3:
-        raise ValueError(ZERO_3_REFUSED)

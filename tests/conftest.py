@@ -187,7 +187,7 @@ make_trainer = call(conftest.make_trainer, make_model, make_args, dataset, proce
 """
 
 
-def run_script(body: str, folder: Path, processes: int = 1) -> subprocess.CompletedProcess:
+def run_script(body: str, folder: Path, processes: int = 1, **environment: str) -> subprocess.CompletedProcess:
     """Run Python with this file's fixtures as variables, in one process or several under torchrun."""
     folder.mkdir(exist_ok=True)
     script = folder / "script.py"
@@ -197,5 +197,5 @@ def run_script(body: str, folder: Path, processes: int = 1) -> subprocess.Comple
         port = str(probe.getsockname()[1])
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port]
     command = [sys.executable, *(launcher if processes > 1 else []), str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

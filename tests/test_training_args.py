@@ -82,6 +82,13 @@ def test_schedule_arguments_have_one_form_and_stand_in_the_settings(make_args):
     assert json.loads(args.to_json_string())["schedule_args"] == {"bend": 0.5}
 
 
+def test_a_precision_of_the_launcher_stands_in_the_settings(make_args, monkeypatch):
+    assert "mixed_precision" not in make_args(bf16=True).training_settings()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    settings = make_args().training_settings()
+    assert settings["mixed_precision"] == "bf16" and not settings["bf16"]
+
+
 def test_training_settings_are_json(make_args):
     settings = json.loads(json.dumps(make_args().training_settings()))
     assert settings["eps"] == "8/255" and settings["optim"].startswith("adamw")

@@ -3,6 +3,7 @@
 from hf_robust_ft.attacks.apgd import APGD, AttackResult, apgd
 from hf_robust_ft.attacks.autoattack import autoattack
 from hf_robust_ft.attacks.compiled import compile_attack
+from hf_robust_ft.attacks.gradient_meter import GradientMeter, LostGradients
 from hf_robust_ft.attacks.minimum_norm import MinimumNormResult, smallest_fooling_eps
 from hf_robust_ft.attacks.model_state import attack_mode, fast_memory_format, use_fast_memory_format
 from hf_robust_ft.attacks.until_fooled import attack_until_fooled
@@ -10,6 +11,8 @@ from hf_robust_ft.attacks.until_fooled import attack_until_fooled
 __all__ = [
     "APGD",
     "AttackResult",
+    "GradientMeter",
+    "LostGradients",
     "MinimumNormResult",
     "apgd",
     "attack_mode",

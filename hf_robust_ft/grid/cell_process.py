@@ -8,6 +8,7 @@ import traceback
 
 from hf_robust_ft.grid.cells import Job
 from hf_robust_ft.grid.running import CellInProgress, record_failure, run_cell
+from hf_robust_ft.launching import check_launch
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
     options = parser.parse_args()
     job = Job.from_dict(json.loads(options.job))
     try:
-        _check_distributed(job)
+        check_launch(job.parse().training)
         run_cell(job, keeps_checkpoint=options.keeps_checkpoint)
     except CellInProgress as error:
         sys.exit(str(error))
@@ -30,16 +31,6 @@ def main() -> None:
             where = f" (rank {rank})" if rank else ""
             record_failure(job, f"{type(error).__name__}: {error}{where}", traceback.format_exc())
         sys.exit(1)
-
-
-def _check_distributed(job: Job) -> None:
-    """Raise where the launcher started several processes that would not work together, but each train the cell."""
-    started, together = int(os.environ.get("WORLD_SIZE", 1)), job.parse().training.world_size
-    if started != together:
-        raise ValueError(
-            f"The launcher started {started} processes, and training sees {together}: on a machine without GPUs give "
-            "--use_cpu as well."
-        )
 
 
 if __name__ == "__main__":

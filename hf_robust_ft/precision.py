@@ -1,0 +1,72 @@
+"""What half precision may do to an attack: inputs that leave the ball, gradients that are lost."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from hf_robust_ft.attacks import GradientMeter
+from hf_robust_ft.pixels import PixelSpace
+from hf_robust_ft.threat_models import ThreatModel, format_eps
+
+logger = logging.getLogger(__name__)
+
+TOLERATED = 0.01  # share of the gradients that may be lost without a warning
+
+
+def check_input_precision(pixel_values: Tensor, pixel_space: PixelSpace, threat_model: ThreatModel) -> None:
+    """Raise where `pixel_values` are rounded so coarsely that adversarial ones would leave the ball.
+
+    An attack's result is float32 and inside the ball; training casts it to the dtype of the batch it came from.
+    Within the model, autocast may round as it likes: the attack goes through the same rounding.
+
+    Raises:
+        ValueError: a dtype of less precision than float32.
+    """
+    if torch.finfo(pixel_values.dtype).eps <= torch.finfo(torch.float32).eps or threat_model.eps == 0:
+        return
+    moved = pixel_space.rounding(pixel_values.dtype)
+    raise ValueError(
+        f"pixel_values are {str(pixel_values.dtype).removeprefix('torch.')}, whose rounding moves a pixel by up to "
+        f"{255 * moved:.2g}/255: adversarial images would leave the ball of eps={format_eps(threat_model.eps)}. Keep "
+        "them float32, in the transform and data collator: bf16 and fp16 training casts inside the model. (DeepSpeed "
+        "casts the images when its own configuration enables bf16 or fp16: leave it in fp32, or use FSDP.)"
+    )
+
+
+class GradientReport:
+    """Measures the training attack until the first log after it began, and reports once what it lost."""
+
+    def __init__(self):
+        self._meter: GradientMeter | None = GradientMeter()
+
+    def metered(self, logits_fn):
+        """The function to attack."""
+        return logits_fn if self._meter is None else self._meter(logits_fn)
+
+    def once(self, precision: str) -> dict[str, float]:
+        """Figures for the log, of this process; none if no attack ran yet, or they were told.
+
+        Args:
+            precision: "no" (float32), "bf16" or "fp16"; only in these is a warning due to entries that are zero, which
+                in float32 are the model's own, e.g. of pixels it does not look at.
+        """
+        lost = None if self._meter is None else self._meter.read()
+        if lost is None:
+            return {}
+        self._meter = None
+        gone = lost.unusable if precision == "no" else max(lost.unusable, lost.zero + lost.nonfinite)
+        if gone > TOLERATED:
+            logger.warning(
+                "%.1f %% of the input gradients that the training attack follows are zero, NaN or infinite (precision: "
+                "%s; images without any: %.1f %%): the attack is weaker than its eps and steps say.%s",
+                100 * gone,
+                {"no": "fp32"}.get(precision, precision),
+                100 * lost.unusable,
+                " Train in bf16 or fp32." if precision == "fp16" else "",
+            )
+        return {
+            "attack_gradients_unusable": lost.unusable,
+            "attack_gradients_zero": lost.zero,
+            "attack_gradients_nonfinite": lost.nonfinite,
+        }
