@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_robust_ft.attacks import use_fast_memory_format
+from hf_robust_ft.attacks import use_memory_format
 from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.data import SeededAugmentation, align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.hub import BackgroundPushError
@@ -65,7 +65,7 @@ def prepare_run(
         "augmentation": model_args.augmentation,
         "transforms": describe_transforms(processor, model_args.augmentation),
         "head": model_args.head,
-        "memory_format": use_fast_memory_format(model),
+        "memory_format": use_memory_format(model, args.memory_format_in_use),
     }
     return PreparedRun(model, processor, splits, facts)
 
@@ -82,7 +82,6 @@ def build_trainer(
 
     def model_init() -> PreTrainedModel:
         model, _ = model_args.load(names, args.seed)
-        use_fast_memory_format(model)
         return model
 
     return AdversarialTrainer(

@@ -28,7 +28,7 @@ LAYERS = [
     ("models", "data"),
     ("reporting", "run_arguments"),
     ("mended_trainer", "hub", "leaderboard"),
-    ("tuning",),
+    ("tuning", "overfitting_guard", "attacked_model"),
     ("training_args",),
     ("callbacks",),
     ("trainer_checks", "evaluation_record", "publishing_trainer"),
