@@ -28,9 +28,9 @@ class AdversarialTrainingArguments(TuningArguments):
     """`TrainingArguments` for `AdversarialTrainer`.
 
     Groups: the threat model (`norm`, `eps`), its schedule (`eps_schedule`, `schedule_*`), the training attack
-    (`attack_*`), the schedule of its steps (`attack_steps_*`) and its guard (`attack_guard*`), the robust evaluation (`eval_attack_steps`,
-    `eval_epsilons`, `robust_eval`), and `TuningArguments`' fine-tuning settings. Everything else is
-    `TrainingArguments`, with its defaults unchanged. Defaults are those of arXiv 2509.23325.
+    (`attack_*`), the schedule of its steps (`attack_steps_*`) and its guard (`attack_guard*`), the robust evaluation
+    (`eval_attack_steps`, `eval_epsilons`, `robust_eval`), `memory_format`, and `TuningArguments`' fine-tuning settings.
+    Everything else is `TrainingArguments`, with its defaults unchanged. Defaults are those of arXiv 2509.23325.
 
     Raises:
         ValueError: on construction, for anything out of range; the message names the valid values.

@@ -11,9 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_robust_ft import AdversarialTrainer
-from hf_robust_ft.attacks import attack_mode
+from hf_robust_ft.attacks import attack_mode, use_memory_format
 from hf_robust_ft.batches import stack_examples
-from hf_robust_ft.finetuning import use_memory_format
 
 # ---- No host sync ------------------------------------------------------------------
 
@@ -160,6 +159,18 @@ def test_compiled_training_is_the_same_training(make_trainer, make_model, fresh_
 # ---- Activation checkpointing --------------------------------------------------------
 
 
+class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the values that autograd keeps for a backward pass."""
+
+    def __init__(self):
+        self.values = 0
+        super().__init__(self.count, lambda tensor: tensor)
+
+    def count(self, tensor):
+        self.values += tensor.numel()
+        return tensor
+
+
 def test_checkpointed_layers_are_checkpointed_under_attack_and_change_nothing(make_trainer, make_model, dataset):
     plain, checkpointed = (make_trainer(make_model("vit", dropout=0.3), activation_checkpointing=on) for on in (0, 1))
     batch = stack_examples([dataset[index] for index in range(8)])
@@ -168,10 +179,9 @@ def test_checkpointed_layers_are_checkpointed_under_attack_and_change_nothing(ma
         if trainer is checkpointed:
             trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
         trainer.model.train()
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        with SavedTensors() as kept:
             found.append(trainer._attack(batch, 8 / 255, trainer.args.train_attack))
-        saved.append(sum(sizes))
+        saved.append(kept.values)
         assert all(module.training for module in trainer.model.modules())
     assert torch.equal(*found)  # also: no dropout in the attack
     assert saved[1] < 0.5 * saved[0]

@@ -18,12 +18,13 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_robust_ft import AdversarialTrainer, AdversarialTrainingArguments
 from hf_robust_ft.attacks import use_memory_format
 from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.data import load_image_dataset, with_pixel_values
 from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.pixels import PixelSpace
+from hf_robust_ft.trainer import AdversarialTrainer
+from hf_robust_ft.training_args import AdversarialTrainingArguments
 
 MODELS = ("efficientnet_lite0", "vit_tiny")
 EPS = {"efficientnet_lite0": "16/255", "vit_tiny": "4/255"}
@@ -39,6 +40,7 @@ class Subject:
     model: nn.Module
     processor: Any
     train: Dataset
+    test: Dataset
     batch_size: int
 
     @property
@@ -103,7 +105,9 @@ class Subject:
         )
 
 
-def load_subject(name: str, images: int | None = None, batch_size: int = 32, warm_up: bool = True) -> Subject:
+def load_subject(
+    name: str, images: int | None = None, batch_size: int = 32, warm_up: bool = True, seed: int = 0
+) -> Subject:
     """The pretrained EfficientNet-Lite0 or a ViT-tiny of random weights, with `images` training digits.
 
     Args:
@@ -113,14 +117,23 @@ def load_subject(name: str, images: int | None = None, batch_size: int = 32, war
     splits = load_image_dataset("digits")
     names = splits["train"].features["label"].names
     if name == "vit_tiny":
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         shape = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
-        model = ViTForImageClassification(ViTConfig(image_size=IMAGE_SIZE, patch_size=8, num_labels=len(names), **shape))
+        model = ViTForImageClassification(
+            ViTConfig(image_size=IMAGE_SIZE, patch_size=8, num_labels=len(names), **shape)
+        )
         processor = ViTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
     else:
-        model, processor = load_image_classifier(name, label_names=names, image_size=IMAGE_SIZE)
+        model, processor = load_image_classifier(name, label_names=names, image_size=IMAGE_SIZE, seed=seed)
     train = splits["train"] if images is None else splits["train"].shuffle(seed=0).select(range(images))
-    subject = Subject(name, model, processor, with_pixel_values(train, processor), batch_size)
+    subject = Subject(
+        name,
+        model,
+        processor,
+        with_pixel_values(train, processor),
+        with_pixel_values(splits["test"], processor),
+        batch_size,
+    )
     if warm_up:
         trainer = subject.plain_trainer(num_train_epochs=WARM_UP_EPOCHS, learning_rate=5e-4)
         trainer.train()
