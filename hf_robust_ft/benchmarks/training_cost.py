@@ -235,7 +235,7 @@ def measure_runs(subject: Subject, options: argparse.Namespace) -> dict:
 
 
 def measure_quickstart(subject: Subject, options: argparse.Namespace) -> dict:
-    """The whole example from an untrained head, at its own learning rate: seconds and robustness of each, once a seed."""
+    """The whole example from an untrained head, at its own learning rate: how long and how robust, once a seed."""
     recipe = read_recipe("quickstart")
     epochs, learning_rate = recipe["num_train_epochs"], float(recipe["learning_rate"])
     settings = {
