@@ -75,10 +75,13 @@ class StepClock(TrainerCallback):
         self.ended = ended
 
 
+CLOCK = {"read": time.perf_counter}
+
+
 def now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return CLOCK["read"]()
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -408,8 +411,8 @@ def markdown(report: dict) -> str:
         if "compile" in found:
             counted = found["compile"]
             notes.append(
-                f"{name}: {counted['graphs']} compiled graphs, {counted['after the first attacked step']} of them after "
-                f"the first attacked step, over {counted['different eps']} values of eps."
+                f"{name}: {counted['graphs']} compiled graphs, {counted['after the first attacked step']} of them "
+                f"after the first attacked step, over {counted['different eps']} values of eps."
             )
     return "\n".join([*(lines if len(lines) > 2 else []), *(memory if len(memory) > 3 else []), *notes])
 
@@ -426,12 +429,15 @@ def main() -> None:
     parser.add_argument("--images", type=positive, default=64, help="Training images, 32 a batch. Default: 64.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="Of quickstart. Default: 0.")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="Of torch, on the CPU.")
+    parser.add_argument("--cpu-time", action="store_true", help="Of this process, not wall time: on a busy machine.")
     parser.add_argument("--output", type=Path, help="Write a JSON report here.")
     # How the program calls itself, to measure memory in a process that did nothing else.
     parser.add_argument("--memory-of", choices=MEMORY, help=argparse.SUPPRESS)
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
+    if options.cpu_time:
+        CLOCK["read"] = time.process_time
     if options.memory_of:
         print(memory_of(options.memory_of, load_subject(options.models[0], options.images, warm_up=False)))
         return
@@ -439,6 +445,7 @@ def main() -> None:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": options.threads,
+        "time": "CPU" if options.cpu_time else "wall",
         "rounds": options.rounds,
         "models": {},
     }
