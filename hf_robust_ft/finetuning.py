@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
-from hf_robust_ft.attacks import use_fast_memory_format
+from hf_robust_ft.attacks import use_memory_format
 from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.checkpoints import checkpoints_in, newest_complete
 from hf_robust_ft.data import SeededAugmentation, align_labels, describe_transforms, with_pixel_values
@@ -68,7 +68,7 @@ def prepare_run(
         "augmentation": model_args.augmentation,
         "transforms": describe_transforms(processor, model_args.augmentation),
         "head": model_args.head,
-        "memory_format": use_fast_memory_format(model),
+        "memory_format": use_memory_format(model, args.memory_format_in_use),
     }
     if commit := getattr(model.config, "_commit_hash", None):  # what the revision stood for
         facts["base_model_commit"] = commit
@@ -93,7 +93,6 @@ def build_trainer(
 
     def model_init() -> PreTrainedModel:
         model, _ = model_args.load(names, args.seed)
-        use_fast_memory_format(model)
         return model
 
     return AdversarialTrainer(

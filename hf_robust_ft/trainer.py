@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_robust_ft import trainer_checks
-from hf_robust_ft.attacks import APGD, AttackResult, attack_mode
+from hf_robust_ft.attacked_model import model_for_attack, settle_loss
+from hf_robust_ft.attacks import APGD, AttackResult, attack_mode, use_memory_format
 from hf_robust_ft.batch_checks import CheckedCollator, check_batch
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.data.sources import loaded_facts
 from hf_robust_ft.evaluation_record import EvaluationRecord
 from hf_robust_ft.launching import check_sharding
+from hf_robust_ft.overfitting_guard import CHECKED_IMAGES as GUARDED_IMAGES
+from hf_robust_ft.overfitting_guard import OverfittingGuard
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
 from hf_robust_ft.precision import GradientReport, check_input_precision
 from hf_robust_ft.protocols import attack_on_grid
@@ -89,7 +93,7 @@ class AdversarialTrainer(PublishingTrainer):
             model_init=model_init,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
-            callbacks=with_record(trainer_checks.with_scheduler(callbacks, args)),
+            callbacks=with_record(trainer_checks.with_guard(trainer_checks.with_scheduler(callbacks, args), args)),
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
@@ -99,6 +103,9 @@ class AdversarialTrainer(PublishingTrainer):
         trainer_checks.check_labels(train_dataset, self.num_labels, at_least=2)
         for dataset in datasets_of(eval_dataset):
             trainer_checks.check_labels(dataset, self.num_labels)
+        if self.model_init is None:
+            use_memory_format(self.model, args.memory_format_in_use)
+        self._for_attack: tuple[nn.Module, nn.Module] | None = None  # the model, and what attacks run through
         self._examples: list[tuple[Tensor, Tensor]] = []
         self._first_batch_checked = False
         self._gradients = GradientReport()
@@ -121,6 +128,12 @@ class AdversarialTrainer(PublishingTrainer):
         return self.scheduler_callback.current_eps
 
     @property
+    def overfitting_guard(self) -> OverfittingGuard | None:
+        """The live guard over few-step attacks, looked up as `scheduler_callback`; None without `attack_guard`."""
+        found = [entry for entry in self.callback_handler.callbacks if isinstance(entry, OverfittingGuard)]
+        return found[0] if found else None
+
+    @property
     def num_labels(self) -> int | None:
         return getattr(getattr(self.model, "config", None), "num_labels", None)
 
@@ -141,6 +154,11 @@ class AdversarialTrainer(PublishingTrainer):
             wanted = record.settings | training_settings(self.args, self.train_dataset)
             record.changes = check_resumed(resume_from_checkpoint, wanted, self.args)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        model = super().call_model_init(trial)
+        use_memory_format(model, self.args.memory_format_in_use)
+        return model
 
     def get_train_dataloader(self) -> DataLoader:
         collate = self.data_collator
@@ -167,7 +185,8 @@ class AdversarialTrainer(PublishingTrainer):
             if not self._first_batch_checked:
                 self._check_first_batch(inputs)
             scheduler = self.scheduler_callback
-            attack = self.args.train_attack_at(scheduler.current_attack_share)
+            guard = self.overfitting_guard
+            attack = self.args.train_attack_at(1.0 if guard and guard.fell_back else scheduler.current_attack_share)
             if scheduler.alpha.is_per_sample and scheduler.peak_eps > 0:
                 inputs = {**inputs, "pixel_values": self._attack_at_own_eps(inputs, ids, attack)}
             elif scheduler.current_eps > 0:
@@ -184,18 +203,28 @@ class AdversarialTrainer(PublishingTrainer):
                 scheduler.observe(mean, self.state.global_step + 1, self.state.max_steps)
         return loss
 
-    def _classifier(self, inputs: Mapping[str, Any]) -> PixelClassifier:
+    def _classifier(self, inputs: Mapping[str, Any], model: nn.Module | None = None) -> PixelClassifier:
         """What is attacked: the unwrapped model, given everything of the batch but its images and labels.
 
         Through DDP's wrapper a second forward would disturb gradient synchronisation.
         """
         own = ("pixel_values", SAMPLE_ID, *self.label_names)
         others = {key: value for key, value in inputs.items() if key not in own}
-        return PixelClassifier(self.model, self.pixel_space, others)
+        return PixelClassifier(self.model if model is None else model, self.pixel_space, others)
+
+    def _training_classifier(self, inputs: Mapping[str, Any]) -> PixelClassifier:
+        """As `_classifier`, compiled where training is; but for the rehearsal, whose two images need no graph."""
+        if not self._first_batch_checked:
+            return self._classifier(inputs)
+        if self._for_attack is None or self._for_attack[0] is not self.model:
+            self._for_attack = self.model, model_for_attack(self.model, self.accelerator)
+        return self._classifier(inputs, self._for_attack[1])
 
     def _attack(self, inputs: Mapping[str, Tensor], eps: float, attack: APGD) -> Tensor:
         """Adversarial `pixel_values` for a batch, normalised again and in its dtype."""
-        return self._normalised(self._attacked(inputs, eps, attack), inputs)
+        result = self._attacked(inputs, eps, attack)
+        self._guard(inputs, eps, result)
+        return self._normalised(result, inputs)
 
     def _attack_at_own_eps(self, inputs: Mapping[str, Tensor], ids: Tensor, attack: APGD) -> Tensor:
         """As `_attack`, each image at the eps of its id; how it ends decides the image's next eps, on all processes."""
@@ -206,7 +235,23 @@ class AdversarialTrainer(PublishingTrainer):
         result = self._attacked(inputs, eps if any(budgets) or self.is_fsdp_enabled else 0.0, attack)
         outcomes = gather_object(list(zip(keys, result.fooled.tolist(), strict=True)))
         self.scheduler_callback.record(*zip(*outcomes, strict=True))
+        self._guard(inputs, eps, result)
         return self._normalised(result, inputs)
+
+    def _guard(self, inputs: Mapping[str, Tensor], eps: float | Tensor, few_steps: AttackResult) -> None:
+        """Once every so often, see whether the images that withstood the training attack withstand a full one."""
+        guard, step = self.overfitting_guard, self.state.global_step
+        if guard is None or not self._first_batch_checked or not guard.is_due(step):
+            return
+        eps = eps[:GUARDED_IMAGES] if isinstance(eps, Tensor) else eps
+        first = first_images(inputs, GUARDED_IMAGES)
+        full = self._attacked(first, eps, replace(self.args.train_attack, random_start=False))
+        withstood = ~few_steps.fooled[:GUARDED_IMAGES]
+        counts = torch.stack([withstood.sum(), (withstood & ~full.fooled).sum()])
+        # note: a host sync
+        few, many = self.accelerator.reduce(counts, "sum").tolist()
+        if guard.judge(step, few, many):
+            self.log({"attack_guard_fell_back_at": step})
 
     def _normalised(self, result: AttackResult, inputs: Mapping[str, Tensor]) -> Tensor:
         return self.pixel_space.from_pixels(result.adversarial).to(inputs["pixel_values"].dtype)
@@ -214,7 +259,7 @@ class AdversarialTrainer(PublishingTrainer):
     def _attacked(self, inputs: Mapping[str, Tensor], eps: float | Tensor, attack: APGD) -> AttackResult:
         pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
         with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
-            classifier = self._classifier(inputs)
+            classifier = self._training_classifier(inputs)
             return attack(
                 self._gradients.metered(classifier) if self._first_batch_checked else classifier,
                 pixels,
@@ -236,15 +281,12 @@ class AdversarialTrainer(PublishingTrainer):
 
     def _check_first_batch(self, inputs: Mapping[str, Any]) -> None:
         """Check what the attack needs now, not when the schedule first raises eps hours later."""
+        if self.args.torch_compile:
+            settle_loss(self.model)
         check_batch(inputs, self.pixel_space, self.num_labels)
         check_input_precision(inputs["pixel_values"], self.pixel_space, self.args.threat_model)
         if self.args.threat_model.eps > 0:
-            count = len(inputs["labels"])
-            two = {
-                key: value[:2] if isinstance(value, Tensor) and value.shape[:1] == (count,) else value
-                for key, value in inputs.items()
-            }
-            self._attack(two, self.args.threat_model.eps, APGD(steps=1, random_start=False))
+            self._attack(first_images(inputs, 2), self.args.threat_model.eps, APGD(steps=1, random_start=False))
         self._first_batch_checked = True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -345,6 +387,8 @@ class AdversarialTrainer(PublishingTrainer):
 
     def _metadata(self) -> dict[str, Any]:
         training = self.scheduler_callback.described(self.args.training_settings())
+        if (guard := self.overfitting_guard) is not None:
+            training["attack_guard"] = guard.described()
         seeds = {"seed": self.args.seed} | ({} if self.args.data_seed is None else {"data_seed": self.args.data_seed})
         metadata = {"training": training, "seeds": seeds, **environment_facts()}
         if self.training_record.changes:
@@ -372,6 +416,15 @@ class AdversarialTrainer(PublishingTrainer):
             attack=self.args.eval_attack,
             class_names=names,
         )
+
+
+def first_images(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """A batch of its first `count` images only."""
+    size = len(inputs["labels"])
+    return {
+        key: value[:count] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+        for key, value in inputs.items()
+    }
 
 
 def datasets_of(eval_dataset: Any) -> list:

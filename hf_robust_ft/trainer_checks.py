@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.file_names import check_output_dir
 from hf_robust_ft.launching import ZERO_3_REFUSED, check_launch
+from hf_robust_ft.overfitting_guard import OverfittingGuard
 from hf_robust_ft.pixels import PixelSpace
 from hf_robust_ft.sample_ids import HOW_TO_ADD, SAMPLE_ID
 from hf_robust_ft.threat_models import format_eps
@@ -153,6 +154,13 @@ def with_scheduler(callbacks: list | None, args: AdversarialTrainingArguments) -
             f"eps={format_eps(args.threat_model.eps)}, which evaluation uses. Give both the same."
         )
     return callbacks
+
+
+def with_guard(callbacks: list, args: AdversarialTrainingArguments) -> list:
+    """The callbacks with the guard that `args` ask for; one of the user's own stays."""
+    if args.attack_guard is None or any(isinstance(entry, OverfittingGuard) for entry in callbacks):
+        return callbacks
+    return [*callbacks, OverfittingGuard(args.attack_guard, args.attack_guard_every)]
 
 
 def check_schedule(scheduler: EpsilonSchedulerCallback, train_dataset: Any, eval_dataset: Any) -> None:

@@ -5,8 +5,9 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hf_robust_ft.attacks import APGD
+from hf_robust_ft.attacks import APGD, MEMORY_FORMATS
 from hf_robust_ft.launching import refuse_zero_3
+from hf_robust_ft.overfitting_guard import check_guard
 from hf_robust_ft.protocols import evaluation_attack, resolve_epsilons
 from hf_robust_ft.schedules import SCHEDULES, PerSample, Schedule, build_schedule, parse_schedule_args
 from hf_robust_ft.threat_models import ThreatModel
@@ -21,9 +22,9 @@ class AdversarialTrainingArguments(TuningArguments):
     """`TrainingArguments` for `AdversarialTrainer`.
 
     Groups: the threat model (`norm`, `eps`), its schedule (`eps_schedule`, `schedule_*`), the training attack
-    (`attack_*`) and the schedule of its steps (`attack_steps_*`), the robust evaluation (`eval_attack_steps`,
-    `eval_epsilons`, `robust_eval`), and `TuningArguments`' fine-tuning settings. Everything else is
-    `TrainingArguments`, with its defaults unchanged. Defaults are those of arXiv 2509.23325.
+    (`attack_*`), the schedule of its steps (`attack_steps_*`) and its guard (`attack_guard*`), the robust evaluation
+    (`eval_attack_steps`, `eval_epsilons`, `robust_eval`), `memory_format`, and `TuningArguments`' fine-tuning settings.
+    Everything else is `TrainingArguments`, with its defaults unchanged. Defaults are those of arXiv 2509.23325.
 
     Raises:
         ValueError: on construction, for anything out of range; the message names the valid values.
@@ -78,6 +79,21 @@ class AdversarialTrainingArguments(TuningArguments):
         default=False,
         metadata={"help": "Start the training attack at a random point of the ball instead of at the image."},
     )
+    attack_guard: float | None = field(
+        default=None,
+        metadata={
+            "help": "With an attack_steps_schedule: take all attack_steps for the rest of training once they turn more "
+            "than this share of the answers that are correct under the scheduled steps wrong (e.g. 0.5)."
+        },
+    )
+    attack_guard_every: int = field(default=50, metadata={"help": "Optimizer steps between two checks of the guard."})
+    memory_format: str = field(
+        default="keep",
+        metadata={
+            "help": f"Layout of the weights in training and attack: {', '.join(MEMORY_FORMATS)}. 'auto' is "
+            "channels_last for convolutional models (not under FSDP). Checkpoints do not depend on it."
+        },
+    )
     eval_attack_steps: int = field(default=10, metadata={"help": "APGD steps of the evaluation attack."})
     eval_epsilons: list[str] | None = field(
         default=None,
@@ -95,7 +111,11 @@ class AdversarialTrainingArguments(TuningArguments):
     )
 
     def __post_init__(self):
-        for name, valid in (("schedule_granularity", GRANULARITIES), ("robust_eval", ROBUST_EVAL)):
+        for name, valid in (
+            ("schedule_granularity", GRANULARITIES),
+            ("robust_eval", ROBUST_EVAL),
+            ("memory_format", MEMORY_FORMATS),
+        ):
             if getattr(self, name) not in valid:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}. Valid: {', '.join(valid)}.")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
@@ -107,6 +127,8 @@ class AdversarialTrainingArguments(TuningArguments):
         refuse_zero_3(self.deepspeed)
         super().__post_init__()
         check_can_observe(schedule, self)
+        if self.memory_format == "channels_last" and self._uses_fsdp:
+            raise ValueError("FSDP shards contiguous weights only: set memory_format='auto' or 'keep'.")
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
         if metric in ("adversarial_accuracy", "expected_robustness") and self.robust_eval != "epoch":
             raise ValueError(
@@ -159,6 +181,15 @@ class AdversarialTrainingArguments(TuningArguments):
         """The budgets of a robust evaluation, from 0 to eps_g."""
         return resolve_epsilons(self.eval_epsilons, self.threat_model)
 
+    @property
+    def memory_format_in_use(self) -> str:
+        """`memory_format`, where FSDP leaves a choice: it shards contiguous weights only."""
+        return "keep" if self.memory_format == "auto" and self._uses_fsdp else self.memory_format
+
+    @property
+    def _uses_fsdp(self) -> bool:
+        return self.fsdp_plugin_args is not None or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
     def _build_schedules(self) -> Schedule:
         """Check the schedules' settings and bring their arguments into one form; the schedule of eps."""
         self.schedule_args, self.attack_steps_args = (
@@ -177,6 +208,10 @@ class AdversarialTrainingArguments(TuningArguments):
             )
         if steps.name == "constant" and self.attack_steps_min != 1:
             raise ValueError("attack_steps_min does nothing without attack_steps_schedule: set it (e.g. hinge).")
+        if self.attack_guard is not None:
+            check_guard(self.attack_guard, self.attack_guard_every)
+            if steps.name == "constant":
+                raise ValueError("attack_guard does nothing without attack_steps_schedule: every attack is a full one.")
         return build_schedule(self.eps_schedule, self.schedule_start, self.schedule_end, self.schedule_args, self.seed)
 
     def training_settings(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ LAYERS = [
     ("reporting", "run_arguments", "sharding", "launching"),
     ("durable_trainer", "hub", "leaderboard"),
     ("mended_trainer",),
-    ("tuning",),
+    ("tuning", "overfitting_guard", "attacked_model"),
     ("training_args",),
     ("callbacks",),
     ("trainer_checks", "evaluation_record", "publishing_trainer", "resuming"),

@@ -15,6 +15,9 @@ def attack_mode(model: nn.Module, freeze: bool = True) -> Iterator[None]:
     keeps fewer activations (24 % less memory on a tiny ViT). Every module's mode and every parameter's
     `requires_grad` come back as they were found, also when the attack raises.
 
+    transformers checkpoints activations in training mode only: layers that do so keep that flag for themselves, not
+    for the modules inside of them. Otherwise the attack would need the memory that checkpointing was to save.
+
     Args:
         model: the module the attack differentiates through.
         freeze: leave it off under FSDP, which keeps copies of parameters whose gradient flag would not come back.
@@ -23,6 +26,9 @@ def attack_mode(model: nn.Module, freeze: bool = True) -> Iterator[None]:
     frozen = [parameter for parameter in model.parameters() if freeze and parameter.requires_grad]
     try:
         model.eval()
+        for module, training in modes:
+            if training and getattr(module, "gradient_checkpointing", False):
+                module.training = True
         for parameter in frozen:
             parameter.requires_grad_(False)
         yield
@@ -33,6 +39,9 @@ def attack_mode(model: nn.Module, freeze: bool = True) -> Iterator[None]:
             module.training = training
 
 
+MEMORY_FORMATS = ("keep", "auto", "contiguous", "channels_last")
+
+
 def use_fast_memory_format(model: nn.Module) -> str:
     """Convert a convolutional model to channels_last, in place, and name the layout in use.
 
@@ -40,10 +49,21 @@ def use_fast_memory_format(model: nn.Module) -> str:
     convolutional when convolution kernels (4-D) larger than 1 x 1 stand in more than one of its layers: a vision
     transformer has one, its patch embedding.
     """
-    if len([parameter for parameter in _kernels(model) if parameter.shape[-1] > 1]) < 2:
+    if len(_wide_kernels(model)) < 2:
         return "contiguous"
     model.to(memory_format=torch.channels_last)
     return "channels_last"
+
+
+def use_memory_format(model: nn.Module, name: str) -> str:
+    """Convert a model in place to one of `MEMORY_FORMATS` ("auto": `use_fast_memory_format`); the layout in use."""
+    if name == "auto":
+        return use_fast_memory_format(model)
+    if name != "keep":
+        model.to(memory_format=torch.channels_last if name == "channels_last" else torch.contiguous_format)
+    wide = _wide_kernels(model)
+    is_last = wide and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in wide)
+    return "channels_last" if is_last else "contiguous"
 
 
 @contextmanager
@@ -62,3 +82,7 @@ def fast_memory_format(model: nn.Module) -> Iterator[str]:
 
 def _kernels(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.ndim == 4]
+
+
+def _wide_kernels(model: nn.Module) -> list[nn.Parameter]:
+    return [kernel for kernel in _kernels(model) if kernel.shape[-1] > 1]

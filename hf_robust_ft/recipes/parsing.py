@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parent
 # What every run from names needs; a recipe may still say otherwise.
 RUN_DEFAULTS = {
     "remove_unused_columns": False,  # pixel_values are made lazily, from the columns Trainer would remove
+    "memory_format": "auto",
     "eval_strategy": "epoch",
     "logging_strategy": "epoch",
     "save_strategy": "epoch",
