@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
