@@ -19,6 +19,7 @@ from hf_robust_ft.planning.gpus import get_gpu
 from hf_robust_ft.planning.offline import offline
 from hf_robust_ft.planning.passes import Phase, TrainingLength, phases, training_length
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments
+from hf_robust_ft.run_record import OF_ONE_LAUNCH
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 from hf_robust_ft.tuning.adapting import adapted
 
@@ -184,7 +185,7 @@ def configuration(
     own = {**dataclasses.asdict(model_args), **dataclasses.asdict(data_args)}
     if data_args.dataset in SPECS:  # its splits follow from the spec
         own |= {"validation_size": None, "test_size": None}
-    own = {name: value for name, value in own.items() if value is not None}
+    own = {name: value for name, value in own.items() if value is not None and name not in OF_ONE_LAUNCH}
     evaluation = {
         "eval_attack_steps": args.eval_attack_steps,
         "robust_eval": args.robust_eval,
