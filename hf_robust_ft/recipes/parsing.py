@@ -188,7 +188,7 @@ def _type_items(parser: HfArgumentParser, action: argparse.Action) -> None:
     try:
         action.default = [(action.type or str)(word) for word in action.default]
     except ValueError:
-        parser.error(f"argument --{action.dest}: invalid {action.type.__name__} value in {action.default!r}")
+        raise ValueError(f"--{action.dest}: invalid {action.type.__name__} value in {action.default!r}") from None
 
 
 def _as_argument(value: Any, takes_list: bool) -> Any:

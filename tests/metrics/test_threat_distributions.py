@@ -59,7 +59,7 @@ distributions = st.one_of(
         st.floats(1e-9, 100),
     ),
     st.builds(lambda share: Dirac(share * EPS_G, EPS_G), fractions),
-    st.dictionaries(fractions, st.floats(1e-3, 1e3), min_size=1).map(
+    st.dictionaries(st.integers(0, 1000).map(lambda share: share / 1000), st.floats(1e-3, 1e3), min_size=1).map(
         lambda weights: Weights(tuple(share * EPS_G for share in weights), tuple(weights.values()), EPS_G)
     ),
 )
