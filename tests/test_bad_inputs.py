@@ -84,7 +84,7 @@ TRAINING = [
     ("one-hot labels", lambda g: g.train(train_dataset=g.changed(labels=lambda y, at: [0, 1, 0, 0])),
      r"one class index an image, int64 of shape \(8,\); got torch.int64 of shape \(8, 4\)"),
     ("a resume from nowhere", lambda g: g.trainer().train(resume_from_checkpoint="nowhere"), "nowhere"),
-    ("nothing to resume", lambda g: g.trainer().train(resume_from_checkpoint=True), "There is no checkpoint to resume from"),
+    ("nothing to resume", lambda g: g.trainer().train(resume_from_checkpoint=True), "There is no checkpoint to resume"),
 ]  # fmt: skip
 
 EVALUATION = [
