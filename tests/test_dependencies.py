@@ -65,7 +65,7 @@ def test_a_dependency_without_one_floor_is_an_error(tmp_path, line, message):
 def test_the_workflow_tests_the_newest_and_the_oldest():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
     jobs = {name: [step.get("run", "") for step in job["steps"]] for name, job in workflow["jobs"].items()}
-    command = "pytest -n 2 --dist loadfile"
+    command = "pytest -n 2"
     assert command in jobs["tests"] and command in jobs["minimum-versions"]
     assert jobs["minimum-versions"][2:4] == [
         "python .github/minimum_versions.py > floors.txt",
