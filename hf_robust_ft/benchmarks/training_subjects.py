@@ -29,7 +29,7 @@ from hf_robust_ft.training_args import AdversarialTrainingArguments
 MODELS = ("efficientnet_lite0", "vit_tiny")
 EPS = {"efficientnet_lite0": "16/255", "vit_tiny": "4/255"}
 IMAGE_SIZE = 32
-WARM_UP_STEPS = 60
+WARM_UP_STEPS = {"efficientnet_lite0": 60, "vit_tiny": 400}
 
 
 @dataclass
@@ -135,7 +135,7 @@ def load_subject(
         batch_size,
     )
     if warm_up:
-        trainer = subject.plain_trainer(max_steps=WARM_UP_STEPS, learning_rate=5e-4)
+        trainer = subject.plain_trainer(max_steps=WARM_UP_STEPS[name], learning_rate=5e-4)
         trainer.train()
         subject.model = trainer.model.cpu()
     return subject
