@@ -83,16 +83,16 @@ class AdversarialTrainingArguments(TuningArguments):
     attack_guard: float | None = field(
         default=None,
         metadata={
-            "help": "With an attack_steps_schedule: take all attack_steps for the rest of training once they turn more "
-            "than this share of the answers that are correct under the scheduled steps wrong (e.g. 0.5)."
+            "help": "Take all attack_steps from then on once they break more than this share of what withstands the "
+            "attack_steps_schedule's (e.g. 0.5)."
         },
     )
-    attack_guard_every: int = field(default=50, metadata={"help": "Optimizer steps between two checks of the guard."})
+    attack_guard_every: int = field(default=50, metadata={"help": "Steps between its checks."})
     memory_format: str = field(
         default="keep",
         metadata={
-            "help": f"Layout of the weights in training and attack: {', '.join(MEMORY_FORMATS)}. 'auto' is "
-            "channels_last for convolutional models (not under FSDP). Checkpoints do not depend on it."
+            "help": f"Layout of the weights: {', '.join(MEMORY_FORMATS)}. 'auto' is channels_last for convolutional "
+            "models, but under FSDP."
         },
     )
     eval_attack_steps: int = field(default=10, metadata={"help": "APGD steps of the evaluation attack."})
@@ -108,7 +108,7 @@ class AdversarialTrainingArguments(TuningArguments):
     )
     force_resume: bool = field(
         default=False,
-        metadata={"help": "Resume a checkpoint although it was trained with other settings; the report then says so."},
+        metadata={"help": "Resume a checkpoint of other settings."},
     )
 
     def __post_init__(self):

@@ -81,4 +81,4 @@ def test_zero_3_of_accelerate_launch_is_refused(make_args, monkeypatch, tmp_path
 def test_other_stages_are_not(monkeypatch, stage):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
-    refuse_zero_3({"zero_optimization": {"stage": stage}})
+    assert refuse_zero_3({"zero_optimization": {"stage": stage}}) is None

@@ -77,18 +77,22 @@ def test_a_read_would_be_noticed(read):
 
 
 def test_a_step_runs_where_there_are_no_values(make_trainer, make_model, dataset):
-    step_of(make_trainer(make_model("resnet")), dataset, device="meta")()
+    trainer = make_trainer(make_model("resnet"))
+    step_of(trainer, dataset, device="meta")()
+    assert all(weight.grad is not None and weight.grad.is_meta for weight in trainer.model.parameters())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_step_never_waits_for_the_gpu(make_trainer, make_model, dataset):
-    step = step_of(make_trainer(make_model("resnet"), attack_random_start=True), dataset, device="cuda")
+    trainer = make_trainer(make_model("resnet"), attack_random_start=True)
+    step = step_of(trainer, dataset, device="cuda")
     step()
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert all(weight.grad.isfinite().all() for weight in trainer.model.parameters())
 
 
 # ---- torch.compile -----------------------------------------------------------------

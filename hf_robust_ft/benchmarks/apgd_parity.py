@@ -5,13 +5,13 @@
 AutoAttack's APGD comes from pyautoattack, torchattacks' knows no L1 (both in the extra `bench`).
 """
 
-import argparse
 import json
 
 import torch
 
 from hf_robust_ft.attacks import APGD, attack_mode, use_fast_memory_format
 from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.benchmarks.checkpoint_options import checkpoint_parser
 from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_values
 from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
@@ -48,13 +48,8 @@ def adversarial_examples(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="Checkpoint folder or Hub id.")
-    parser.add_argument("--dataset", default="digits", help="As in hf-robust-ft evaluate.")
-    parser.add_argument("--norm", default="Linf")
-    parser.add_argument("--eps", default="16/255")
+    parser = checkpoint_parser(__doc__.splitlines()[0], eps="16/255", images=200)
     parser.add_argument("--loss", default="ce", help="ce, dlr or dlr_targeted (towards 3 classes).")
-    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--seeds", type=int, default=1, help="Random starts; far from convergence one says little.")
     options = parser.parse_args()

@@ -6,7 +6,6 @@ The naive grid attacks every image at every point, to the last step, as publishe
 turns on the same images; the figures are ratios of wall time, the median over the rounds.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from hf_robust_ft.attacks import APGD, attack_mode, use_fast_memory_format
 from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.benchmarks.checkpoint_options import checkpoint_parser
 from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_values
 from hf_robust_ft.finetuning import at_most
 from hf_robust_ft.models import load_image_classifier
@@ -56,13 +56,8 @@ def in_batches(way: Callable, classifier, pixels: Tensor, labels: Tensor, batch_
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="Checkpoint folder or Hub id.")
-    parser.add_argument("--dataset", default="digits", help="As in hf-robust-ft evaluate.")
-    parser.add_argument("--norm", default="Linf")
-    parser.add_argument("--eps", default="8/255")
+    parser = checkpoint_parser(__doc__.splitlines()[0], eps="8/255", images=240)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--images", type=int, default=240)
     parser.add_argument("--batch_size", type=int, default=240)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

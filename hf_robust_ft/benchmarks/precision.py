@@ -8,7 +8,6 @@ also shown to the model in fp32, which tells a weaker attack from a more fragile
 attack's loss scale, as code does that trusts GradScaler, which `autograd.grad` passes by.
 """
 
-import argparse
 import contextlib
 import json
 from unittest import mock
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from hf_robust_ft.attacks import APGD, GradientMeter, attack_mode, run, use_fast_memory_format
 from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.benchmarks.checkpoint_options import checkpoint_parser
 from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_values
 from hf_robust_ft.finetuning import at_most
 from hf_robust_ft.models import load_image_classifier
@@ -90,13 +90,8 @@ def markdown_table(result: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="Checkpoint folder or Hub id.")
-    parser.add_argument("--dataset", default="digits", help="As in hf-robust-ft evaluate.")
-    parser.add_argument("--norm", default="Linf")
-    parser.add_argument("--eps", default="16/255")
+    parser = checkpoint_parser(__doc__.splitlines()[0], eps="16/255", images=360)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--images", type=int, default=360)
     parser.add_argument("--batch_size", type=int, default=60)
     parser.add_argument("--precisions", nargs="+", choices=AUTOCAST, help="Default: all that the device has.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -93,15 +93,22 @@ class RecipeParser(CommandParser, HfArgumentParser):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Each option once (not again with hyphens), and no `(default: None)`."""
+    """Each option once (not again with hyphens), switches by their name alone, no `(default: None)` or `False`."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
+        if _is_switch(action):
+            return action.option_strings[0]
         if action.option_strings and action.nargs != 0:
             return f"{action.option_strings[0]} {self._format_args(action, action.dest.upper())}"
         return super()._format_action_invocation(action)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        is_off = _is_switch(action) and str(action.default) == "False"
+        return action.help if action.default is None or is_off else super()._get_help_string(action)
+
+
+def _is_switch(action: argparse.Action) -> bool:
+    return action.nargs == "?" and action.const is True
 
 
 def build_parser(types: Sequence[type], recipe: Mapping[str, Any], **parser_options: Any) -> HfArgumentParser:

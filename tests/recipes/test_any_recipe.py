@@ -62,6 +62,7 @@ def test_arbitrary_files(tmp_path, required, content):
     path = tmp_path / "any.yaml"
     path.write_bytes(content)
     parsed_or_told(path, required)
+    assert not os.path.exists(required["output_dir"])
 
 
 @settings(BOUNDED, max_examples=80)
