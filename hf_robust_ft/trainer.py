@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,39 +11,27 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
-from transformers.trainer_utils import EvalLoopOutput
 
 from hf_robust_ft import trainer_checks
 from hf_robust_ft.attacked_model import model_for_attack, settle_loss
 from hf_robust_ft.attacks import APGD, AttackResult, attack_mode, use_memory_format
 from hf_robust_ft.batch_checks import CheckedCollator, check_batch
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
-from hf_robust_ft.data.sources import loaded_facts
-from hf_robust_ft.evaluation_record import EvaluationRecord
+from hf_robust_ft.evaluating_trainer import EvaluatingTrainer
 from hf_robust_ft.launching import check_sharding
 from hf_robust_ft.overfitting_guard import CHECKED_IMAGES as GUARDED_IMAGES
 from hf_robust_ft.overfitting_guard import OverfittingGuard
-from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
+from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.precision import GradientReport, check_input_precision
-from hf_robust_ft.protocols import attack_on_grid
-from hf_robust_ft.publishing_trainer import PublishingTrainer
-from hf_robust_ft.random_state import random_state_kept
-from hf_robust_ft.reporting import save_examples
-from hf_robust_ft.reporting.evidence import EXAMPLE_FILES
-from hf_robust_ft.reporting.model_card import EXAMPLES
-from hf_robust_ft.reports import build_report
 from hf_robust_ft.resuming import TrainingRecord, check_resumed, training_settings, with_record
 from hf_robust_ft.run_record import environment_facts
 from hf_robust_ft.sample_ids import SAMPLE_ID, IdentifyingCollator
 from hf_robust_ft.shown_command import script_command
 from hf_robust_ft.threat_models import format_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
-from hf_robust_ft.trust_checks import CHECKED_IMAGES, TrustCheck, run_trust_checks
-
-SHOWN_EXAMPLES = 4  # attacked images beside the card
 
 
-class AdversarialTrainer(PublishingTrainer):
+class AdversarialTrainer(EvaluatingTrainer):
     """`Trainer` whose `compute_loss` sees the batch after an attack at the scheduled eps.
 
     Takes `Trainer`'s arguments, of which `args` must be `AdversarialTrainingArguments`; the normalisation of
@@ -79,7 +66,7 @@ class AdversarialTrainer(PublishingTrainer):
     ):
         args = AdversarialTrainingArguments(output_dir="tmp_trainer") if args is None else args
         trainer_checks.check_args(args)
-        self.pixel_space = trainer_checks.resolve_pixel_space(pixel_space, processing_class)
+        pixel_space = trainer_checks.resolve_pixel_space(pixel_space, processing_class)
         trainer_checks.check_best_metric(args, compute_metrics is not None, eval_dataset)
         for dataset in (train_dataset, *datasets_of(eval_dataset)):
             trainer_checks.check_dataset(dataset, args, has_collator=data_collator is not None)
@@ -97,6 +84,7 @@ class AdversarialTrainer(PublishingTrainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            pixel_space=pixel_space,
         )
         check_sharding(args, self.is_fsdp_enabled)
         trainer_checks.check_model(self.model)
@@ -106,12 +94,10 @@ class AdversarialTrainer(PublishingTrainer):
         if self.model_init is None:
             use_memory_format(self.model, args.memory_format_in_use)
         self._for_attack: tuple[nn.Module, nn.Module] | None = None  # the model, and what attacks run through
-        self._examples: list[tuple[Tensor, Tensor]] = []
         self._first_batch_checked = False
         self._gradients = GradientReport()
         self._attack_generator: torch.Generator | None = None
         self._attack_generator_step = -1
-        self._evaluation: EvaluationRecord | None = None
         trainer_checks.check_schedule(self.scheduler_callback, train_dataset, eval_dataset)
 
     @property
@@ -132,10 +118,6 @@ class AdversarialTrainer(PublishingTrainer):
         """The live guard over few-step attacks, looked up as `scheduler_callback`; None without `attack_guard`."""
         found = [entry for entry in self.callback_handler.callbacks if isinstance(entry, OverfittingGuard)]
         return found[0] if found else None
-
-    @property
-    def num_labels(self) -> int | None:
-        return getattr(getattr(self.model, "config", None), "num_labels", None)
 
     def describe_position(self) -> str:
         return f"{super().describe_position()} (eps {format_eps(self.current_eps)})"
@@ -202,15 +184,6 @@ class AdversarialTrainer(PublishingTrainer):
                 mean = self.accelerator.gather(scheduler.step_loss).mean().item()
                 scheduler.observe(mean, self.state.global_step + 1, self.state.max_steps)
         return loss
-
-    def _classifier(self, inputs: Mapping[str, Any], model: nn.Module | None = None) -> PixelClassifier:
-        """What is attacked: the unwrapped model, given everything of the batch but its images and labels.
-
-        Through DDP's wrapper a second forward would disturb gradient synchronisation.
-        """
-        own = ("pixel_values", SAMPLE_ID, *self.label_names)
-        others = {key: value for key, value in inputs.items() if key not in own}
-        return PixelClassifier(self.model if model is None else model, self.pixel_space, others)
 
     def _training_classifier(self, inputs: Mapping[str, Any]) -> PixelClassifier:
         """As `_classifier`, compiled where training is; but for the rehearsal, whose two images need no graph."""
@@ -297,94 +270,6 @@ class AdversarialTrainer(PublishingTrainer):
         # evaluate() returns this dict, whose figures were not measured at the training eps.
         del logs["eps"]
 
-    # ---- Evaluation --------------------------------------------------------------
-
-    def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
-    ) -> EvalLoopOutput:
-        if description == "Prediction":  # predict() returns the model's own predictions and nothing more
-            with random_state_kept():
-                return super().evaluation_loop(
-                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-                )
-        attacks = self.args.robust_eval == "epoch" or (self.args.robust_eval == "end" and not self.is_in_train)
-        self._evaluation = EvaluationRecord(
-            self.args.evaluation_grid if attacks else [0.0], getattr(dataloader, "dataset", None)
-        )
-        try:
-            with random_state_kept():  # how often is evaluated has no say in the training that goes on
-                output = super().evaluation_loop(
-                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-                )
-            output.metrics.update(self._robustness_metrics(self._evaluation, metric_key_prefix))
-        finally:
-            self._evaluation = None
-        return output
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        if self._evaluation is None or inputs.get("labels") is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = self._prepare_inputs(inputs)
-        check_batch(inputs, self.pixel_space, self.num_labels)
-        loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
-        classifier = self._classifier(inputs)
-        pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
-        with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
-            outcome = attack_on_grid(
-                classifier,
-                pixels,
-                inputs["labels"],
-                threat_model=self.args.threat_model,
-                epsilons=self._evaluation.epsilons,
-                attack=self.args.eval_attack,
-                clean_predictions=extract_logits(logits).argmax(1),
-                # FSDP's forward waits for every rank: no rank may attack fewer images than the others.
-                survivors_only=not self.is_fsdp_enabled and not classifier.model_inputs,
-            )
-        if not classifier.model_inputs:
-            self._evaluation.keep_for_checks(pixels, inputs["labels"])
-        found = (inputs["labels"], outcome.smallest_eps, outcome.wrong_classes)
-        self._evaluation.add(self.accelerator.gather_for_metrics(found))
-        return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
-
-    def _robustness_metrics(self, evaluation: EvaluationRecord, prefix: str) -> dict[str, float]:
-        if not evaluation.gathered:
-            return {}
-        names = getattr(getattr(self.model, "config", None), "id2label", None)
-        report = build_report(
-            *(torch.cat(parts).numpy() for parts in zip(*evaluation.gathered, strict=True)),
-            threat_model=self.args.threat_model,
-            epsilons=evaluation.epsilons,
-            attack=self.args.eval_attack,
-            checks=self._trust_checks(evaluation),
-            class_names=names,
-            metadata=self._metadata() | loaded_facts(evaluation.dataset),
-        )
-        metrics = {f"{prefix}_clean_accuracy": report.clean_accuracy}
-        if len(report.epsilons) > 1:
-            self._keep_report(report)
-            self._examples = [] if self.is_fsdp_enabled else evaluation.kept[:1]
-            metrics[f"{prefix}_adversarial_accuracy"] = report.adversarial_accuracy
-            metrics[f"{prefix}_expected_robustness"] = report.expected_robustness
-        return metrics
-
-    def _trust_checks(self, evaluation: EvaluationRecord) -> list[TrustCheck]:
-        """On the first images of this process, after training: they cost as much as attacking 64 images 9 times."""
-        # FSDP's forward waits for every rank, and checks attack as many images as happen to be correct.
-        if self.is_in_train or self.is_fsdp_enabled or len(evaluation.epsilons) == 1 or not evaluation.kept:
-            return []
-        pixels, labels = (torch.cat(parts)[:CHECKED_IMAGES] for parts in zip(*evaluation.kept, strict=True))
-        with attack_mode(self.model):
-            return run_trust_checks(
-                self._classifier({}),
-                pixels,
-                labels,
-                self.args.threat_model,
-                self.args.eval_attack,
-                seed=self.args.seed,
-                batch_size=self.args.per_device_eval_batch_size,
-            )
-
     def _metadata(self) -> dict[str, Any]:
         training = self.scheduler_callback.described(self.args.training_settings())
         if (guard := self.overfitting_guard) is not None:
@@ -399,23 +284,6 @@ class AdversarialTrainer(PublishingTrainer):
         if name and not os.path.exists(name):  # a Hub id, not a folder of this machine
             metadata["base_model"] = name
         return metadata
-
-    def _write_examples(self, folder: str) -> None:
-        names = getattr(getattr(self.model, "config", None), "id2label", None)
-        if not self._examples or names is None:
-            return
-        for old in Path(folder).glob(EXAMPLE_FILES):  # of other weights
-            old.unlink()
-        pixels, labels = (torch.cat(parts)[:SHOWN_EXAMPLES] for parts in zip(*self._examples, strict=True))
-        save_examples(
-            self._classifier({}),
-            pixels,
-            labels,
-            os.path.join(folder, EXAMPLES),
-            threat_model=self.args.threat_model,
-            attack=self.args.eval_attack,
-            class_names=names,
-        )
 
 
 def first_images(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:

@@ -39,6 +39,7 @@ LAYERS = [
     ("training_args",),
     ("callbacks",),
     ("trainer_checks", "evaluation_record", "publishing_trainer", "resuming"),
+    ("evaluating_trainer",),
     ("trainer",),
     ("finetuning", "recipes", "search"),
     ("quickstart", "measuring", "searching", "planning", "sweeping"),

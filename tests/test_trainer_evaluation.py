@@ -3,7 +3,7 @@
 import pytest
 from conftest import assert_same_weights, weights
 
-import hf_robust_ft.trainer
+import hf_robust_ft.evaluating_trainer
 from hf_robust_ft.trust_checks import OPENINGS, run_trust_checks
 
 
@@ -15,7 +15,7 @@ def test_trust_checks_are_made_after_training_and_not_in_it(make_trainer, make_m
         checked.append((len(labels), trainer.is_in_train))
         return run_trust_checks(logits_fn, pixels, labels, *args, **options)
 
-    monkeypatch.setattr(hf_robust_ft.trainer, "run_trust_checks", spy)
+    monkeypatch.setattr(hf_robust_ft.evaluating_trainer, "run_trust_checks", spy)
     trainer = make_trainer(make_model("resnet"), robust_eval=robust_eval, eval_strategy="epoch", num_train_epochs=2)
     trainer.train()
     assert checked == []

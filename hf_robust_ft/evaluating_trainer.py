@@ -1,0 +1,161 @@
+"""The evaluation of `AdversarialTrainer`: what `evaluate()` adds to Trainer's, its report and its pictures."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.trainer_utils import EvalLoopOutput
+
+from hf_robust_ft.attacks import attack_mode
+from hf_robust_ft.batch_checks import check_batch
+from hf_robust_ft.data.sources import loaded_facts
+from hf_robust_ft.evaluation_record import EvaluationRecord
+from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
+from hf_robust_ft.protocols import attack_on_grid
+from hf_robust_ft.publishing_trainer import PublishingTrainer
+from hf_robust_ft.random_state import random_state_kept
+from hf_robust_ft.reporting import save_examples
+from hf_robust_ft.reporting.evidence import EXAMPLE_FILES
+from hf_robust_ft.reporting.model_card import EXAMPLES
+from hf_robust_ft.reports import build_report
+from hf_robust_ft.sample_ids import SAMPLE_ID
+from hf_robust_ft.trust_checks import CHECKED_IMAGES, TrustCheck, run_trust_checks
+
+SHOWN_EXAMPLES = 4  # attacked images beside the card
+
+
+class EvaluatingTrainer(PublishingTrainer):
+    """`PublishingTrainer` whose `evaluate()` also attacks, as `args` (`AdversarialTrainingArguments`) say.
+
+    Args:
+        pixel_space: the normalisation of `pixel_values`.
+    """
+
+    def __init__(self, *args: Any, pixel_space: PixelSpace, **kwargs: Any):
+        self.pixel_space = pixel_space
+        self._examples: list[tuple[Tensor, Tensor]] = []
+        self._evaluation: EvaluationRecord | None = None
+        super().__init__(*args, **kwargs)
+
+    @property
+    def num_labels(self) -> int | None:
+        return getattr(getattr(self.model, "config", None), "num_labels", None)
+
+    def _classifier(self, inputs: Mapping[str, Any], model: nn.Module | None = None) -> PixelClassifier:
+        """What is attacked: the unwrapped model, given everything of the batch but its images and labels.
+
+        Through DDP's wrapper a second forward would disturb gradient synchronisation.
+        """
+        own = ("pixel_values", SAMPLE_ID, *self.label_names)
+        others = {key: value for key, value in inputs.items() if key not in own}
+        return PixelClassifier(self.model if model is None else model, self.pixel_space, others)
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        if description == "Prediction":  # predict() returns the model's own predictions and nothing more
+            with random_state_kept():
+                return super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
+        attacks = self.args.robust_eval == "epoch" or (self.args.robust_eval == "end" and not self.is_in_train)
+        self._evaluation = EvaluationRecord(
+            self.args.evaluation_grid if attacks else [0.0], getattr(dataloader, "dataset", None)
+        )
+        try:
+            with random_state_kept():  # how often is evaluated has no say in the training that goes on
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
+            output.metrics.update(self._robustness_metrics(self._evaluation, metric_key_prefix))
+        finally:
+            self._evaluation = None
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if self._evaluation is None or inputs.get("labels") is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        check_batch(inputs, self.pixel_space, self.num_labels)
+        loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
+        classifier = self._classifier(inputs)
+        pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
+        with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
+            outcome = attack_on_grid(
+                classifier,
+                pixels,
+                inputs["labels"],
+                threat_model=self.args.threat_model,
+                epsilons=self._evaluation.epsilons,
+                attack=self.args.eval_attack,
+                clean_predictions=extract_logits(logits).argmax(1),
+                # FSDP's forward waits for every rank: no rank may attack fewer images than the others.
+                survivors_only=not self.is_fsdp_enabled and not classifier.model_inputs,
+            )
+        if not classifier.model_inputs:
+            self._evaluation.keep_for_checks(pixels, inputs["labels"])
+        found = (inputs["labels"], outcome.smallest_eps, outcome.wrong_classes)
+        self._evaluation.add(self.accelerator.gather_for_metrics(found))
+        return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
+
+    def _robustness_metrics(self, evaluation: EvaluationRecord, prefix: str) -> dict[str, float]:
+        if not evaluation.gathered:
+            return {}
+        names = getattr(getattr(self.model, "config", None), "id2label", None)
+        report = build_report(
+            *(torch.cat(parts).numpy() for parts in zip(*evaluation.gathered, strict=True)),
+            threat_model=self.args.threat_model,
+            epsilons=evaluation.epsilons,
+            attack=self.args.eval_attack,
+            checks=self._trust_checks(evaluation),
+            class_names=names,
+            metadata=self._metadata() | loaded_facts(evaluation.dataset),
+        )
+        metrics = {f"{prefix}_clean_accuracy": report.clean_accuracy}
+        if len(report.epsilons) > 1:
+            self._keep_report(report)
+            self._examples = [] if self.is_fsdp_enabled else evaluation.kept[:1]
+            metrics[f"{prefix}_adversarial_accuracy"] = report.adversarial_accuracy
+            metrics[f"{prefix}_expected_robustness"] = report.expected_robustness
+        return metrics
+
+    def _trust_checks(self, evaluation: EvaluationRecord) -> list[TrustCheck]:
+        """On the first images of this process, after training: they cost as much as attacking 64 images 9 times."""
+        # FSDP's forward waits for every rank, and checks attack as many images as happen to be correct.
+        if self.is_in_train or self.is_fsdp_enabled or len(evaluation.epsilons) == 1 or not evaluation.kept:
+            return []
+        pixels, labels = (torch.cat(parts)[:CHECKED_IMAGES] for parts in zip(*evaluation.kept, strict=True))
+        with attack_mode(self.model):
+            return run_trust_checks(
+                self._classifier({}),
+                pixels,
+                labels,
+                self.args.threat_model,
+                self.args.eval_attack,
+                seed=self.args.seed,
+                batch_size=self.args.per_device_eval_batch_size,
+            )
+
+    def _metadata(self) -> dict[str, Any]:
+        """What a report says of the training."""
+        raise NotImplementedError
+
+    def _write_examples(self, folder: str) -> None:
+        names = getattr(getattr(self.model, "config", None), "id2label", None)
+        if not self._examples or names is None:
+            return
+        for old in Path(folder).glob(EXAMPLE_FILES):  # of other weights
+            old.unlink()
+        pixels, labels = (torch.cat(parts)[:SHOWN_EXAMPLES] for parts in zip(*self._examples, strict=True))
+        save_examples(
+            self._classifier({}),
+            pixels,
+            labels,
+            os.path.join(folder, EXAMPLES),
+            threat_model=self.args.threat_model,
+            attack=self.args.eval_attack,
+            class_names=names,
+        )
