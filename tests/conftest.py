@@ -1,6 +1,7 @@
 """Tiny random-initialised models and synthetic images; no test needs a network or an accelerator."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -41,6 +42,15 @@ def few_threads():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def no_handler_left():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    left = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)  # else a later test that sends it ends the whole run
+    assert left is before, f"the test left {left} as handler of SIGTERM"
 
 
 @pytest.fixture

@@ -2,8 +2,11 @@
 
 import json
 import shlex
+import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from hf_robust_ft.grid.arguments import GridArguments
@@ -82,22 +85,40 @@ def run_on_ray(jobs: Sequence[Job], options: GridArguments) -> Iterator[Outcome]
         import ray
     except ImportError:
         raise ImportError("--runner ray needs Ray: pip install 'hf_robust_ft[ray]'.") from None
-    if not ray.is_initialized():
-        ray.init(address=options.ray_address, log_to_driver=False, include_dashboard=False)
-    remote = ray.remote(num_cpus=options.ray_cpus, num_gpus=options.ray_gpus, max_retries=0)(_run_remotely)
-    pending = {remote.remote(job.to_dict(), options.keep_checkpoints): job for job in jobs}
+    with _connected(options):
+        remote = ray.remote(num_cpus=options.ray_cpus, num_gpus=options.ray_gpus, max_retries=0)(_run_remotely)
+        pending = {remote.remote(job.to_dict(), options.keep_checkpoints): job for job in jobs}
+        try:
+            while pending:
+                done, _ = ray.wait(list(pending), num_returns=1)
+                job = pending.pop(done[0])
+                try:
+                    content, failure = ray.get(done[0])
+                except ray.exceptions.RayError as error:  # the worker died
+                    content, failure = None, f"{type(error).__name__}: {error}"
+                yield _collected(job, content, failure)
+        finally:
+            for waiting in pending:
+                ray.cancel(waiting)
+
+
+@contextmanager
+def _connected(options: GridArguments) -> Iterator[None]:
+    """To the caller's own Ray where there is one, else to one that ends with the grid."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    # Ray takes SIGTERM and keeps it: a training later in this process would not save and end by it.
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        while pending:
-            done, _ = ray.wait(list(pending), num_returns=1)
-            job = pending.pop(done[0])
-            try:
-                content, failure = ray.get(done[0])
-            except ray.exceptions.RayError as error:  # the worker died
-                content, failure = None, f"{type(error).__name__}: {error}"
-            yield _collected(job, content, failure)
+        ray.init(address=options.ray_address, log_to_driver=False, include_dashboard=False)
+        yield
     finally:
-        for waiting in pending:
-            ray.cancel(waiting)
+        ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _run_remotely(job: dict[str, Any], keeps_checkpoint: bool) -> tuple[str | None, str | None]:
