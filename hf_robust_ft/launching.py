@@ -48,6 +48,23 @@ def check_sharding(args: TrainingArguments, is_fsdp_enabled: bool) -> None:
         )
 
 
+def check_fp16(mixed_precision: str, device_type: str) -> None:
+    """Raise where accelerate would train in float32 although fp16 is asked for, and the report would say fp16.
+
+    Args:
+        mixed_precision: accelerate's: "no", "bf16" or "fp16".
+        device_type: of the device that trains.
+
+    Raises:
+        ValueError: fp16 on a CPU.
+    """
+    if mixed_precision == "fp16" and device_type == "cpu":
+        raise ValueError(
+            "fp16 is asked for, and accelerate ignores it on a CPU: training would be in float32. Leave fp16 out, or "
+            "give bf16."
+        )
+
+
 def refuse_zero_3(deepspeed: dict | str | None) -> None:
     """Raise where DeepSpeed's configuration, of the arguments or of `accelerate launch`, says ZeRO stage 3.
 

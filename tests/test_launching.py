@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hf_robust_ft.finetuning import DataArguments, ModelArguments, fine_tune
-from hf_robust_ft.launching import check_launch, check_sharding, refuse_zero_3
+from hf_robust_ft.launching import check_fp16, check_launch, check_sharding, refuse_zero_3
 
 
 @pytest.fixture
@@ -46,6 +46,13 @@ def test_ranks_without_a_last_batch_are_refused(make_args, as_torchrun, monkeypa
     monkeypatch.setattr(type(args), "world_size", 2)
     with pytest.raises(ValueError, match="leaves some of the processes without a last batch"):
         check_launch(args)
+
+
+def test_fp16_that_accelerate_ignores_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="accelerate ignores it on a CPU: training would be in float32"):
+        make_trainer(fp16=True)
+    check_fp16("fp16", "cuda")
+    check_fp16("bf16", "cpu")
 
 
 def test_fsdp_that_accelerate_ignores_is_refused(make_args, monkeypatch):
