@@ -89,3 +89,15 @@ def test_other_stages_are_not(monkeypatch, stage):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
     assert refuse_zero_3({"zero_optimization": {"stage": stage}}) is None
+
+
+def test_zero_3_as_json_on_the_command_line_is_refused(make_args):
+    config = json.dumps({"zero_optimization": {"stage": 3}})
+    with pytest.raises(ValueError, match="ZeRO-3"):
+        make_args(deepspeed=config)
+
+
+def test_deepspeed_that_is_not_installed_is_told(make_args, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install "hf_robust_ft\[deepspeed\]"'):
+        make_args(deepspeed={"zero_optimization": {"stage": 1}})
