@@ -1,5 +1,6 @@
 """The evaluation of `AdversarialTrainer`: what `evaluate()` adds to Trainer's, its report and its pictures."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import build_report
 from hf_robust_ft.sample_ids import SAMPLE_ID
 from hf_robust_ft.trust_checks import CHECKED_IMAGES, TrustCheck, run_trust_checks
+
+logger = logging.getLogger(__name__)
 
 SHOWN_EXAMPLES = 4  # attacked images beside the card
 
@@ -112,7 +115,7 @@ class EvaluatingTrainer(PublishingTrainer):
             attack=self.args.eval_attack,
             checks=self._trust_checks(evaluation),
             class_names=names,
-            metadata=self._metadata() | loaded_facts(evaluation.dataset),
+            metadata=self._metadata() | loaded_facts(evaluation.dataset) | self._evaluated_in(),
         )
         metrics = {f"{prefix}_clean_accuracy": report.clean_accuracy}
         if len(report.epsilons) > 1:
@@ -138,6 +141,21 @@ class EvaluatingTrainer(PublishingTrainer):
                 seed=self.args.seed,
                 batch_size=self.args.per_device_eval_batch_size,
             )
+
+    def _evaluated_in(self) -> dict[str, str]:
+        """The half precision of this evaluation, that of training included: attacks are weaker in it."""
+        precision = self.accelerator.mixed_precision
+        if not self.is_in_train:
+            precision = "bf16" if self.args.bf16_full_eval else "fp16" if self.args.fp16_full_eval else precision
+        if precision == "no":
+            return {}
+        if not self.is_in_train and self.is_world_process_zero():
+            logger.warning(
+                "Measured in %s: attacks find fewer errors than in fp32, so robust accuracy may be points too high. "
+                "For the figure in fp32 run hf-robust-ft evaluate on the saved model.",
+                precision,
+            )
+        return {"evaluated_in": precision}
 
     def _metadata(self) -> dict[str, Any]:
         """What a report says of the training."""

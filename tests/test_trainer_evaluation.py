@@ -37,3 +37,22 @@ def test_the_report_of_an_evaluation_is_whole(make_trainer, make_model):
     report = trainer.robustness_report
     assert len(report.smallest_epsilons) == 48 and report.confidence_intervals["level"] == 0.95
     assert [(row["class"], row["samples"]) for row in report.per_class] == [(f"LABEL_{i}", 12) for i in range(4)]
+
+
+def test_what_is_measured_in_half_precision_says_so(make_trainer, caplog, tmp_path):
+    """bf16 of training holds in its evaluation, whose attacks are weaker then."""
+    trainer = make_trainer(bf16=True, num_train_epochs=1)
+    trainer.train()
+    assert "Measured in bf16" not in caplog.text
+    trainer.evaluate()
+    assert "Measured in bf16: attacks" in caplog.text and "hf-robust-ft evaluate" in caplog.text
+    assert trainer.robustness_report.metadata["evaluated_in"] == "bf16"
+    trainer.save_model()
+    trainer.save_evidence()
+    assert "**Measured in bf16**" in (tmp_path / "out" / "README.md").read_text()
+    whole = make_trainer(output_dir=str(tmp_path / "whole"))
+    whole.evaluate()
+    assert "evaluated_in" not in whole.robustness_report.metadata
+    rounded = make_trainer(output_dir=str(tmp_path / "rounded"), bf16_full_eval=True)
+    rounded.evaluate()
+    assert rounded.robustness_report.metadata["evaluated_in"] == "bf16"
