@@ -57,7 +57,12 @@ def with_record(callbacks: Sequence[TrainerCallback]) -> list[TrainerCallback]:
 
 def training_settings(args: AdversarialTrainingArguments, train_dataset: Any = None) -> dict[str, Any]:
     """All of the arguments that the weights depend on, as JSON has them, and the number of training images."""
-    settings = _comparable(args) | {"eps": format_eps(args.threat_model.eps), "world_size": args.world_size}
+    settings = _comparable(args) | {
+        "eps": format_eps(args.threat_model.eps),
+        "world_size": args.world_size,
+        "mixed_precision": args.mixed_precision,  # also of accelerate launch
+        "split_batches": args.accelerator_config.split_batches,
+    }
     if hasattr(train_dataset, "__len__"):
         settings["train_samples"] = len(train_dataset)
     return settings

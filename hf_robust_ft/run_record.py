@@ -23,8 +23,8 @@ RECORD_NAME = "provenance.json"
 RECORDED_ARGUMENTS = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
     "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
-    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args",
-    "optim_target_modules",
+    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha",
+    "optim", "optim_args", "optim_target_modules",
     "label_smoothing_factor", "seed", "data_seed", "full_determinism", "bf16", "fp16", "tf32",
     "torch_compile", "train_sampling_strategy", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
     "logging_strategy", "logging_steps", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",

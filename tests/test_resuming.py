@@ -34,6 +34,9 @@ OTHER_SETTINGS = [
     ({"learning_rate": 1e-4, "attack_steps": 3}, "attack_steps 2 there, 3 now; learning_rate 0.001 there, 0.0001"),
     ({"head_learning_rate": 1e-2}, "head_learning_rate None there, 0.01 now"),
     ({"seed": 1}, "seed 42 there, 1 now"),
+    ({"bf16": True}, "bf16 False there, True now; mixed_precision 'no' there, 'bf16' now"),
+    ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha None there, 5.0 now"),
+    ({"accelerator_config": {"split_batches": True}}, "split_batches False there, True now"),
     ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps 1 there, 2 now"),
     (
         {"eps_schedule": "smoothed_hinge", "schedule_args": {"bend": 0.5}},
@@ -60,6 +63,12 @@ def test_what_does_not_touch_the_weights_may_change(make_trainer, half_done, dat
         run_name="another", dataloader_num_workers=0, eps=8 / 255,
     )  # fmt: skip
     assert_same_weights(resumed.model, whole.model)
+
+
+def test_the_precision_of_accelerate_launch_counts(make_trainer, half_done, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="other settings: mixed_precision 'no' there, 'bf16' now"):
+        resume(make_trainer, half_done[0])
 
 
 def test_true_means_the_newest_checkpoint(make_trainer, half_done):
