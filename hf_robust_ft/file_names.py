@@ -33,6 +33,8 @@ def check_output_dir(folder: str | Path | None) -> None:
     """
     if folder is None:
         return
+    if not str(folder):
+        raise ValueError("output_dir='' is no path: it is empty. Name a folder.")
     path = Path(folder).expanduser()
     try:
         there = next(each for each in (path, *path.absolute().parents) if _is_there(each))

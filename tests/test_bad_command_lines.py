@@ -50,6 +50,8 @@ COMMANDS = [
     ([*TRAIN, "--num_train_epochs", "nan"], ["num_train_epochs must be finite, got nan"]),
     ([*TRAIN, "--label_smoothing_factor", "1.5"], ["label_smoothing_factor must be in [0, 1), got 1.5"]),
     ([*TRAIN, "--dataloader_num_workers", "-1"], ["dataloader_num_workers must be not negative, got -1"]),
+    ([*TRAIN, "--save_strategy", "steps", "--save_steps", "0"], ["save_steps must be positive, got 0.0"]),
+    ([*TRAIN, "--eval_strategy", "steps", "--eval_steps", "0"], ["eval_steps must be positive, got 0.0"]),
     ([*TRAIN, "--warmup_steps", "-1"], ["warmup_steps", "-1", ">= 0"]),
     ([*TRAIN, "--attack_steps", "0"], ["steps to be a whole number of at least 1, got 0"]),
     # Budgets and schedules.
@@ -67,6 +69,7 @@ COMMANDS = [
     # Folders.
     ([*TRAIN, "--output_dir", "afile"], ["output_dir='afile' is a file: name a folder"]),
     ([*TRAIN, "--output_dir", "afile/run"], ["output_dir='afile/run' lies below", "which is a file"]),
+    ([*TRAIN, "--output_dir", ""], ["output_dir='' is no path: it is empty. Name a folder."]),
     ([*TRAIN, "--output_dir", LONG], ["is no path", "File name too long"]),
     ([*EVALUATE, "--output_dir", "afile"], ["output_dir='afile' is a file: name a folder"]),
     (["quickstart", "--output_dir", "afile"], ["output_dir='afile' is a file: name a folder"]),

@@ -127,6 +127,8 @@ class TuningArguments(TrainingArguments):
             ("label_smoothing_factor", lambda value: 0 <= value < 1, "in [0, 1)"),
             ("num_train_epochs", lambda value: abs(value) < float("inf"), "finite"),
             ("max_steps", lambda value: value == -1 or value >= 1, "at least 1 (or -1, for num_train_epochs)"),
+            ("save_steps", lambda value: value > 0, "positive"),
+            ("eval_steps", lambda value: value > 0, "positive"),
             ("dataloader_num_workers", lambda value: value >= 0, "not negative"),
         ):
             value = getattr(self, name)
