@@ -23,10 +23,16 @@ UNDER_WAY = "checkpoint-is-incomplete.txt"  # left by transformers' own just-in-
 PICKLES = (".pt", ".pth", ".bin")
 # Of a model, an adapter, FSDP's shards and DeepSpeed's.
 WEIGHTS = ("model*.safetensors", "adapter_model.*", "pytorch_model*", "global_step*")
+# Without these Trainer goes on with new ones, and says nothing. DeepSpeed keeps its own beside the weights.
+RESUMED = {
+    "optimizer": ("optimizer*", "global_step*"),
+    "learning rate schedule": ("scheduler.pt", "global_step*"),
+    "random state": ("rng_state*.pth",),
+}
 
 
 def fault_of(checkpoint: str | Path) -> str | None:
-    """Why a checkpoint cannot be resumed from: a file that is missing or was cut off; None for a complete one.
+    """Why a checkpoint cannot be resumed from: something is missing or was cut off; None for a complete one.
 
     Reads headers and ends of files alone, so it costs little on large ones.
     """
@@ -51,7 +57,10 @@ def fault_of(checkpoint: str | Path) -> str | None:
             return f"{path.parent.name}/.metadata, which is written last, is missing"
     if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
         return "it holds no weights"
-    return None
+    missing = [name for name, patterns in RESUMED.items() if not any(any(folder.glob(each)) for each in patterns)]
+    if len(missing) == len(RESUMED):
+        return "it holds the model alone, as save_only_model has it"
+    return f"it lacks the {' and the '.join(missing)}" if missing else None
 
 
 def is_cut_off(path: Path) -> bool:

@@ -95,7 +95,7 @@ class DurableTrainer(Trainer):
     def _last_checkpoint(self) -> str:
         last = checkpoints.newest_complete(self.args.output_dir, tells=False)
         if last is None:
-            return "No checkpoint was saved yet."
+            return "There is no checkpoint to go on from yet."
         return f"The last checkpoint is {last}. Go on from it: {resuming_command()}"
 
     def _of_all(self, own: Any) -> list[Any]:
@@ -131,13 +131,16 @@ class DurableTrainer(Trainer):
         if self.args.world_size == 1:
             shutil.rmtree(staged, ignore_errors=True)
         best, pushes, limit = self.state.best_global_step, self.args.push_to_hub, self.args.save_total_limit
+        only_model = self.args.save_only_model
         # With a best step, Trainer lets the processes wait for each other where one may have failed to write.
         self.state.best_global_step, self.args.push_to_hub, self.args.save_total_limit = None, False, None
+        self.args.save_only_model = only_model and not self._termination.ends_now  # what is stopped is to go on
         self._is_saving = True
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._is_saving = False
+            self.args.save_only_model = only_model
             self.state.best_global_step, self.args.push_to_hub, self.args.save_total_limit = best, pushes, limit
         if best:
             best_checkpoint = final.with_name(f"checkpoint-{best}")
@@ -196,6 +199,7 @@ class DurableTrainer(Trainer):
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any):
         self._stop_if_diverged(self._watch.settle())
         if self._termination.came_to_any():  # too late for a step to see
+            self._termination.ends_now = True
             if self._saved_at != self.state.global_step:
                 self._save_checkpoint(self.model_wrapped, trial)
             self._terminate()

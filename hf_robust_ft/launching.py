@@ -1,5 +1,6 @@
 """Whether the processes that a launcher started train together, and sharded as asked."""
 
+import importlib.util
 import json
 import os
 from typing import Any
@@ -48,8 +49,28 @@ def check_sharding(args: TrainingArguments, is_fsdp_enabled: bool) -> None:
         )
 
 
+def check_fp16(mixed_precision: str, device_type: str) -> None:
+    """Raise where accelerate would train in float32 although fp16 is asked for, and the report would say fp16.
+
+    Args:
+        mixed_precision: accelerate's: "no", "bf16" or "fp16".
+        device_type: of the device that trains.
+
+    Raises:
+        ValueError: fp16 on a CPU.
+    """
+    if mixed_precision == "fp16" and device_type == "cpu":
+        raise ValueError(
+            "fp16 is asked for, and accelerate ignores it on a CPU: training would be in float32. Leave fp16 out, or "
+            "give bf16."
+        )
+
+
 def refuse_zero_3(deepspeed: dict | str | None) -> None:
     """Raise where DeepSpeed's configuration, of the arguments or of `accelerate launch`, says ZeRO stage 3.
+
+    Args:
+        deepspeed: of the arguments: the configuration, as a dict or as JSON, or its file.
 
     Raises:
         ValueError: it does.
@@ -62,8 +83,20 @@ def refuse_zero_3(deepspeed: dict | str | None) -> None:
         raise ValueError(ZERO_3_REFUSED)
 
 
+def check_deepspeed(deepspeed: dict | str | None) -> None:
+    """Raise where the arguments ask for DeepSpeed and it is not there.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    if deepspeed and importlib.util.find_spec("deepspeed") is None:
+        raise ImportError('DeepSpeed is not installed: pip install "hf_robust_ft[deepspeed]", or leave deepspeed out.')
+
+
 def _zero_stage(config: Any) -> Any:
-    if isinstance(config, str) and os.path.isfile(config):
+    if isinstance(config, str) and config.startswith("{"):
+        config = json.loads(config)
+    elif isinstance(config, str) and os.path.isfile(config):
         with open(config, encoding="utf-8") as file:
             config = json.load(file)
     zero = config.get("zero_optimization") if isinstance(config, dict) else None

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_robust_ft.durable_trainer import DurableTrainer
+from hf_robust_ft.launching import check_fp16
 from hf_robust_ft.models.trust import SAFETENSORS, refusals_explained
 from hf_robust_ft.sharding import FSDP1_FORGETS, reduce_gradients_each_batch, without_input_embeddings
 
@@ -33,7 +34,7 @@ class MendedTrainer(DurableTrainer):
         FloatingPointError: a weight is NaN or infinite.
         ValueError: a checkpoint to restore has no weights in safetensors.
         RuntimeError: a checkpoint to restore lacks weights of the model, or holds others.
-        ValueError: an evaluation under FSDP2 before training.
+        ValueError: an evaluation under FSDP2 before training, or fp16 on a CPU.
     """
 
     # A classification loss is a mean over its batch.
@@ -53,6 +54,7 @@ class MendedTrainer(DurableTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
+        check_fp16(self.accelerator.mixed_precision, self.accelerator.device.type)
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             reduce_gradients_each_batch(self.accelerator)
 

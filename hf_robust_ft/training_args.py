@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_robust_ft.attacks import APGD, MEMORY_FORMATS
-from hf_robust_ft.launching import refuse_zero_3
+from hf_robust_ft.launching import check_deepspeed, refuse_zero_3
 from hf_robust_ft.overfitting_guard import check_guard
 from hf_robust_ft.protocols import evaluation_attack, resolve_epsilons
 from hf_robust_ft.schedules import SCHEDULES, PerSample, Schedule, build_schedule, parse_schedule_args
@@ -126,6 +126,7 @@ class AdversarialTrainingArguments(TuningArguments):
         schedule = self._build_schedules()
         _ = self.train_attack, self.eval_attack, self.evaluation_grid
         refuse_zero_3(self.deepspeed)
+        check_deepspeed(self.deepspeed)
         super().__post_init__()
         check_can_observe(schedule, self)
         if self.memory_format == "channels_last" and self._uses_fsdp:

@@ -73,6 +73,20 @@ def test_weights_and_shards_that_are_missing_are_noticed(run, make_model, tmp_pa
     assert fault_of(folder) is None
 
 
+def test_a_state_that_is_missing_is_noticed(run):
+    """Trainer goes on without it, from a new optimizer and other random numbers, and says nothing."""
+    folder = run / "checkpoint-6"
+    states = {"optimizer.pt": "optimizer", "scheduler.pt": "learning rate schedule", "rng_state.pth": "random state"}
+    for name, told in states.items():
+        (folder / name).rename(run / name)
+        assert fault_of(folder) == f"it lacks the {told}"
+        (run / name).rename(folder / name)
+    for name in states:
+        (folder / name).unlink()
+    assert fault_of(folder) == "it holds the model alone, as save_only_model has it"
+    assert newest_complete(run) == str(run / "checkpoint-4")
+
+
 def test_a_checkpoint_takes_the_place_of_another_or_of_none(tmp_path):
     for weights in ("first", "second"):
         staged = tmp_path / STAGING / "checkpoint-3"
@@ -102,6 +116,8 @@ def test_a_file_of_tensors_is_measured_by_its_header(tmp_path):
     folder = tmp_path / "checkpoint-1"
     folder.mkdir()
     (folder / "trainer_state.json").write_text(json.dumps({}))
+    for state in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (folder / state).write_bytes(b"an old pickle shows no end")
     save_file({}, folder / "model.safetensors")
     assert fault_of(folder) is None
     (folder / "model.safetensors").write_bytes(b"\xff" * 8 + b"{}")  # a header longer than any memory

@@ -61,7 +61,9 @@ def test_a_bad_gradient_stops_before_the_weights_change_and_all_its_batches_are_
 
     spoil = SpoilGradient()
     trainer = make_trainer(make_model(), callbacks=[spoil], gradient_accumulation_steps=3, max_grad_norm=0.0)
-    with pytest.raises(FloatingPointError, match=r"gradient's norm is nan after step 3 .*No checkpoint was saved yet"):
+    with pytest.raises(
+        FloatingPointError, match=r"gradient's norm is nan after step 3 .*no checkpoint to go on from yet"
+    ):
         trainer.train()
     assert_same_weights(trainer.model, spoil.before)
     kept = sorted((Path(trainer.args.output_dir) / "diverged-step4").glob("batch*"))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hf_robust_ft.finetuning import DataArguments, ModelArguments, fine_tune
-from hf_robust_ft.launching import check_launch, check_sharding, refuse_zero_3
+from hf_robust_ft.launching import check_fp16, check_launch, check_sharding, refuse_zero_3
 
 
 @pytest.fixture
@@ -48,6 +48,13 @@ def test_ranks_without_a_last_batch_are_refused(make_args, as_torchrun, monkeypa
         check_launch(args)
 
 
+def test_fp16_that_accelerate_ignores_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="accelerate ignores it on a CPU: training would be in float32"):
+        make_trainer(fp16=True)
+    check_fp16("fp16", "cuda")
+    check_fp16("bf16", "cpu")
+
+
 def test_fsdp_that_accelerate_ignores_is_refused(make_args, monkeypatch):
     args = make_args()
     check_sharding(args, is_fsdp_enabled=False)
@@ -82,3 +89,15 @@ def test_other_stages_are_not(monkeypatch, stage):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
     assert refuse_zero_3({"zero_optimization": {"stage": stage}}) is None
+
+
+def test_zero_3_as_json_on_the_command_line_is_refused(make_args):
+    config = json.dumps({"zero_optimization": {"stage": 3}})
+    with pytest.raises(ValueError, match="ZeRO-3"):
+        make_args(deepspeed=config)
+
+
+def test_deepspeed_that_is_not_installed_is_told(make_args, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install "hf_robust_ft\[deepspeed\]"'):
+        make_args(deepspeed={"zero_optimization": {"stage": 1}})

@@ -14,6 +14,7 @@ from hf_robust_ft.termination import Terminated
 SCHEDULES = {
     "hinge": {"gradient_accumulation_steps": 2, "ema_decay": 0.9, "attack_random_start": True},
     "auto": {"eps_schedule": "auto", "schedule_args": {"patience": 1, "tolerance": 1.0}, "eval_strategy": "epoch"},
+    "model alone": {"save_only_model": True, "save_strategy": "steps", "save_steps": 4},
     "best": {
         "eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "save_total_limit": 1,
         "metric_for_best_model": "clean_accuracy",
