@@ -137,5 +137,6 @@ def load_subject(
     if warm_up:
         trainer = subject.plain_trainer(max_steps=WARM_UP_STEPS[name], learning_rate=5e-4)
         trainer.train()
-        subject.model = trainer.model.cpu()
+        # Not the trained model itself: accelerate has marked it as prepared, so torch_compile would pass it by.
+        model.load_state_dict(trainer.model.state_dict())
     return subject
