@@ -1,10 +1,10 @@
 """Whether the processes that a launcher started train together, and sharded as asked."""
 
-import importlib.util
 import json
 import os
 from typing import Any
 
+from accelerate.utils import is_deepspeed_available
 from transformers import TrainingArguments
 
 ZERO_3_REFUSED = (
@@ -89,7 +89,7 @@ def check_deepspeed(deepspeed: dict | str | None) -> None:
     Raises:
         ImportError: it is not installed.
     """
-    if deepspeed and importlib.util.find_spec("deepspeed") is None:
+    if deepspeed and not is_deepspeed_available():
         raise ImportError('DeepSpeed is not installed: pip install "hf_robust_ft[deepspeed]", or leave deepspeed out.')
 
 

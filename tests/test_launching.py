@@ -98,6 +98,6 @@ def test_zero_3_as_json_on_the_command_line_is_refused(make_args):
 
 
 def test_deepspeed_that_is_not_installed_is_told(make_args, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("hf_robust_ft.launching.is_deepspeed_available", lambda: False)
     with pytest.raises(ImportError, match=r'pip install "hf_robust_ft\[deepspeed\]"'):
         make_args(deepspeed={"zero_optimization": {"stage": 1}})
