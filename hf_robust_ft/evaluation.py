@@ -17,11 +17,12 @@ from hf_robust_ft.attacks import APGD, attack_mode, autoattack, fast_memory_form
 from hf_robust_ft.attacks.autoattack import check_autoattack, check_num_classes
 from hf_robust_ft.batch_checks import check_batch
 from hf_robust_ft.batches import NumberedBatches
+from hf_robust_ft.convergence import AUTO, STEPS_LIMIT, Convergence, check_steps_limit, first_attack, parse_attack_steps, with_convergence
 from hf_robust_ft.evaluated_model import as_classifier, count_classes, nan_refused
 from hf_robust_ft.losses import get_loss
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
-from hf_robust_ft.protocols import evaluation_attack, get_protocol, resolve_epsilons
+from hf_robust_ft.protocols import attack_standing, evaluation_attack, get_protocol, resolve_epsilons
 from hf_robust_ft.reports import RobustnessReport, build_report
 from hf_robust_ft.results_store import ResultsStore, batch_checksum, model_fingerprint
 from hf_robust_ft.shared_work import SharedWork
@@ -37,6 +38,8 @@ def evaluate_robustness(
     pixel_space: PixelSpace | None = None,
     epsilons: Sequence[float | str] | None = None,
     attack: APGD | None = None,
+    attack_steps: int | str | None = None,
+    attack_steps_limit: int = STEPS_LIMIT,
     protocol: str = "paper",
     distributions: Sequence[str | Mapping[float | str, float]] = (),
     autoattack: int = 0,
@@ -66,6 +69,9 @@ def evaluate_robustness(
         epsilons: the grid, increasing from 0 to the threat model's eps; the default is every 1/255 under Linf, 8
             equal steps under L2 and L1.
         attack: the default is the paper's, APGD-CE with 10 steps from the clean image.
+        attack_steps: in place of the attack's own; "auto" doubles them, from 10, on what still stands until the
+            accuracy settles (`convergence.Convergence`), for which the source must bring the same batches again.
+        attack_steps_limit: the most steps of "auto".
         protocol: a key of `PROTOCOLS`: "paper" (comparable) or "exact" (stronger, no quadrature error).
         distributions: also report expected robustness under these distributions of eps, e.g. "beta:2,5", or as any
             weights of any eps "weights:0=1,2/255=3" or {0: 1, "2/255": 3}; see
@@ -88,10 +94,14 @@ def evaluate_robustness(
     with SharedWork() as processes:
         attack = evaluation_attack() if attack is None else attack
         _check_arguments(threat_model, attack, distributions, autoattack, seed)
+        check_steps_limit(attack_steps_limit)
+        if attack_steps is not None:
+            attack = first_attack(attack, parse_attack_steps(attack_steps))
         get_protocol(protocol)
         grid = resolve_epsilons(epsilons, threat_model)
         classifier, pixel_space = as_classifier(model, pixel_space)
-        repeatable = processes.world_size > 1 or results_dir is not None
+        rounds = Convergence(attack, grid, protocol, attack_steps_limit) if attack_steps == AUTO else None
+        repeatable = processes.world_size > 1 or results_dir is not None or rounds is not None
         batches = NumberedBatches(dataset_or_loader, batch_size, repeatable)
         work = _Work(classifier, pixel_space, threat_model, grid, attack, protocol, seed, autoattack)
         if device is not None:
@@ -101,24 +111,30 @@ def evaluate_robustness(
             fast_memory_format(classifier) as memory_format,
             work.stored_in(results_dir, batches, processes) as store,
         ):
-            found_checks = work.trust_checks(batches) if checks and processes.rank == 0 else []
+            found_checks = []
+            if checks and processes.rank == 0:
+                found_checks = work.trust_checks(batches, check_converged=rounds is None)
             records = work.all_of(batches, processes, store, progress)
-        parts = processes.gather((records, found_checks))
-        records = {number: record for own, _ in parts for number, record in own.items()}
-        if not records:
-            raise ValueError("The dataset is empty: there is nothing to evaluate.")
-    rows = {key: [value for _, record in sorted(records.items()) for value in record[key]] for key in _KEYS}
+            rows, found_checks = _of_all_processes(processes, records, found_checks)
+            while rounds is not None and (next_attack := rounds.after(rows["smallest_eps"])) is not None:
+                work = dataclasses.replace(work, attack=next_attack, rounds_done=len(rounds.rounds))
+                with work.stored_in(results_dir, batches, processes) as round_store:
+                    records = work.all_of(batches, processes, round_store, progress, records)
+                rows, _ = _of_all_processes(processes, records)
+    if rounds is not None and checks:
+        found_checks = with_convergence(found_checks, rounds)
     return build_report(
         rows["labels"],
-        [np.inf if eps is None else eps for eps in rows["smallest_eps"]],
+        rows["smallest_eps"],
         rows["wrong_classes"],
         threat_model=threat_model,
         epsilons=grid,
-        attack=attack,
+        attack=work.attack,
         protocol=protocol,
         distributions=distributions,
         autoattack=rows["autoattack"],
-        checks=parts[0][1],
+        checks=found_checks,
+        convergence=None if rounds is None else rounds.described(),
         class_names=class_names,
         metadata={"memory_format": memory_format},
     )
@@ -148,6 +164,27 @@ def _check_arguments(
 _KEYS = ("labels", "smallest_eps", "wrong_classes", "autoattack")
 
 
+def _of_all_processes(
+    processes: SharedWork, records: dict[int, dict[str, Any]], checks: Sequence[TrustCheck] = ()
+) -> tuple[dict[str, list], list[TrustCheck]]:
+    """What all processes found, in the order of the data, and the first one's checks.
+
+    Raises:
+        ValueError: no process had a batch.
+    """
+    parts = processes.gather((records, list(checks)))
+    everyones = {number: record for own, _ in parts for number, record in own.items()}
+    if not everyones:
+        raise ValueError("The dataset is empty: there is nothing to evaluate.")
+    rows = {key: [value for _, record in sorted(everyones.items()) for value in record[key]] for key in _KEYS}
+    rows["smallest_eps"] = [np.inf if eps is None else eps for eps in rows["smallest_eps"]]
+    # Asked after the first round only, it may have left what a later one fooled.
+    rows["autoattack"] = [
+        withstood and np.isinf(eps) for withstood, eps in zip(rows["autoattack"], rows["smallest_eps"], strict=False)
+    ]
+    return rows, parts[0][1]
+
+
 @dataclass
 class _Work:
     """One evaluation's settings, and what is done with a batch."""
@@ -161,6 +198,7 @@ class _Work:
     seed: int
     autoattack: int
     num_labels: int | None = None
+    rounds_done: int = 0  # of `Convergence`
 
     @property
     def device(self) -> torch.device:
@@ -189,17 +227,25 @@ class _Work:
             "autocast": str(torch.get_autocast_dtype(self.device.type)) if autocast else None,
             "hf_robust_ft": hf_robust_ft.__version__,
             "torch": torch.__version__,
-        }
+        } | ({"rounds_done": self.rounds_done} if self.rounds_done else {})
         return ResultsStore(folder, settings, rank=processes.rank, world_size=processes.world_size)
 
     def all_of(
-        self, batches: NumberedBatches, processes: SharedWork, store: ResultsStore | None, progress: bool
+        self,
+        batches: NumberedBatches,
+        processes: SharedWork,
+        store: ResultsStore | None,
+        progress: bool,
+        earlier: Mapping[int, dict[str, Any]] | None = None,
     ) -> dict[int, dict[str, Any]]:
-        """Records by batch number: those of the own batches, computed or, where the store has them, looked up."""
+        """Records by batch number: those of the own batches, computed or, where the store has them, looked up.
+
+        Given the `earlier` round's, what they left standing is attacked.
+        """
         records = {}
         bar = tqdm(
             total=batches.images_of_process(processes.rank, processes.world_size),
-            desc="Robust evaluation",
+            desc="Robust evaluation" + (f", {self.attack.steps} steps" if earlier is not None else ""),
             unit="img",
             disable=not progress or processes.rank > 0,
         )
@@ -208,18 +254,22 @@ class _Work:
             for number, first, batch in batches.of_process(processes.rank, processes.world_size):
                 processes.check_others()
                 pixels, labels = self.prepare(batch, first)
-                checksum = None if store is None else batch_checksum(batch["pixel_values"], batch["labels"])
+                checksum = batch_checksum(batch["pixel_values"], batch["labels"])
+                before = None if earlier is None else earlier[number]
                 record = None if store is None else store.done.get(number)
-                if record is None:
-                    record = self.measure_batch(number, first, pixels, labels)
-                    if store is not None:
-                        record["data"] = checksum
-                        store.append(number, record)
-                elif record["data"] != checksum:
+                if any(known is not None and known["data"] != checksum for known in (before, record)):
                     raise ValueError(
-                        f"Batch {number} holds other images or labels than when its results were stored: the dataset "
-                        "or its transform changed, or is random. Choose another results folder."
+                        f"Batch {number} holds other images or labels than at an earlier pass: the dataset or its "
+                        "transform changed, or is random. If it changed, choose another results folder."
                     )
+                if record is None:
+                    if before is None:
+                        record = self.measure_batch(number, first, pixels, labels)
+                    else:
+                        record = self.measure_again(number, pixels, labels, before)
+                    record["data"] = checksum
+                    if store is not None:
+                        store.append(number, record)
                 records[number] = record
                 smallest = np.array([np.inf if eps is None else eps for eps in record["smallest_eps"]])
                 counts += len(smallest), (smallest > 0).sum(), (smallest > self.epsilons[-1]).sum()
@@ -241,8 +291,6 @@ class _Work:
 
     def measure_batch(self, number: int, first: int, pixels: Tensor, labels: Tensor) -> dict[str, Any]:
         """What is kept of a batch; it depends on nothing that happened before."""
-        generator = torch.Generator(self.device)
-        generator.manual_seed(int(np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)[0] >> 1))
         with nan_refused(self.classifier, f"an image of batch {number}"):
             outcome = get_protocol(self.protocol).measure(
                 self.classifier,
@@ -251,7 +299,7 @@ class _Work:
                 threat_model=self.threat_model,
                 epsilons=self.epsilons,
                 attack=self.attack,
-                generator=generator,
+                generator=self._generator(number),
             )
         return {
             "labels": labels.tolist(),
@@ -259,6 +307,36 @@ class _Work:
             "wrong_classes": outcome.wrong_classes.tolist(),
             "autoattack": self._autoattack(first, pixels, labels, outcome.smallest_eps.isinf().cpu()),
         }
+
+    def measure_again(
+        self, number: int, pixels: Tensor, labels: Tensor, before: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What is kept of a batch after one more round."""
+        smallest = [np.inf if eps is None else eps for eps in before["smallest_eps"]]
+        with nan_refused(self.classifier, f"an image of batch {number}"):
+            smallest_eps, wrong_classes = attack_standing(
+                self.classifier,
+                pixels,
+                labels,
+                smallest_eps=torch.tensor(smallest, dtype=torch.float64, device=pixels.device),
+                wrong_classes=torch.tensor(before["wrong_classes"], device=pixels.device),
+                threat_model=self.threat_model,
+                epsilons=self.epsilons,
+                attack=self.attack,
+                by_distance=get_protocol(self.protocol).by_distance,
+                generator=self._generator(number),
+            )
+        return {
+            **before,
+            "smallest_eps": [eps if np.isfinite(eps) else None for eps in smallest_eps.tolist()],
+            "wrong_classes": wrong_classes.tolist(),
+        }
+
+    def _generator(self, number: int) -> torch.Generator:
+        """Random starts depend on (seed, batch, round) alone."""
+        key = (self.seed, number, self.rounds_done) if self.rounds_done else (self.seed, number)
+        generator = torch.Generator(self.device)
+        return generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
     def _autoattack(self, first: int, pixels: Tensor, labels: Tensor, standing: Tensor) -> list[bool]:
         """Which of the batch's images that AutoAttack is asked for withstand it as well."""
@@ -270,7 +348,7 @@ class _Work:
             asked[rows] = ~found.fooled.cpu()
         return asked.tolist()
 
-    def trust_checks(self, batches: NumberedBatches) -> list[TrustCheck]:
+    def trust_checks(self, batches: NumberedBatches, check_converged: bool) -> list[TrustCheck]:
         """The checks on the first images."""
         prepared, count = [], 0
         for _, first, batch in batches.of_process():
@@ -289,4 +367,5 @@ class _Work:
             self.attack,
             seed=self.seed,
             batch_size=len(prepared[0][1]),
+            check_converged=check_converged,
         )

@@ -32,7 +32,7 @@ class RobustnessReport:
         epsilons: the grid, increasing from 0 to eps_g.
         accuracies: accuracy at each of them.
         threat_model: {"norm": ..., "eps": ...}.
-        attack: settings of the attack, `APGD`'s fields.
+        attack: settings of the attack, `APGD`'s fields; with converged steps, those of the last round.
         protocol: a key of `PROTOCOLS`.
         num_samples: images evaluated.
         smallest_epsilons: per image, the smallest eps found to fool it: 0 if it is misclassified as it is, None if
@@ -44,6 +44,9 @@ class RobustnessReport:
         autoattack_accuracy: accuracy under standard AutoAttack at eps_g, if it was run.
         autoattack_samples: on how many images, the first of the data.
         checks: what tells whether the accuracies can be trusted (`trust_checks.TrustCheck`'s fields).
+        convergence: with `attack_steps="auto"` the `limit` of steps, whether the accuracy has `settled`, and `rounds`:
+            per number of steps `adversarial_accuracy`, `expected_robustness`, `accuracies`. All other figures are
+            those after the last round; the first round's are the paper's. Empty where the steps were fixed.
         metadata: what else the writer knew (model, dataset, training settings, versions).
     """
 
@@ -63,6 +66,7 @@ class RobustnessReport:
     autoattack_accuracy: float | None = None
     autoattack_samples: int = 0
     checks: list[dict[str, Any]] = field(default_factory=list)
+    convergence: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self, path: str | Path) -> None:
@@ -171,6 +175,7 @@ def build_report(
     distributions: Sequence[str | Mapping[float | str, float]] = (),
     autoattack: Sequence[bool] = (),
     checks: Sequence[TrustCheck] = (),
+    convergence: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> RobustnessReport:
@@ -188,12 +193,9 @@ def build_report(
     correct = smallest[:, None] > grid
     predictions = np.where(correct, labels[:, None], np.asarray(wrong_classes)[:, None])
     scores = Robustness(keep_in_memory=True).compute(predictions=predictions, references=labels, epsilons=list(grid))
-    # Each image's own share of the expected robustness, whose mean it is.
-    if protocol == "exact" and grid[-1] > 0:
-        shares = np.minimum(smallest, grid[-1]) / grid[-1]
+    shares = share_of_each_image(smallest, grid, protocol)
+    if protocol == "exact":
         scores["expected_robustness"] = float(shares.mean())
-    else:
-        shares = correct @ trapezoid_weights(grid)
     report = RobustnessReport(
         **scores,
         epsilons=grid.tolist(),
@@ -207,10 +209,18 @@ def build_report(
         autoattack_accuracy=float(np.mean(autoattack)) if len(autoattack) else None,
         autoattack_samples=len(autoattack),
         checks=[dataclasses.asdict(check) for check in checks],
+        convergence=dict(convergence or {}),
         metadata=metadata or {},
     )
     under = {distribution_spec(each): report.expected_robustness_under(each) for each in distributions}
     return dataclasses.replace(report, distributions=under)
+
+
+def share_of_each_image(smallest_epsilons: np.ndarray, epsilons: np.ndarray, protocol: str) -> np.ndarray:
+    """Each image's own share of the expected robustness, whose mean it is: (N,) from its smallest fooling eps (N,)."""
+    if protocol == "exact" and epsilons[-1] > 0:
+        return np.minimum(smallest_epsilons, epsilons[-1]) / epsilons[-1]
+    return (smallest_epsilons[:, None] > epsilons) @ trapezoid_weights(epsilons)
 
 
 def from_grid_predictions(

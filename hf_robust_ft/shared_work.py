@@ -43,6 +43,7 @@ class SharedWork(AbstractContextManager):
 
             prefix = f"hf_robust_ft/shared_work/{next(_numbers)}"
             self._store = torch.distributed.PrefixStore(prefix, _get_default_store())
+        self._gatherings = 0
 
     def check_others(self) -> None:
         """Raise `OtherProcessFailed` if another process has failed by now; does not wait."""
@@ -50,7 +51,7 @@ class SharedWork(AbstractContextManager):
             raise OtherProcessFailed(self._store.get("failure").decode())
 
     def gather(self, own: Any) -> list[Any]:
-        """Everyone's `own`, by rank, on every process; waits for all to be done, for as long as it takes.
+        """Everyone's `own`, by rank, on every process; waits for all to come here, for as long as it takes.
 
         Args:
             own: anything that can be pickled.
@@ -71,10 +72,12 @@ class SharedWork(AbstractContextManager):
         return parts
 
     def _wait_for_all(self) -> None:
-        self._store.set(f"done/{self.rank}", "")
+        self._gatherings += 1
+        key = f"done/{self._gatherings}"
+        self._store.set(f"{key}/{self.rank}", "")
         start, pause, told = time.monotonic(), 0.01, False
         waiting = [rank for rank in range(self.world_size) if rank != self.rank]
-        while waiting := [rank for rank in waiting if not self._store.check([f"done/{rank}"])]:
+        while waiting := [rank for rank in waiting if not self._store.check([f"{key}/{rank}"])]:
             self.check_others()
             if not told and time.monotonic() - start > PATIENCE:
                 logger.warning(

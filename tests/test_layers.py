@@ -30,6 +30,7 @@ LAYERS = [
     ("batch_checks", "attacks", "metrics", "results_store", "batches", "shared_work", "evaluated_model", "diagnosis"),
     ("trust_checks", "protocols", "run_record", "termination", "divergence", "precision"),
     ("reports",),
+    ("convergence",),
     ("evaluation",),
     ("models", "data"),
     ("reporting", "run_arguments", "sharding", "launching"),
