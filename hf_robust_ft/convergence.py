@@ -74,12 +74,14 @@ class Convergence:
         epsilons: the grid.
         protocol: a key of `PROTOCOLS`.
         limit: the most steps.
+        limit_name: what the user calls it.
     """
 
     attack: APGD
     epsilons: list[float]
     protocol: str
     limit: int = STEPS_LIMIT
+    limit_name: str = "attack_steps_limit"
     rounds: list[dict[str, Any]] = field(default_factory=list)
     settled: bool = False
 
@@ -113,6 +115,16 @@ class Convergence:
         """What a report keeps: `limit`, `settled`, and of each round its steps and scores."""
         return {"limit": self.limit, "settled": self.settled, "rounds": self.rounds}
 
+    def metrics(self) -> dict[str, float]:
+        """What a Trainer logs beside the last round's scores, under the same names at each evaluation."""
+        first = self.rounds[0]
+        return {
+            f"adversarial_accuracy_{first['steps']}_steps": first["adversarial_accuracy"],
+            f"expected_robustness_{first['steps']}_steps": first["expected_robustness"],
+            "attack_steps": self.rounds[-1]["steps"],
+            "attack_settled": float(self.settled),
+        }
+
     def sentence(self) -> str:
         """How it ended, in words."""
         last = self.rounds[-1]
@@ -133,7 +145,7 @@ def with_convergence(checks: Sequence[TrustCheck], rounds: Convergence) -> list[
     first, last = rounds.rounds[0], rounds.rounds[-1]
     sentence = f"{good if rounds.settled else bad}: {rounds.sentence()}"
     if not rounds.settled:
-        sentence += f"; the reported accuracy is too high: raise attack_steps_limit above {rounds.limit}"
+        sentence += f"; the reported accuracy is too high: raise {rounds.limit_name} above {rounds.limit}"
     fall = first["adversarial_accuracy"] - last["adversarial_accuracy"]
     verdict = TrustCheck("converged", rounds.settled, fall, f"{sentence}.")
     named = {check.name: check for check in [*checks, verdict]}

@@ -3,19 +3,22 @@
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_robust_ft.attacks import attack_mode
+from hf_robust_ft.attacks import APGD, attack_mode
 from hf_robust_ft.batch_checks import check_batch
+from hf_robust_ft.convergence import AUTO, Convergence, with_convergence
 from hf_robust_ft.data.sources import loaded_facts
 from hf_robust_ft.evaluation_record import EvaluationRecord
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
-from hf_robust_ft.protocols import attack_on_grid
+from hf_robust_ft.protocols import attack_on_grid, attack_standing
 from hf_robust_ft.publishing_trainer import PublishingTrainer
 from hf_robust_ft.random_state import random_state_kept
 from hf_robust_ft.reporting import save_examples
@@ -65,14 +68,14 @@ class EvaluatingTrainer(PublishingTrainer):
                     dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
                 )
         attacks = self.args.robust_eval == "epoch" or (self.args.robust_eval == "end" and not self.is_in_train)
-        self._evaluation = EvaluationRecord(
-            self.args.evaluation_grid if attacks else [0.0], getattr(dataloader, "dataset", None)
-        )
+        self._evaluation = self._new_evaluation(attacks, getattr(dataloader, "dataset", None))
         try:
             with random_state_kept():  # how often is evaluated has no say in the training that goes on
                 output = super().evaluation_loop(
                     dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
                 )
+                while (attack := self._evaluation.next_attack()) is not None:
+                    self._attack_again(dataloader, attack)
             output.metrics.update(self._robustness_metrics(self._evaluation, metric_key_prefix))
         finally:
             self._evaluation = None
@@ -100,20 +103,56 @@ class EvaluatingTrainer(PublishingTrainer):
             )
         if not classifier.model_inputs:
             self._evaluation.keep_for_checks(pixels, inputs["labels"])
+        self._evaluation.own.append((outcome.smallest_eps, outcome.wrong_classes))
         found = (inputs["labels"], outcome.smallest_eps, outcome.wrong_classes)
         self._evaluation.add(self.accelerator.gather_for_metrics(found))
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
+
+    def _new_evaluation(self, attacks: bool, dataset: Any) -> EvaluationRecord:
+        grid, rounds = self.args.evaluation_grid if attacks else [0.0], None
+        if self.args.eval_attack_steps == AUTO and len(grid) > 1:
+            limit = self.args.eval_attack_steps_limit
+            rounds = Convergence(self.args.eval_attack, grid, "paper", limit, "eval_attack_steps_limit")
+            if self.is_fsdp_enabled:
+                raise ValueError(
+                    "eval_attack_steps='auto' attacks what stands, other numbers of images on each process, while FSDP's "
+                    "forward waits for all of them: give a number of steps, and measure the saved checkpoint with "
+                    "hf-robust-ft evaluate --attack_steps auto."
+                )
+        return EvaluationRecord(grid, dataset, rounds)
+
+    def _attack_again(self, dataloader: DataLoader, attack: APGD) -> None:
+        """One more round: every batch comes again, and what stands in it is attacked."""
+        evaluation = self._evaluation
+        for number, batch in enumerate(dataloader):
+            inputs = self._prepare_inputs(batch)
+            pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
+            smallest_eps, wrong_classes = evaluation.own[number]
+            with attack_mode(self.model):
+                evaluation.own[number] = attack_standing(
+                    self._classifier(inputs),
+                    pixels,
+                    inputs["labels"],
+                    smallest_eps=smallest_eps,
+                    wrong_classes=wrong_classes,
+                    threat_model=self.args.threat_model,
+                    epsilons=evaluation.epsilons,
+                    attack=attack,
+                )
+            evaluation.add(self.accelerator.gather_for_metrics((inputs["labels"], *evaluation.own[number])))
 
     def _robustness_metrics(self, evaluation: EvaluationRecord, prefix: str) -> dict[str, float]:
         if not evaluation.gathered:
             return {}
         names = getattr(getattr(self.model, "config", None), "id2label", None)
+        rounds = evaluation.rounds
         report = build_report(
             *(torch.cat(parts).numpy() for parts in zip(*evaluation.gathered, strict=True)),
             threat_model=self.args.threat_model,
             epsilons=evaluation.epsilons,
-            attack=self.args.eval_attack,
+            attack=self.args.eval_attack if rounds is None else rounds.attack,
             checks=self._trust_checks(evaluation),
+            convergence=None if rounds is None else rounds.described(),
             class_names=names,
             metadata=self._metadata() | loaded_facts(evaluation.dataset) | self._evaluated_in(),
         )
@@ -123,6 +162,8 @@ class EvaluatingTrainer(PublishingTrainer):
             self._examples = [] if self.is_fsdp_enabled else evaluation.kept[:1]
             metrics[f"{prefix}_adversarial_accuracy"] = report.adversarial_accuracy
             metrics[f"{prefix}_expected_robustness"] = report.expected_robustness
+            if rounds is not None:
+                metrics |= {f"{prefix}_{name}": value for name, value in rounds.metrics().items()}
         return metrics
 
     def _trust_checks(self, evaluation: EvaluationRecord) -> list[TrustCheck]:
@@ -132,7 +173,7 @@ class EvaluatingTrainer(PublishingTrainer):
             return []
         pixels, labels = (torch.cat(parts)[:CHECKED_IMAGES] for parts in zip(*evaluation.kept, strict=True))
         with attack_mode(self.model):
-            return run_trust_checks(
+            checks = run_trust_checks(
                 self._classifier({}),
                 pixels,
                 labels,
@@ -140,7 +181,9 @@ class EvaluatingTrainer(PublishingTrainer):
                 self.args.eval_attack,
                 seed=self.args.seed,
                 batch_size=self.args.per_device_eval_batch_size,
+                check_converged=evaluation.rounds is None,
             )
+        return checks if evaluation.rounds is None else with_convergence(checks, evaluation.rounds)
 
     def _evaluated_in(self) -> dict[str, str]:
         """The half precision of this evaluation, that of training included: attacks are weaker in it."""
@@ -174,6 +217,6 @@ class EvaluatingTrainer(PublishingTrainer):
             labels,
             os.path.join(folder, EXAMPLES),
             threat_model=self.args.threat_model,
-            attack=self.args.eval_attack,
+            attack=replace(self.args.eval_attack, steps=self.robustness_report.attack["steps"]),
             class_names=names,
         )

@@ -17,7 +17,15 @@ from hf_robust_ft.attacks import APGD, attack_mode, autoattack, fast_memory_form
 from hf_robust_ft.attacks.autoattack import check_autoattack, check_num_classes
 from hf_robust_ft.batch_checks import check_batch
 from hf_robust_ft.batches import NumberedBatches
-from hf_robust_ft.convergence import AUTO, STEPS_LIMIT, Convergence, check_steps_limit, first_attack, parse_attack_steps, with_convergence
+from hf_robust_ft.convergence import (
+    AUTO,
+    STEPS_LIMIT,
+    Convergence,
+    check_steps_limit,
+    first_attack,
+    parse_attack_steps,
+    with_convergence,
+)
 from hf_robust_ft.evaluated_model import as_classifier, count_classes, nan_refused
 from hf_robust_ft.losses import get_loss
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
@@ -308,9 +316,7 @@ class _Work:
             "autoattack": self._autoattack(first, pixels, labels, outcome.smallest_eps.isinf().cpu()),
         }
 
-    def measure_again(
-        self, number: int, pixels: Tensor, labels: Tensor, before: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def measure_again(self, number: int, pixels: Tensor, labels: Tensor, before: Mapping[str, Any]) -> dict[str, Any]:
         """What is kept of a batch after one more round."""
         smallest = [np.inf if eps is None else eps for eps in before["smallest_eps"]]
         with nan_refused(self.classifier, f"an image of batch {number}"):

@@ -2,22 +2,36 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from hf_robust_ft.attacks import APGD
+from hf_robust_ft.convergence import Convergence
 from hf_robust_ft.trust_checks import CHECKED_IMAGES
 
 
 class EvaluationRecord:
     """What one evaluation found: labels, smallest fooling eps and wrong class of every image, from every process."""
 
-    def __init__(self, epsilons: list[float], dataset: Any = None):
+    def __init__(self, epsilons: list[float], dataset: Any = None, rounds: Convergence | None = None):
         self.epsilons = epsilons
         self.dataset = dataset
+        self.rounds = rounds
+        self.own: list[tuple[Tensor, Tensor]] = []  # smallest eps and wrong classes of this process's batches
         self.gathered: list[tuple[Tensor, ...]] = []
         self.kept: list[tuple[Tensor, Tensor]] = []
 
     def add(self, found: tuple[Tensor, ...]) -> None:
         self.gathered.append(tuple(values.cpu() for values in found))
+
+    def next_attack(self) -> APGD | None:
+        """The attack of another round, which gathers anew; None where steps are fixed or the accuracy has settled."""
+        if self.rounds is None or not self.gathered:
+            return None
+        attack = self.rounds.after(torch.cat([smallest for _, smallest, _ in self.gathered]).numpy())
+        if attack is not None:
+            self.gathered = []
+        return attack
 
     def keep_for_checks(self, pixels: Tensor, labels: Tensor) -> None:
         """Keep the first images of this process for the trust checks."""

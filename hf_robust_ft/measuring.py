@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from hf_robust_ft.attacks.autoattack import check_autoattack
 from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.convergence import STEPS_LIMIT, check_steps_limit, first_attack, parse_attack_steps
 from hf_robust_ft.data import align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.evaluation import evaluate_robustness
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
@@ -46,7 +47,11 @@ class EvaluationArguments:
             "and L1 8 equal steps)."
         },
     )
-    attack_steps: int = field(default=10, metadata={"help": "APGD steps."})
+    attack_steps: str = field(
+        default=10,
+        metadata={"help": "APGD steps; 'auto' doubles them, from 10, on what still stands until the accuracy settles."},
+    )
+    attack_steps_limit: int = field(default=STEPS_LIMIT, metadata={"help": "The most steps of 'auto'."})
     attack_loss: str = field(default="ce", metadata={"help": "Loss that the attack climbs: ce, dlr, dlr_targeted."})
     protocol: str = field(
         default="paper",
@@ -79,6 +84,8 @@ class EvaluationArguments:
     )
 
     def __post_init__(self):
+        self.attack_steps = parse_attack_steps(self.attack_steps)
+        check_steps_limit(self.attack_steps_limit)
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
         for name in ("autoattack", "save_examples"):
@@ -105,7 +112,7 @@ def measure(
     get_protocol(options.protocol)
     threat_model = ThreatModel(options.norm, options.eps)
     epsilons = resolve_epsilons(options.epsilons, threat_model)
-    attack = evaluation_attack(options.attack_steps, options.attack_loss)
+    attack = first_attack(evaluation_attack(loss=options.attack_loss), options.attack_steps)
     for distribution in options.eps_distributions:
         parse_distribution(distribution, threat_model.eps)
     if options.autoattack:
@@ -137,6 +144,8 @@ def measure(
         pixel_space=pixel_space,
         epsilons=epsilons,
         attack=attack,
+        attack_steps=options.attack_steps,
+        attack_steps_limit=options.attack_steps_limit,
         protocol=options.protocol,
         distributions=options.eps_distributions,
         autoattack=options.autoattack,
@@ -157,6 +166,7 @@ def measure(
     if options.output_dir and state.is_main_process:
         if options.save_examples:
             classifier = PixelClassifier(model, pixel_space)
+            attack = replace(attack, steps=report.attack["steps"])
             _write_examples(options, classifier, dataset, names, threat_model=threat_model, attack=attack)
         write_evidence(report, options.output_dir)
     return state, report

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_robust_ft.attacks import APGD, MEMORY_FORMATS
+from hf_robust_ft.convergence import STEPS_LIMIT, check_steps_limit, first_attack, parse_attack_steps
 from hf_robust_ft.launching import check_deepspeed, refuse_zero_3
 from hf_robust_ft.overfitting_guard import check_guard
 from hf_robust_ft.protocols import evaluation_attack, resolve_epsilons
@@ -24,7 +25,7 @@ class AdversarialTrainingArguments(TuningArguments):
 
     Groups: the threat model (`norm`, `eps`), its schedule (`eps_schedule`, `schedule_*`), the training attack
     (`attack_*`), the schedule of its steps (`attack_steps_*`) and its guard (`attack_guard*`), the robust evaluation
-    (`eval_attack_steps`, `eval_epsilons`, `robust_eval`), `memory_format`, and `TuningArguments`' fine-tuning settings.
+    (`eval_attack_steps*`, `eval_epsilons`, `robust_eval`), `memory_format`, and `TuningArguments`' fine-tuning settings.
     Everything else is `TrainingArguments`, with its defaults unchanged. Defaults are those of arXiv 2509.23325.
 
     Raises:
@@ -95,7 +96,14 @@ class AdversarialTrainingArguments(TuningArguments):
             "models, but under FSDP."
         },
     )
-    eval_attack_steps: int = field(default=10, metadata={"help": "APGD steps of the evaluation attack."})
+    eval_attack_steps: str = field(
+        default=10,
+        metadata={
+            "help": "APGD steps of the evaluation attack; 'auto' doubles them, from 10, on what still stands until the "
+            "accuracy settles."
+        },
+    )
+    eval_attack_steps_limit: int = field(default=STEPS_LIMIT, metadata={"help": "The most steps of 'auto'."})
     eval_epsilons: list[str] | None = field(
         default=None,
         metadata={"help": "Budgets to evaluate at, increasing from 0 to eps (default: every 1/255, the paper's grid)."},
@@ -122,6 +130,8 @@ class AdversarialTrainingArguments(TuningArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        self.eval_attack_steps = parse_attack_steps(self.eval_attack_steps, "eval_attack_steps")
+        check_steps_limit(self.eval_attack_steps_limit, "eval_attack_steps_limit")
         # Each of these raises on what it cannot be built from.
         schedule = self._build_schedules()
         _ = self.train_attack, self.eval_attack, self.evaluation_grid
@@ -175,8 +185,8 @@ class AdversarialTrainingArguments(TuningArguments):
 
     @property
     def eval_attack(self) -> APGD:
-        """The attack of a robust evaluation."""
-        return evaluation_attack(self.eval_attack_steps, self.attack_loss)
+        """The attack of a robust evaluation; with steps 'auto', of its first round."""
+        return first_attack(evaluation_attack(loss=self.attack_loss), self.eval_attack_steps)
 
     @property
     def evaluation_grid(self) -> list[float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from hf_robust_ft.attacks import APGD
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
+from hf_robust_ft.convergence import AUTO, rounds_up_to
 from hf_robust_ft.losses import get_loss
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 from hf_robust_ft.trust_checks import CHECKED_IMAGES, LONGER, MOST_DRAWS
@@ -163,6 +164,25 @@ def _grid_attack(name: str, args: AdversarialTrainingArguments, visits: int, num
             input_gradient=budgets * gradients * visits,
             at_most=True,
         )
+    if budgets and args.eval_attack_steps == AUTO:
+        yield _more_steps(name, args, visits, num_classes)
+
+
+def _more_steps(name: str, args: AdversarialTrainingArguments, visits: int, num_classes: int) -> Phase:
+    """The rounds after the first of steps "auto": an attack an image in each, and again for each budget that falls.
+
+    As if all fell at the last round, and at every budget; a round that changes little ends it.
+    """
+    rounds = rounds_up_to(args.eval_attack_steps_limit)[1:]
+    steps = [*rounds, *rounds[-1:] * (len(args.evaluation_grid) - 2)]
+    passes = [attack_passes(replace(args.eval_attack, steps=each), num_classes) for each in steps]
+    return Phase(
+        f"{name}, rounds of {rounds[0]} to {rounds[-1]} steps" if rounds else f"{name}, no further round",
+        visits,
+        forward=sum(forwards for _, forwards in passes) * visits,
+        input_gradient=sum(gradients for gradients, _ in passes) * visits,
+        at_most=True,
+    )
 
 
 def _trust_checks(args: AdversarialTrainingArguments, test_images: int, num_classes: int) -> Iterator[Phase]:
@@ -172,10 +192,11 @@ def _trust_checks(args: AdversarialTrainingArguments, test_images: int, num_clas
     images = min(CHECKED_IMAGES * args.world_size, test_images)
     attack = args.eval_attack
     gradients, forwards = attack_passes(attack, num_classes)
+    longer = 0 if args.eval_attack_steps == AUTO else LONGER  # the rounds tell of it
     yield Phase(
         "trust checks",
         images,
-        forward=(2 + min(attack.steps, MOST_DRAWS) + 5 * forwards) * images,
-        input_gradient=(1 + (4 + LONGER) * gradients) * images,
+        forward=(2 + min(attack.steps, MOST_DRAWS) + (4 + bool(longer)) * forwards) * images,
+        input_gradient=(1 + (4 + longer) * gradients) * images,
         at_most=True,
     )

@@ -3,6 +3,7 @@
 import shlex
 from typing import Any
 
+from hf_robust_ft.convergence import AUTO, STEPS_LIMIT
 from hf_robust_ft.protocols import resolve_epsilons
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import ThreatModel, format_eps
@@ -27,7 +28,8 @@ def evaluate_command(report: RobustnessReport, model: str, **more: Any) -> str:
         "split": facts.get("split") if facts.get("split") != "test" else None,
         "norm": threat_model.norm,
         "eps": format_eps(threat_model.eps),
-        "attack_steps": attack["steps"],
+        "attack_steps": AUTO if report.convergence else attack["steps"],
+        "attack_steps_limit": limit if (limit := report.convergence.get("limit", STEPS_LIMIT)) != STEPS_LIMIT else None,
         "attack_loss": attack["loss"] if attack["loss"] != "ce" else None,
         "protocol": report.protocol if report.protocol != "paper" else None,
         "autoattack": report.autoattack_samples or None,

@@ -1,5 +1,6 @@
 """What two results must share before one may be called better than the other."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ class Setting:
             norm=norm,
             eps=format_eps(eps),
             protocol=report.protocol,
-            attack=attack_name(report.attack),
+            attack=attack_name(report.attack, report.convergence),
             grid=DEFAULT_GRID if is_usual or report.protocol == "exact" else f"{len(report.epsilons)} points",
         )
 
@@ -72,14 +73,17 @@ def dataset_text(name: str | None, configuration: str | None) -> str:
     return (str(name) if name else UNKNOWN) + (f", {configuration}" if name and configuration else "")
 
 
-def attack_name(attack: dict[str, Any]) -> str:
-    """A report's attack as cards call it.
+def attack_name(attack: Mapping[str, Any], convergence: Mapping[str, Any] | None = None) -> str:
+    """A report's attack as cards call it; converged steps by their limit, as how many it took is the model's.
 
     >>> attack_name({"steps": 10, "loss": "ce", "restarts": 1, "random_start": False, "select": "fooled"})
     'APGD-CE-10'
     >>> attack_name({"steps": 40, "loss": "dlr", "restarts": 5, "random_start": True})
     'APGD-DLR-40, 5 restarts, random start'
+    >>> attack_name({"steps": 40, "loss": "ce"}, {"limit": 160})
+    'APGD-CE-auto (at most 160)'
     """
-    name = f"APGD-{str(attack.get('loss', '?')).upper().replace('_', '-')}-{attack.get('steps', '?')}"
+    steps = f"auto (at most {convergence['limit']})" if convergence else attack.get("steps", "?")
+    name = f"APGD-{str(attack.get('loss', '?')).upper().replace('_', '-')}-{steps}"
     restarts = f", {attack['restarts']} restarts" if attack.get("restarts", 1) != 1 else ""
     return name + restarts + (", random start" if attack.get("random_start") else "")
