@@ -31,7 +31,8 @@ def parse_attack_steps(steps: int | str, name: str = "attack_steps") -> int | st
     if not isinstance(steps, bool) and (text == AUTO or (text.isascii() and text.isdecimal() and int(text) >= 1)):
         return AUTO if text == AUTO else int(text)
     raise ValueError(
-        f"{name} is a whole number of at least 1, or {AUTO!r} for as many as the accuracy needs to settle; got {steps!r}."
+        f"{name} is a whole number of at least 1, or {AUTO!r} for as many as the accuracy needs to settle; got "
+        f"{steps!r}."
     )
 
 
@@ -130,12 +131,12 @@ class Convergence:
         last = self.rounds[-1]
         if len(self.rounds) == 1:
             return f"after {last['steps']} attack steps no image is left standing"
-        before = self.rounds[-2]
+        first, before = self.rounds[0], self.rounds[-2]
         fall = max(b - a for b, a in zip(before["accuracies"], last["accuracies"], strict=True))
+        since = first["adversarial_accuracy"] - last["adversarial_accuracy"]
         return (
             f"from {before['steps']} to {last['steps']} attack steps the accuracy falls by at most {100 * fall:.1f} "
-            f"points at any eps, after {100 * (self.rounds[0]['adversarial_accuracy'] - last['adversarial_accuracy']):.1f} "
-            f"points at the largest one since {self.rounds[0]['steps']} steps"
+            f"points at any eps; since {first['steps']} steps by {100 * since:.1f} points at the largest one"
         )
 
 

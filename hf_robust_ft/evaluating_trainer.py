@@ -115,9 +115,9 @@ class EvaluatingTrainer(PublishingTrainer):
             rounds = Convergence(self.args.eval_attack, grid, "paper", limit, "eval_attack_steps_limit")
             if self.is_fsdp_enabled:
                 raise ValueError(
-                    "eval_attack_steps='auto' attacks what stands, other numbers of images on each process, while FSDP's "
-                    "forward waits for all of them: give a number of steps, and measure the saved checkpoint with "
-                    "hf-robust-ft evaluate --attack_steps auto."
+                    "eval_attack_steps='auto' attacks what stands, other numbers of images on each process, while a "
+                    "forward under FSDP waits for all of them: give a number of steps, and measure the saved checkpoint "
+                    "with hf-robust-ft evaluate --attack_steps auto."
                 )
         return EvaluationRecord(grid, dataset, rounds)
 

@@ -25,7 +25,7 @@ class AdversarialTrainingArguments(TuningArguments):
 
     Groups: the threat model (`norm`, `eps`), its schedule (`eps_schedule`, `schedule_*`), the training attack
     (`attack_*`), the schedule of its steps (`attack_steps_*`) and its guard (`attack_guard*`), the robust evaluation
-    (`eval_attack_steps*`, `eval_epsilons`, `robust_eval`), `memory_format`, and `TuningArguments`' fine-tuning settings.
+    (`eval_attack_steps*`, `eval_epsilons`, `robust_eval`), `memory_format`, and `TuningArguments`' own settings.
     Everything else is `TrainingArguments`, with its defaults unchanged. Defaults are those of arXiv 2509.23325.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`AdversarialTrainer` with eval_attack_steps="auto": the converged figures of `evaluate_robustness`, in every process."""
+"""`AdversarialTrainer` with eval_attack_steps="auto": the converged figures of `evaluate_robustness`."""
 
 import json
 
@@ -81,7 +81,7 @@ def test_bad_steps_are_refused(make_args, value):
 
 
 def test_a_bad_limit_is_refused(make_args):
-    with pytest.raises(ValueError, match="eval_attack_steps_limit is the most steps.*at least 10; got 9"):
+    with pytest.raises(ValueError, match=r"eval_attack_steps_limit is the most steps.*at least 10; got 9"):
         make_args(eval_attack_steps_limit=9)
 
 

@@ -163,8 +163,16 @@ def test_a_report_keeps_its_rounds_and_older_ones_are_read(rippled, tmp_path):
 
 @pytest.mark.parametrize(
     ("before", "after", "count", "settled"),
-    [(50, 50, 60, True), (50, 49, 60, False), (500, 491, 1000, True), (500, 490, 1000, False), (0, 0, 10, True)]
-    + [(5000, 4950, 100_000, True), (50_000, 49_600, 100_000, False)],  # half an interval is 0.13 and 0.31 points
+    [
+        (50, 50, 60, True),
+        (50, 49, 60, False),
+        (500, 491, 1000, True),
+        (500, 490, 1000, False),
+        (0, 0, 10, True),
+        # Half an interval is 0.13 and 0.31 points.
+        (5000, 4950, 100_000, True),
+        (50_000, 49_600, 100_000, False),
+    ],
 )
 def test_settled_is_less_than_a_point_and_than_half_an_interval(before, after, count, settled):
     rounds = Convergence(evaluation_attack(), [0.0, 0.1], "paper")
@@ -188,6 +196,6 @@ def test_what_is_neither_a_count_nor_auto_is_refused(steps):
 @pytest.mark.parametrize("limit", [9, 0, -1, 20.0, "80", True])
 def test_a_limit_below_ten_is_refused_before_anything_runs(rippled, limit):
     model = Rippled()
-    with pytest.raises(ValueError, match="attack_steps_limit is the most steps.*at least 10"):
+    with pytest.raises(ValueError, match=r"attack_steps_limit is the most steps.*at least 10"):
         measure(rippled, model, attack_steps_limit=limit)
     assert model.forwards == 0
