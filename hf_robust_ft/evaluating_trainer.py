@@ -116,8 +116,8 @@ class EvaluatingTrainer(PublishingTrainer):
             if self.is_fsdp_enabled:
                 raise ValueError(
                     "eval_attack_steps='auto' attacks what stands, other numbers of images on each process, while a "
-                    "forward under FSDP waits for all of them: give a number of steps, and measure the saved checkpoint "
-                    "with hf-robust-ft evaluate --attack_steps auto."
+                    "forward under FSDP waits for all of them: give a number of steps, and measure the saved "
+                    "checkpoint with hf-robust-ft evaluate --attack_steps auto."
                 )
         return EvaluationRecord(grid, dataset, rounds)
 

@@ -268,7 +268,8 @@ class _Work:
                 if any(known is not None and known["data"] != checksum for known in (before, record)):
                     raise ValueError(
                         f"Batch {number} holds other images or labels than at an earlier pass: the dataset or its "
-                        "transform changed, or is random. If it changed, choose another results folder."
+                        "transform changed, or is random."
+                        + ("" if store is None else " Choose another results folder.")
                     )
                 if record is None:
                     if before is None:
