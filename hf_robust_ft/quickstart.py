@@ -93,6 +93,8 @@ def _run(name: str, seed: int, folder: Path) -> tuple[RobustnessReport, list[dic
         pixel_space=trainer.pixel_space,
         epsilons=target.evaluation_grid,
         attack=target.eval_attack,
+        attack_steps=target.eval_attack_steps,
+        attack_steps_limit=target.eval_attack_steps_limit,
     )
     report = replace(report, metadata={**data_args.describe(), "split": "test", **metadata})
     report.to_json(folder / "robustness_report.json")

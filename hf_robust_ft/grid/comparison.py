@@ -167,7 +167,7 @@ def check_comparable(results: Sequence[CellResult]) -> None:
         alike = [each for each in results if eps_of(each) == eps]
         _same(f"protocols at {format_eps(eps)}", alike, lambda each: each.protocol)
         _same(f"epsilons up to {format_eps(eps)}", alike, lambda each: ", ".join(map(format_eps, each.report.epsilons)))
-    for key in sorted({key for each in results for key in each.report.attack}):
+    for key in sorted({key for each in results for key in each.report.attack} - {"steps"}):  # those are in `protocol`
         _same(f"settings of the attack ({key})", results, lambda each, key=key: str(each.report.attack.get(key)))
     for dataset in sorted({each.dataset for each in results}):
         alike = [each for each in results if each.dataset == dataset]

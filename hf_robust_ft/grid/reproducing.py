@@ -19,7 +19,7 @@ from hf_robust_ft.planning import PlanArguments
 from hf_robust_ft.recipes import build_parser
 
 # What is measured depends on these: the same in all cells, or in all of a dataset.
-ATTACK_OPTIONS = ("eval_attack_steps", "attack_loss")
+ATTACK_OPTIONS = ("eval_attack_steps", "eval_attack_steps_limit", "attack_loss")
 IMAGE_OPTIONS = ("max_eval_samples", "validation_size", "test_size", "split_seed")
 
 

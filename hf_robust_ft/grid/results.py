@@ -48,7 +48,8 @@ class CellResult:
         E.g. "paper, APGD-10 (ce), 5 points".
         """
         attack, report = self.report.attack, self.report
-        return f"{report.protocol}, APGD-{attack['steps']} ({attack['loss']}), {len(report.epsilons)} points"
+        steps = f"auto up to {report.convergence['limit']}" if report.convergence else attack["steps"]
+        return f"{report.protocol}, APGD-{steps} ({attack['loss']}), {len(report.epsilons)} points"
 
     def to_json(self, path: str | Path) -> None:
         """Write it whole or not at all: a run that is killed here leaves no half a file."""

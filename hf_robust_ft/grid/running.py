@@ -189,6 +189,8 @@ def _measure(
         pixel_space=trainer.pixel_space,
         epsilons=args.evaluation_grid,
         attack=args.eval_attack,
+        attack_steps=args.eval_attack_steps,
+        attack_steps_limit=args.eval_attack_steps_limit,
         protocol=how.protocol,
         checks=how.checks,
         batch_size=args.per_device_eval_batch_size,
