@@ -22,8 +22,8 @@ DIAGNOSIS = "diagnosis.json"
 SET_BY_SWEEP = (
     "eps", "eps_schedule", "schedule", "schedule_start", "schedule_end", "schedule_granularity", "schedule_args",
     "schedule_overshoot", "attack_steps_schedule", "attack_steps_args", "attack_steps_min", "eval_epsilons",
-    "eval_attack_steps", "eval_attack_steps_limit", "robust_eval", "eval_strategy", "save_strategy", "save_total_limit", "resume_from_checkpoint",
-    "push_to_hub", "max_eval_samples",
+    "eval_attack_steps", "eval_attack_steps_limit", "robust_eval", "eval_strategy", "save_strategy",
+    "save_total_limit", "resume_from_checkpoint", "push_to_hub", "max_eval_samples",
 )  # fmt: skip
 
 THRESHOLD_HELP = "Validation accuracy above which a run has adapted, in (0, 1); the paper's 0.05 suits 100 classes."
