@@ -52,7 +52,7 @@ def checkpoint_files(folder: Path) -> list[str]:
         raise ValueError(f"There is no folder {folder}.")
     if not (folder / CONFIG).is_file():
         adapters = (folder / "adapter_config.json").is_file()
-        hint = " It holds adapters: save the merged model (trainer.save_model())." if adapters else ""
+        hint = " It holds adapters: save model.merge_and_unload() there, or train with lora_rank=." if adapters else ""
         raise ValueError(f"{folder} is no checkpoint: it has no {CONFIG}.{hint}")
     return [CONFIG, *_processor_files(folder), *_weight_files(folder), *_code_files(folder)]
 

@@ -4,7 +4,6 @@ Small and random, as their publishers store them: train two steps, evaluate, pub
 """
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
