@@ -57,6 +57,7 @@ def by_script(kind, source, dataset):
     names = splits["train"].features["label"].names
     size = {"image_size": 32} if kind == "embedded" else {}
     model, processor = load_image_classifier(source, label_names=names, **size)
+    model.config.id2label = {str(index): name for index, name in enumerate(names)}  # as transformers' example scripts
     train, test = (with_pixel_values(splits[name].select(range(16)), processor) for name in ("train", "test"))
     args = AdversarialTrainingArguments(output_dir="script-" + kind, hub_model_id="tester/script-" + kind,
                                         remove_unused_columns=False, **TRAINING)
@@ -64,7 +65,7 @@ def by_script(kind, source, dataset):
                                  data_collator=stack_examples)
     trainer.train()
     trainer.evaluate()
-    trainer.push_to_hub()
+    trainer.push_to_hub(finetuned_from=source, tasks="image-classification", tags=["vision"])
     return logits_of(trainer.model, processor)
 
 
@@ -87,7 +88,8 @@ for repo in REPOS:
             logits = classify.model(**classify.image_processor(image, return_tensors="pt")).logits[0]
         names = classify.model.config.id2label
         answer = {entry["label"]: entry["score"] for entry in classify(image, top_k=len(logits))}
-        return {"logits": logits.tolist(), "scores": [answer[names[index]] for index in range(len(logits))]}
+        return {"logits": logits.tolist(), "scores": [answer[names[index]] for index in range(len(logits))],
+                "names": [names[index] for index in range(len(logits))]}
     found[repo] = attempt(load)
 """
 
@@ -128,6 +130,8 @@ def test_what_was_trained_is_what_anybody_loads(road, way, name, kind):
     expected = torch.tensor(trained["value"])
     assert torch.allclose(torch.tensor(loaded["value"]["logits"]), expected, atol=1e-5)
     assert torch.allclose(torch.tensor(loaded["value"]["scores"]), expected.softmax(0), atol=1e-5)
+    names = [str(digit) for digit in range(10)] if kind == "embedded" else ["cold", "warm"]
+    assert loaded["value"]["names"] == names
     repository = hub.find(f"tester/{name}-{kind}")
     files = repository.files(repository.head.sha)
     assert "preprocessor_config.json" not in files  # timm's settings are the configuration's
