@@ -14,6 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_robust_ft.attacks import APGD, attack_mode
 from hf_robust_ft.batch_checks import check_batch
+from hf_robust_ft.class_names import class_names
 from hf_robust_ft.convergence import AUTO, Convergence, with_convergence
 from hf_robust_ft.data.sources import loaded_facts
 from hf_robust_ft.evaluation_record import EvaluationRecord
@@ -23,6 +24,7 @@ from hf_robust_ft.publishing_trainer import PublishingTrainer
 from hf_robust_ft.random_state import random_state_kept
 from hf_robust_ft.reporting import save_examples
 from hf_robust_ft.reporting.evidence import EXAMPLE_FILES
+from hf_robust_ft.reporting.example_pairs import FILE_NAME as EXAMPLE_PAIRS
 from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import build_report
 from hf_robust_ft.sample_ids import SAMPLE_ID
@@ -43,6 +45,7 @@ class EvaluatingTrainer(PublishingTrainer):
     def __init__(self, *args: Any, pixel_space: PixelSpace, **kwargs: Any):
         self.pixel_space = pixel_space
         self._examples: list[tuple[Tensor, Tensor]] = []
+        self._class_names: list[str] = []
         self._evaluation: EvaluationRecord | None = None
         super().__init__(*args, **kwargs)
 
@@ -87,6 +90,7 @@ class EvaluatingTrainer(PublishingTrainer):
         inputs = self._prepare_inputs(inputs)
         check_batch(inputs, self.pixel_space, self.num_labels)
         loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
+        self._evaluation.num_classes = extract_logits(logits).shape[1]
         classifier = self._classifier(inputs)
         pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
         with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
@@ -144,8 +148,8 @@ class EvaluatingTrainer(PublishingTrainer):
     def _robustness_metrics(self, evaluation: EvaluationRecord, prefix: str) -> dict[str, float]:
         if not evaluation.gathered:
             return {}
-        names = getattr(getattr(self.model, "config", None), "id2label", None)
         rounds = evaluation.rounds
+        self._class_names = class_names(getattr(self.model, "config", None), evaluation.num_classes)
         report = build_report(
             *(torch.cat(parts).numpy() for parts in zip(*evaluation.gathered, strict=True)),
             threat_model=self.args.threat_model,
@@ -153,7 +157,7 @@ class EvaluatingTrainer(PublishingTrainer):
             attack=self.args.eval_attack if rounds is None else rounds.attack,
             checks=self._trust_checks(evaluation),
             convergence=None if rounds is None else rounds.described(),
-            class_names=names,
+            class_names=self._class_names,
             metadata=self._metadata() | loaded_facts(evaluation.dataset) | self._evaluated_in(),
         )
         metrics = {f"{prefix}_clean_accuracy": report.clean_accuracy}
@@ -205,11 +209,10 @@ class EvaluatingTrainer(PublishingTrainer):
         raise NotImplementedError
 
     def _write_examples(self, folder: str) -> None:
-        names = getattr(getattr(self.model, "config", None), "id2label", None)
-        if not self._examples or names is None:
-            return
-        for old in Path(folder).glob(EXAMPLE_FILES):  # of other weights
+        for old in (*Path(folder).glob(EXAMPLE_FILES), *Path(folder, EXAMPLES).glob(EXAMPLE_PAIRS)):  # of other weights
             old.unlink()
+        if not self._examples:
+            return
         pixels, labels = (torch.cat(parts)[:SHOWN_EXAMPLES] for parts in zip(*self._examples, strict=True))
         save_examples(
             self._classifier({}),
@@ -218,5 +221,5 @@ class EvaluatingTrainer(PublishingTrainer):
             os.path.join(folder, EXAMPLES),
             threat_model=self.args.threat_model,
             attack=replace(self.args.eval_attack, steps=self.robustness_report.attack["steps"]),
-            class_names=names,
+            class_names=self._class_names,
         )

@@ -18,6 +18,7 @@ class EvaluationRecord:
         self.dataset = dataset
         self.rounds = rounds
         self.own: list[tuple[Tensor, Tensor]] = []  # smallest eps and wrong classes of this process's batches
+        self.num_classes: int | None = None  # the width of the logits
         self.gathered: list[tuple[Tensor, ...]] = []
         self.kept: list[tuple[Tensor, Tensor]] = []
 
