@@ -33,6 +33,15 @@ def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return {"pixel_values": torch.stack(images), "labels": labels}
 
 
+def first_images(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """A batch of its first `count` images only."""
+    size = len(inputs["labels"])
+    return {
+        key: value[:count] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+        for key, value in inputs.items()
+    }
+
+
 class NumberedBatches:
     """The batches of a dataset or loader, dealt out to processes in turn: batch i goes to process i mod W.
 

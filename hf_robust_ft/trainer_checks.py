@@ -183,3 +183,8 @@ def _check_sample_ids(dataset: Any) -> None:
         raise ValueError(
             f"The column {SAMPLE_ID!r} gives {len(ids)} images {len(set(ids) - {None})} different ids. {HOW_TO_ADD}"
         )
+
+
+def datasets_of(eval_dataset: Any) -> list:
+    """The datasets in Trainer's `eval_dataset`: several by name, one, or none."""
+    return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]

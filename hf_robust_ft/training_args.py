@@ -13,6 +13,7 @@ from hf_robust_ft.protocols import evaluation_attack, resolve_epsilons
 from hf_robust_ft.schedules import SCHEDULES, PerSample, Schedule, build_schedule, parse_schedule_args
 from hf_robust_ft.threat_models import ThreatModel
 from hf_robust_ft.tuning import TuningArguments
+from hf_robust_ft.tuning.batch_norm import FROZEN, check_policy
 
 GRANULARITIES = ("epoch", "step")
 ROBUST_EVAL = ("end", "epoch", "no")
@@ -88,6 +89,14 @@ class AdversarialTrainingArguments(TuningArguments):
         },
     )
     attack_guard_every: int = field(default=50, metadata={"help": "Steps between its checks."})
+    batch_norm: str = field(
+        default=FROZEN,
+        metadata={
+            "help": "Statistics that BatchNorm normalises by in a training step: 'frozen' (the checkpoint's; weights and "
+            "biases train), 'frozen_from_attack' (they adapt while eps is 0), 'trainer' (the batch's, as plain Trainer: "
+            "fine-tuned so, a network is hardly robust)."
+        },
+    )
     memory_format: str = field(
         default="keep",
         metadata={
@@ -122,6 +131,7 @@ class AdversarialTrainingArguments(TuningArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_policy(self.batch_norm)
         # Each of these raises on what it cannot be built from.
         schedule = self._build_schedules()
         _ = self.train_attack, self.eval_attack, self.evaluation_grid
@@ -220,7 +230,7 @@ class AdversarialTrainingArguments(TuningArguments):
         """What a report says of the training: the protocol, not every argument."""
         names = (
             "norm", "eps", "eps_schedule", "schedule_start", "schedule_end", "schedule_granularity", "attack_steps",
-            "attack_loss", "attack_random_start", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+            "attack_loss", "attack_random_start", "batch_norm", "num_train_epochs", "max_steps", "per_device_train_batch_size",
             "gradient_accumulation_steps", "world_size", "learning_rate", "weight_decay", "warmup_steps", "adam_beta1",
             "adam_beta2", "label_smoothing_factor", "seed", "bf16", "fp16",
         )  # fmt: skip

@@ -36,6 +36,7 @@ LAYERS = [
     ("durable_trainer", "hub", "leaderboard"),
     ("mended_trainer",),
     ("tuning", "overfitting_guard", "attacked_model"),
+    ("attack_reach",),
     ("training_args",),
     ("callbacks",),
     ("trainer_checks", "evaluation_record", "publishing_trainer", "resuming"),

@@ -198,7 +198,7 @@ def _measure(
         class_names=[trainer.model.config.id2label[index] for index in range(trainer.model.config.num_labels)],
         progress=not args.disable_tqdm,
     )
-    training = trainer.scheduler_callback.described(args.training_settings())
+    training = trainer.described_training()
     return report.with_metadata(**prepared.facts, split=how.split, training=training, **environment_facts())
 
 

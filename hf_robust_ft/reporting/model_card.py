@@ -9,6 +9,7 @@ from hf_robust_ft.protocols import PROTOCOLS
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.licences import licence_metadata
+from hf_robust_ft.reporting.reach import LEAST, reach_of, reach_sentence
 from hf_robust_ft.reporting.settings import UNNAMED_DATASET, attack_name
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import format_eps
@@ -57,6 +58,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         "norm": norm, "eps": eps, "attack": attack, "steps": report.attack["steps"], "protocol": report.protocol,
         "samples": report.num_samples,
     }  # fmt: skip
+    reach = reach_of(facts.get("training"))
     results = [
         EvalResult(
             task_type="image-classification",
@@ -97,6 +99,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         subject=subject,
         title=facts.get("model_name") or title,
         training=facts.get("training", {}),
+        reach=None if reach is None else ("" if reach >= LEAST else "**Warning.** ") + reach_sentence(reach),
         norm=norm,
         eps=eps,
         threat=THREATS[norm].format(eps=eps),

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_robust_ft.reporting.reach import REACH
 from hf_robust_ft.reporting.settings import Setting, attack_name
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import format_eps
@@ -48,9 +49,15 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
         "trained at eps": training.get("eps"),
         "epochs": training.get("num_train_epochs"),
         "seed": training.get("seed"),
+        "BatchNorm statistics": training.get("batch_norm"),
+        "attack loss seen in training": _reach_text(training.get(REACH)),
         "command": facts.get("command"),
         "versions": ", ".join(f"{name} {value}" for name, value in (facts.get("versions") or {}).items()),
     }
+
+
+def _reach_text(reach: dict[str, float] | None) -> str | None:
+    return None if reach is None else f"{reach['overall']:.0%} of what was found, at least {reach['lowest']:.0%}"
 
 
 def _grid_text(epsilons: Sequence[float]) -> str:

@@ -13,6 +13,7 @@ from hf_robust_ft.reporting.example_pairs import ExamplePairs
 from hf_robust_ft.reporting.page.assets import read_asset, render_template
 from hf_robust_ft.reporting.page.protocol_table import protocol_rows
 from hf_robust_ft.reporting.page.runs import Run
+from hf_robust_ft.reporting.reach import LEAST, reach_of, reach_sentence
 from hf_robust_ft.reporting.settings import Setting
 from hf_robust_ft.threat_models import format_eps
 
@@ -108,6 +109,7 @@ def _describe(run: Run, index: int) -> dict[str, Any]:
     }
     if report.protocol == "exact":
         data["smallest"] = sorted(eps for eps in report.smallest_epsilons if eps is not None)
+    reach = reach_of(facts.get("training"))
     subject = facts.get("model_name") or facts.get("base_model_text") or facts.get("base_model")
     return {
         "name": run.name,
@@ -123,6 +125,7 @@ def _describe(run: Run, index: int) -> dict[str, Any]:
         "examples": run.examples,
         "strips": [{"alt": f"{run.name}: {strip.stem}", "uri": _picture(strip)} for strip in run.strips],
         "notes": facts.get("notes") or [],
+        "reach": None if reach is None else {"sentence": reach_sentence(reach), "passed": reach >= LEAST},
         "data": data,
     }
 
