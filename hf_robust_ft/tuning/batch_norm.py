@@ -124,4 +124,3 @@ def check_policy(policy: Any) -> None:
     """Raise a ValueError unless it is one of `BATCH_NORM`."""
     if policy not in BATCH_NORM:
         raise ValueError(f"Unknown batch_norm {policy!r}. Valid: {', '.join(BATCH_NORM)}.")
-
