@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_robust_ft.normalisation_checks import check_normalisation
 from hf_robust_ft.pixels import PixelSpace
 
 
@@ -26,6 +27,18 @@ def check_batch(
         )
     check_pixel_values(batch["pixel_values"], pixel_space, first)
     check_labels(batch["labels"], len(batch["pixel_values"]), num_labels, first)
+
+
+def check_first_batch(
+    batch: Any, pixel_space: PixelSpace, num_labels: int | None = None, *, first: int | None = None
+) -> None:
+    """As `check_batch`, and whether the images are normalised by the stated map, which all of a data set's are or not.
+
+    Raises:
+        ValueError: as `check_batch` and `check_normalisation` do.
+    """
+    check_batch(batch, pixel_space, num_labels, first=first)
+    check_normalisation(batch["pixel_values"], pixel_space)
 
 
 def check_pixel_values(pixel_values: Tensor, pixel_space: PixelSpace, first: int | None = None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_robust_ft.attacks import attack_mode
-from hf_robust_ft.batch_checks import check_batch
+from hf_robust_ft.batch_checks import check_batch, check_first_batch
 from hf_robust_ft.data.sources import loaded_facts
 from hf_robust_ft.evaluation_record import EvaluationRecord
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
@@ -82,7 +82,8 @@ class EvaluatingTrainer(PublishingTrainer):
         if self._evaluation is None or inputs.get("labels") is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
-        check_batch(inputs, self.pixel_space, self.num_labels)
+        check = check_batch if self._evaluation.gathered else check_first_batch
+        check(inputs, self.pixel_space, self.num_labels)
         loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
         classifier = self._classifier(inputs)
         pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)

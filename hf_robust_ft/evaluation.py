@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 import hf_robust_ft
 from hf_robust_ft.attacks import APGD, attack_mode, autoattack, fast_memory_format
 from hf_robust_ft.attacks.autoattack import check_autoattack, check_num_classes
-from hf_robust_ft.batch_checks import check_batch
+from hf_robust_ft.batch_checks import check_batch, check_first_batch
 from hf_robust_ft.batches import NumberedBatches
 from hf_robust_ft.evaluated_model import as_classifier, count_classes, nan_refused
 from hf_robust_ft.losses import get_loss
@@ -229,7 +229,8 @@ class _Work:
 
     def prepare(self, batch: Any, first: int) -> tuple[Tensor, Tensor]:
         """Pixels in [0, 1] and labels of a batch that an attack can work on; `first` is its first image's index."""
-        check_batch(batch, self.pixel_space, self.num_labels, first=first)
+        check = check_first_batch if first == 0 else check_batch
+        check(batch, self.pixel_space, self.num_labels, first=first)
         pixels = self.pixel_space.to_pixels(batch["pixel_values"].to(self.device)).clamp(0, 1)
         if self.num_labels is None:  # a plain module tells its number of classes only by its logits
             self.num_labels = count_classes(self.classifier, pixels[:1], attacked=self.threat_model.eps > 0)

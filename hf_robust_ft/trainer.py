@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from hf_robust_ft import trainer_checks
 from hf_robust_ft.attacked_model import model_for_attack, settle_loss
 from hf_robust_ft.attacks import APGD, AttackResult, attack_mode, use_memory_format
-from hf_robust_ft.batch_checks import CheckedCollator, check_batch
+from hf_robust_ft.batch_checks import CheckedCollator, check_first_batch
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.evaluating_trainer import EvaluatingTrainer
 from hf_robust_ft.launching import check_sharding
@@ -256,7 +256,7 @@ class AdversarialTrainer(EvaluatingTrainer):
         """Check what the attack needs now, not when the schedule first raises eps hours later."""
         if self.args.torch_compile:
             settle_loss(self.model)
-        check_batch(inputs, self.pixel_space, self.num_labels)
+        check_first_batch(inputs, self.pixel_space, self.num_labels)
         check_input_precision(inputs["pixel_values"], self.pixel_space, self.args.threat_model)
         if self.args.threat_model.eps > 0:
             self._attack(first_images(inputs, 2), self.args.threat_model.eps, APGD(steps=1, random_start=False))
