@@ -1,6 +1,5 @@
 """The evaluation of `AdversarialTrainer`: what `evaluate()` adds to Trainer's, its report and its pictures."""
 
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,8 @@ from hf_robust_ft.attacks import attack_mode
 from hf_robust_ft.batch_checks import check_batch, check_first_batch
 from hf_robust_ft.data.sources import loaded_facts
 from hf_robust_ft.evaluation_record import EvaluationRecord
-from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
+from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits, input_dtype
+from hf_robust_ft.precision import evaluated_in, half_of
 from hf_robust_ft.protocols import attack_on_grid
 from hf_robust_ft.publishing_trainer import PublishingTrainer
 from hf_robust_ft.random_state import random_state_kept
@@ -24,8 +24,6 @@ from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import build_report
 from hf_robust_ft.sample_ids import SAMPLE_ID
 from hf_robust_ft.trust_checks import CHECKED_IMAGES, TrustCheck, run_trust_checks
-
-logger = logging.getLogger(__name__)
 
 SHOWN_EXAMPLES = 4  # attacked images beside the card
 
@@ -79,12 +77,12 @@ class EvaluatingTrainer(PublishingTrainer):
         return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        if self._evaluation is None or inputs.get("labels") is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
+        if self._evaluation is None or inputs.get("labels") is None:
+            return super().prediction_step(model, self._as_stored(inputs), prediction_loss_only, ignore_keys)
         check = check_batch if self._evaluation.gathered else check_first_batch
         check(inputs, self.pixel_space, self.num_labels)
-        loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
+        loss, logits, labels = super().prediction_step(model, self._as_stored(inputs), False, ignore_keys)
         classifier = self._classifier(inputs)
         pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
         with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
@@ -104,6 +102,12 @@ class EvaluatingTrainer(PublishingTrainer):
         found = (inputs["labels"], outcome.smallest_eps, outcome.wrong_classes)
         self._evaluation.add(self.accelerator.gather_for_metrics(found))
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
+
+    def _as_stored(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch with images of the dtype that a model stored in half precision takes."""
+        if half_of(self.model) is None or "pixel_values" not in inputs:
+            return dict(inputs)
+        return {**inputs, "pixel_values": inputs["pixel_values"].to(input_dtype(self.model))}
 
     def _robustness_metrics(self, evaluation: EvaluationRecord, prefix: str) -> dict[str, float]:
         if not evaluation.gathered:
@@ -144,19 +148,10 @@ class EvaluatingTrainer(PublishingTrainer):
             )
 
     def _evaluated_in(self) -> dict[str, str]:
-        """The half precision of this evaluation, that of training included: attacks are weaker in it."""
-        precision = self.accelerator.mixed_precision
-        if not self.is_in_train:
-            precision = "bf16" if self.args.bf16_full_eval else "fp16" if self.args.fp16_full_eval else precision
-        if precision == "no":
-            return {}
-        if not self.is_in_train and self.is_world_process_zero():
-            logger.warning(
-                "Measured in %s: attacks find fewer errors than in fp32, so robust accuracy may be points too high. "
-                "For the figure in fp32 run hf-robust-ft evaluate on the saved model.",
-                precision,
-            )
-        return {"evaluated_in": precision}
+        """The half precision of this evaluation, that of training and of the weights included."""
+        autocast = self.accelerator.mixed_precision
+        warns = not self.is_in_train and self.is_world_process_zero()
+        return evaluated_in(self.model, None if autocast == "no" else autocast, warn=warns)
 
     def _metadata(self) -> dict[str, Any]:
         """What a report says of the training."""

@@ -21,6 +21,7 @@ from hf_robust_ft.evaluated_model import as_classifier, count_classes, nan_refus
 from hf_robust_ft.losses import get_loss
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.precision import SHORT_NAMES, autocast_dtype, evaluated_in
 from hf_robust_ft.protocols import evaluation_attack, get_protocol, resolve_epsilons
 from hf_robust_ft.reports import RobustnessReport, build_report
 from hf_robust_ft.results_store import ResultsStore, batch_checksum, model_fingerprint
@@ -96,6 +97,7 @@ def evaluate_robustness(
         work = _Work(classifier, pixel_space, threat_model, grid, attack, protocol, seed, autoattack)
         if device is not None:
             classifier.to(device)
+        autocast = autocast_dtype(work.device)
         with (
             attack_mode(classifier),
             fast_memory_format(classifier) as memory_format,
@@ -120,7 +122,10 @@ def evaluate_robustness(
         autoattack=rows["autoattack"],
         checks=parts[0][1],
         class_names=class_names,
-        metadata={"memory_format": memory_format},
+        metadata={
+            "memory_format": memory_format,
+            **evaluated_in(classifier, SHORT_NAMES.get(autocast), processes.rank == 0),
+        },
     )
 
 
@@ -173,7 +178,7 @@ class _Work:
         """The store for all that a batch's record depends on besides its images; none without a folder."""
         if folder is None:
             return nullcontext()
-        autocast = torch.is_autocast_enabled(self.device.type)
+        autocast = autocast_dtype(self.device)
         settings = {
             "protocol": self.protocol,
             "threat_model": str(self.threat_model),
@@ -186,7 +191,7 @@ class _Work:
             "normalisation": self.classifier.pixel_space.settings(),
             "model_inputs": sorted(self.classifier.model_inputs),
             "model": model_fingerprint(self.classifier.model),
-            "autocast": str(torch.get_autocast_dtype(self.device.type)) if autocast else None,
+            "autocast": None if autocast is None else str(autocast),
             "hf_robust_ft": hf_robust_ft.__version__,
             "torch": torch.__version__,
         }

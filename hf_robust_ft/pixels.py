@@ -113,6 +113,13 @@ class PixelSpace:
         return cls(found.mean, found.std, found.channels)
 
 
+def input_dtype(model: nn.Module) -> torch.dtype | None:
+    """The floating dtype of the model's first convolution, which embeds images, or else of its first parameter."""
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    first = next((parameter for parameter in parameters if parameter.ndim == 4), parameters[0] if parameters else None)
+    return None if first is None else first.dtype
+
+
 class PixelClassifier(nn.Module):
     """A classifier on pixels in [0, 1] that returns a plain logits tensor: the shape attack libraries expect.
 
@@ -141,13 +148,6 @@ class PixelClassifier(nn.Module):
         if dtype is not None:
             inputs = inputs.to(dtype)  # bf16 and fp16 evaluation; the pixels themselves stay float32
         return extract_logits(self.model(inputs, **self.model_inputs))
-
-
-def input_dtype(model: nn.Module) -> torch.dtype | None:
-    """The floating dtype of the model's first convolution, which embeds images, or else of its first parameter."""
-    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
-    first = next((parameter for parameter in parameters if parameter.ndim == 4), parameters[0] if parameters else None)
-    return None if first is None else first.dtype
 
 
 def extract_logits(outputs: Any) -> Tensor:

@@ -139,6 +139,10 @@ class RobustnessReport:
             lines.append(f"{'autoattack accuracy':<22} {self.autoattack_accuracy:7.2%}   {where}")
         for name, value in self.distributions.items():
             lines.append(f"{'expected robustness':<22} {value:7.2%}   for eps ~ {name}")
+        if precision := self.metadata.get("evaluated_in"):
+            lines.append(
+                f"measured in {precision}: attacks find fewer errors than in fp32, robust figures may be too high"
+            )
         return "\n".join(lines)
 
     def class_table(self) -> str:

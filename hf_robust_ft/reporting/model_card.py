@@ -9,7 +9,7 @@ from hf_robust_ft.protocols import PROTOCOLS
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.licences import licence_metadata
-from hf_robust_ft.reporting.settings import UNNAMED_DATASET, attack_name
+from hf_robust_ft.reporting.settings import UNNAMED_DATASET, attack_name, measured_by
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import format_eps
 
@@ -48,7 +48,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     """
     facts = report.metadata
     norm, eps = report.threat_model["norm"], format_eps(report.threat_model["eps"])
-    attack = attack_name(report.attack)
+    attack = measured_by(report)
     subject_id = None if facts.get("training") else facts.get("base_model")
     subject = facts.get("base_model_text") or facts.get("base_model")
     title = "Robust image classifier" if facts.get("training") or not subject else f"Robustness of {subject}"

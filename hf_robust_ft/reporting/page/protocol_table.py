@@ -33,6 +33,7 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
         "threat model": f"{setting.norm} {setting.eps}",
         "protocol": report.protocol,
         "attack": attack_name(report.attack),
+        "measured in": facts.get("evaluated_in"),
         "grid": _grid_text(report.epsilons),
         "images": report.num_samples,
         "dataset": setting.dataset,
