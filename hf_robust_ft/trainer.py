@@ -21,6 +21,7 @@ from hf_robust_ft.evaluating_trainer import EvaluatingTrainer
 from hf_robust_ft.launching import check_sharding
 from hf_robust_ft.overfitting_guard import CHECKED_IMAGES as GUARDED_IMAGES
 from hf_robust_ft.overfitting_guard import OverfittingGuard
+from hf_robust_ft.pixel_space_sources import find_pixel_space
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.precision import GradientReport, check_input_precision
 from hf_robust_ft.resuming import TrainingRecord, check_resumed, training_settings, with_record
@@ -35,7 +36,8 @@ class AdversarialTrainer(EvaluatingTrainer):
     """`Trainer` whose `compute_loss` sees the batch after an attack at the scheduled eps.
 
     Takes `Trainer`'s arguments, of which `args` must be `AdversarialTrainingArguments`; the normalisation of
-    `pixel_values` is read from `processing_class`, the checkpoint's image processor, or given as `pixel_space`.
+    `pixel_values` is read from `processing_class`, the checkpoint's image processor, given as `pixel_space`, or else
+    found where data or model state it, which is logged (`find_pixel_space`).
 
     `evaluate()` adds `clean_accuracy` and, when `args.robust_eval` says so, `adversarial_accuracy` and
     `expected_robustness`; the whole curve is then in `robustness_report`. Every log carries `eps`.
@@ -66,9 +68,10 @@ class AdversarialTrainer(EvaluatingTrainer):
     ):
         args = AdversarialTrainingArguments(output_dir="tmp_trainer") if args is None else args
         trainer_checks.check_args(args)
-        pixel_space = trainer_checks.resolve_pixel_space(pixel_space, processing_class)
+        data = (train_dataset, *trainer_checks.datasets_of(eval_dataset))
+        pixel_space = find_pixel_space(pixel_space, processing_class, model, data)
         trainer_checks.check_best_metric(args, compute_metrics is not None, eval_dataset)
-        for dataset in (train_dataset, *datasets_of(eval_dataset)):
+        for dataset in data:
             trainer_checks.check_dataset(dataset, args, has_collator=data_collator is not None)
         super().__init__(
             model=model,
@@ -89,7 +92,7 @@ class AdversarialTrainer(EvaluatingTrainer):
         check_sharding(args, self.is_fsdp_enabled)
         trainer_checks.check_model(self.model)
         trainer_checks.check_labels(train_dataset, self.num_labels, at_least=2)
-        for dataset in datasets_of(eval_dataset):
+        for dataset in trainer_checks.datasets_of(eval_dataset):
             trainer_checks.check_labels(dataset, self.num_labels)
         if self.model_init is None:
             use_memory_format(self.model, args.memory_format_in_use)
@@ -294,8 +297,3 @@ def first_images(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
         key: value[:count] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
         for key, value in inputs.items()
     }
-
-
-def datasets_of(eval_dataset: Any) -> list:
-    """The datasets in Trainer's `eval_dataset`: several by name, one, or none."""
-    return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]

@@ -11,7 +11,6 @@ from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.file_names import check_output_dir
 from hf_robust_ft.launching import ZERO_3_REFUSED, check_launch
 from hf_robust_ft.overfitting_guard import OverfittingGuard
-from hf_robust_ft.pixels import PixelSpace
 from hf_robust_ft.precision import check_parameter_precision
 from hf_robust_ft.sample_ids import HOW_TO_ADD, SAMPLE_ID
 from hf_robust_ft.threat_models import format_eps
@@ -38,22 +37,9 @@ def check_args(args: TrainingArguments) -> None:
     check_launch(args)
 
 
-def resolve_pixel_space(pixel_space: PixelSpace | None, processing_class: Any) -> PixelSpace:
-    """The normalisation of `pixel_values`: the one given, or the image processor's, verified."""
-    if pixel_space is not None:
-        if not isinstance(pixel_space, PixelSpace):
-            raise ValueError(
-                f"pixel_space must be a PixelSpace, got {type(pixel_space).__name__}: give PixelSpace(mean, std), or "
-                "the image processor as processing_class."
-            )
-        return pixel_space
-    if processing_class is None:
-        raise ValueError(
-            "AdversarialTrainer needs to know how pixel_values were normalised. Pass the checkpoint's image "
-            "processor, processing_class=AutoImageProcessor.from_pretrained(...), or the map itself, "
-            "pixel_space=PixelSpace(mean=(...), std=(...))."
-        )
-    return PixelSpace.from_processor(processing_class)
+def datasets_of(eval_dataset: Any) -> list:
+    """The datasets in Trainer's `eval_dataset`: several by name, one, or none."""
+    return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
 
 
 def check_dataset(dataset: Any, args: TrainingArguments, has_collator: bool) -> None:

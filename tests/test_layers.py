@@ -37,7 +37,7 @@ LAYERS = [
     ("reporting", "run_arguments", "sharding", "launching"),
     ("durable_trainer", "hub", "leaderboard"),
     ("mended_trainer",),
-    ("tuning", "overfitting_guard", "attacked_model"),
+    ("tuning", "overfitting_guard", "attacked_model", "pixel_space_sources"),
     ("training_args",),
     ("callbacks",),
     ("trainer_checks", "evaluation_record", "publishing_trainer", "resuming"),

@@ -30,8 +30,9 @@ def test_plain_training_arguments_are_refused_with_the_cure(build, make_args):
 
 
 def test_a_missing_processor_is_refused_and_a_pixel_space_serves(build):
+    ready = [{"pixel_values": torch.zeros(3, 16, 16), "labels": label} for label in range(4)]
     with pytest.raises(ValueError, match=r"processing_class=AutoImageProcessor"):
-        build(processing_class=None)
+        build(processing_class=None, train_dataset=ready, eval_dataset=ready)
     space = PixelSpace((0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
     assert build(processing_class=None, pixel_space=space).pixel_space == space
 
