@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "hf_robust_ft"
 
 LAYERS = [
-    ("processor_maps",),
+    ("class_names", "processor_maps"),
     (
         "threat_models",
         "schedules",
