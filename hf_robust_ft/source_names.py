@@ -41,13 +41,13 @@ def ask_hub(name: str, repo_type: str, token: str | bool | None = None) -> HubAn
 
 
 def nothing_here(name: str) -> str:
-    """`There is no file or folder NAME here`, and which there are of almost that name.
+    """A sentence that says so, and names those that are there under almost that name.
 
     >>> nothing_here("no/such/name")
     'There is no file or folder no/such/name here.'
     """
-    near = nearest_places(name)
-    return f"There is no file or folder {name} here" + (f"; there is {' or '.join(near)}." if near else ".")
+    near, shown = nearest_places(name), name if name.isprintable() and len(name) < 200 else repr(name[:200])
+    return f"There is no file or folder {shown} here" + (f"; there is {' or '.join(near)}." if near else ".")
 
 
 def nearest_places(name: str) -> list[str]:
