@@ -29,8 +29,8 @@ class DataArguments:
 
     dataset: str = field(
         metadata={
-            "help": f"A dataset of the paper ({', '.join(SPECS)}), any Hub dataset id, a local folder (parquet, or "
-            "images as train/CLASS/IMAGE) or parquet file, or 'digits' (embedded)."
+            "help": f"A dataset of the paper ({', '.join(SPECS)}), any Hub dataset id, a local folder (imagefolder or "
+            "parquet) or parquet file, or 'digits' (embedded)."
         }
     )
     image_column: str | None = field(default=None, metadata={"help": "Image column, where there are several."})
