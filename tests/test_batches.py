@@ -184,8 +184,9 @@ def test_pairs_train_as_examples_by_name_do(make_model, make_trainer, collate):
     trained = []
     for data in (Pairs(), named):
         trainer = make_trainer(
-            make_model(), train_dataset=data, eval_dataset=data, data_collator=collate, num_train_epochs=1, eps_schedule="constant",
-            processing_class=None, trainer_cls=partial(AdversarialTrainer, pixel_space=PixelSpace()),
+            make_model(), train_dataset=data, eval_dataset=data, data_collator=collate, num_train_epochs=1,
+            eps_schedule="constant", processing_class=None,
+            trainer_cls=partial(AdversarialTrainer, pixel_space=PixelSpace()),
         )  # fmt: skip
         trainer.train()
         trained.append((weights(trainer.model), trainer.evaluate()["eval_adversarial_accuracy"]))
