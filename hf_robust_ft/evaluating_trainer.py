@@ -12,6 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_robust_ft.attacks import attack_mode
 from hf_robust_ft.batch_checks import check_batch
+from hf_robust_ft.class_names import class_names
 from hf_robust_ft.data.sources import loaded_facts
 from hf_robust_ft.evaluation_record import EvaluationRecord
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
@@ -20,6 +21,7 @@ from hf_robust_ft.publishing_trainer import PublishingTrainer
 from hf_robust_ft.random_state import random_state_kept
 from hf_robust_ft.reporting import save_examples
 from hf_robust_ft.reporting.evidence import EXAMPLE_FILES
+from hf_robust_ft.reporting.example_pairs import FILE_NAME as EXAMPLE_PAIRS
 from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import build_report
 from hf_robust_ft.sample_ids import SAMPLE_ID
@@ -40,6 +42,7 @@ class EvaluatingTrainer(PublishingTrainer):
     def __init__(self, *args: Any, pixel_space: PixelSpace, **kwargs: Any):
         self.pixel_space = pixel_space
         self._examples: list[tuple[Tensor, Tensor]] = []
+        self._class_names: list[str] = []
         self._evaluation: EvaluationRecord | None = None
         super().__init__(*args, **kwargs)
 
@@ -84,6 +87,7 @@ class EvaluatingTrainer(PublishingTrainer):
         inputs = self._prepare_inputs(inputs)
         check_batch(inputs, self.pixel_space, self.num_labels)
         loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
+        self._evaluation.num_classes = extract_logits(logits).shape[1]
         classifier = self._classifier(inputs)
         pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
         with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
@@ -107,14 +111,14 @@ class EvaluatingTrainer(PublishingTrainer):
     def _robustness_metrics(self, evaluation: EvaluationRecord, prefix: str) -> dict[str, float]:
         if not evaluation.gathered:
             return {}
-        names = getattr(getattr(self.model, "config", None), "id2label", None)
+        self._class_names = class_names(getattr(self.model, "config", None), evaluation.num_classes)
         report = build_report(
             *(torch.cat(parts).numpy() for parts in zip(*evaluation.gathered, strict=True)),
             threat_model=self.args.threat_model,
             epsilons=evaluation.epsilons,
             attack=self.args.eval_attack,
             checks=self._trust_checks(evaluation),
-            class_names=names,
+            class_names=self._class_names,
             metadata=self._metadata() | loaded_facts(evaluation.dataset) | self._evaluated_in(),
         )
         metrics = {f"{prefix}_clean_accuracy": report.clean_accuracy}
@@ -162,11 +166,10 @@ class EvaluatingTrainer(PublishingTrainer):
         raise NotImplementedError
 
     def _write_examples(self, folder: str) -> None:
-        names = getattr(getattr(self.model, "config", None), "id2label", None)
-        if not self._examples or names is None:
-            return
-        for old in Path(folder).glob(EXAMPLE_FILES):  # of other weights
+        for old in (*Path(folder).glob(EXAMPLE_FILES), *Path(folder, EXAMPLES).glob(EXAMPLE_PAIRS)):  # of other weights
             old.unlink()
+        if not self._examples:
+            return
         pixels, labels = (torch.cat(parts)[:SHOWN_EXAMPLES] for parts in zip(*self._examples, strict=True))
         save_examples(
             self._classifier({}),
@@ -175,5 +178,5 @@ class EvaluatingTrainer(PublishingTrainer):
             os.path.join(folder, EXAMPLES),
             threat_model=self.args.threat_model,
             attack=self.args.eval_attack,
-            class_names=names,
+            class_names=self._class_names,
         )

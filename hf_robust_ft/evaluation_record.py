@@ -13,6 +13,7 @@ class EvaluationRecord:
     def __init__(self, epsilons: list[float], dataset: Any = None):
         self.epsilons = epsilons
         self.dataset = dataset
+        self.num_classes: int | None = None  # the width of the logits
         self.gathered: list[tuple[Tensor, ...]] = []
         self.kept: list[tuple[Tensor, Tensor]] = []
 

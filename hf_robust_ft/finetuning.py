@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hf_robust_ft.attacks import use_memory_format
 from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.checkpoints import checkpoints_in, newest_complete
+from hf_robust_ft.class_names import class_names
 from hf_robust_ft.data import SeededAugmentation, align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.hub import BackgroundPushError
 from hf_robust_ft.hub.repository import check_repo_id
@@ -89,7 +90,7 @@ def build_trainer(
         data_args: what its checkpoints then also remember; None where the caller compares configurations itself.
         fresh_models: let it load the model anew for every training, as a search needs.
     """
-    names = list(run.model.config.id2label.values())
+    names = class_names(run.model.config)
 
     def model_init() -> PreTrainedModel:
         model, _ = model_args.load(names, args.seed)

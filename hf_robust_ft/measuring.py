@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from datasets import Dataset
 
 from hf_robust_ft.attacks.autoattack import check_autoattack
 from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.class_names import class_names
 from hf_robust_ft.data import align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.evaluation import evaluate_robustness
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
@@ -129,7 +131,7 @@ def measure(
     if state.is_main_process:
         _warn_of_another_split(options.model, data)
     dataset, pixel_space = with_pixel_values(images, processor), PixelSpace.from_processor(processor)
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    names = class_names(model.config)
     report = evaluate_robustness(
         model,
         dataset,
@@ -155,10 +157,9 @@ def measure(
     }
     report = report.with_metadata(**facts, **environment_facts(), command=command)
     if options.output_dir and state.is_main_process:
-        if options.save_examples:
-            classifier = PixelClassifier(model, pixel_space)
-            _write_examples(options, classifier, dataset, names, threat_model=threat_model, attack=attack)
-        write_evidence(report, options.output_dir)
+        classifier = PixelClassifier(model, pixel_space)
+        draw = _examples(options, classifier, dataset, names, threat_model=threat_model, attack=attack)
+        write_evidence(report, options.output_dir, examples=draw if options.save_examples else None)
     return state, report
 
 
@@ -178,20 +179,24 @@ def _device(wanted: str | None, state: PartialState) -> torch.device:
         raise ValueError(f"device {wanted!r} cannot be used here: {reason}. Give cpu, cuda, cuda:1 or mps.") from None
 
 
-def _write_examples(
+def _examples(
     options: EvaluationArguments, classifier: PixelClassifier, dataset: Dataset, names: list[str], **how: Any
-) -> None:
-    """Strips of the first images, as `save_examples` makes them."""
-    batch = stack_examples([dataset[index] for index in range(min(options.save_examples, len(dataset)))])
-    save_examples(
-        classifier,
-        classifier.pixel_space.to_pixels(batch["pixel_values"]).clamp(0, 1),
-        batch["labels"],
-        os.path.join(options.output_dir, "examples"),
-        class_names=names,
-        batch_size=options.batch_size,
-        **how,
-    )
+) -> Callable[[], Any]:
+    """Makes strips of the first images, as `save_examples` does."""
+
+    def draw() -> None:
+        batch = stack_examples([dataset[index] for index in range(min(options.save_examples, len(dataset)))])
+        save_examples(
+            classifier,
+            classifier.pixel_space.to_pixels(batch["pixel_values"]).clamp(0, 1),
+            batch["labels"],
+            os.path.join(options.output_dir, "examples"),
+            class_names=names,
+            batch_size=options.batch_size,
+            **how,
+        )
+
+    return draw
 
 
 def _warn_of_another_split(model: str, data: dict) -> None:

@@ -14,6 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_robust_ft.durable_trainer import DurableTrainer
 from hf_robust_ft.launching import check_fp16
+from hf_robust_ft.models.timm_classifier import store_timm_processor
 from hf_robust_ft.models.trust import SAFETENSORS, refusals_explained
 from hf_robust_ft.sharding import FSDP1_FORGETS, reduce_gradients_each_batch, without_input_embeddings
 
@@ -28,6 +29,7 @@ class MendedTrainer(DurableTrainer):
     - Losses of models that take `num_items_in_batch` and ignore it (ResNet, CLIP, Swinv2, ...) are averaged over
       accumulated batches: Trainer sums them.
     - FSDP2 shards image models, which accelerate fails at; FSDP1 accumulates gradients between attacks.
+    - timm's image processor is saved with the model, in its configuration; its own `save_pretrained` does nothing.
     - Weights that are not finite are never saved: Trainer lets them take the last good checkpoint's place.
 
     Raises:
@@ -85,6 +87,10 @@ class MendedTrainer(DurableTrainer):
                 f"nothing was saved. {self._last_checkpoint()} Lower the learning rate, or train in bf16 or fp32."
             )
         super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        store_timm_processor(self.processing_class, getattr(self.model, "config", None))
+        super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._load_all_weights(resume_from_checkpoint):

@@ -60,7 +60,7 @@ def files_to_send(folder: Path, files: Sequence[str]) -> Iterator[dict[str, Path
 
 
 def checkpoint_files(folder: Path) -> list[str]:
-    """Weights, configuration, image processor, and code if the model comes with its own.
+    """Weights, configuration, image processor (timm's is in the configuration), and code if the model brings its own.
 
     Raises:
         ValueError: one of them is missing.
@@ -69,15 +69,33 @@ def checkpoint_files(folder: Path) -> list[str]:
         raise ValueError(f"There is no folder {folder}.")
     if not (folder / CONFIG).is_file():
         adapters = (folder / "adapter_config.json").is_file()
-        hint = " It holds adapters: save the merged model (trainer.save_model())." if adapters else ""
+        hint = " It holds adapters: save model.merge_and_unload() there, or train with lora_rank=." if adapters else ""
         raise ValueError(f"{folder} is no checkpoint: it has no {CONFIG}.{hint}")
-    processors = [name for name in PROCESSORS if (folder / name).is_file()]
-    if not processors:
+    return [CONFIG, *_processor_files(folder), *_weight_files(folder), *_code_files(folder)]
+
+
+def _processor_files(folder: Path) -> list[str]:
+    """The image processor's own files; none where `AutoImageProcessor` makes it of the configuration, as timm's."""
+    files = [name for name in PROCESSORS if (folder / name).is_file()]
+    if files:
+        return files
+    try:
+        with _quiet():
+            AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        if "trust_remote_code=True" in str(error):  # code that `check_loads` decides on
+            return []
+        if _read_json(folder / CONFIG).get("model_type") == "timm_wrapper":
+            cure = (
+                f"timm's stands in {CONFIG}: set model.config.pretrained_cfg (input_size, mean, std, interpolation, "
+                "crop_pct) and save the model again."
+            )
+        else:
+            cure = "save it there with processor.save_pretrained(folder)."
         raise ValueError(
-            f"{folder} has no image processor ({PROCESSORS[0]}), without which nobody can prepare images for it: save "
-            "it there with processor.save_pretrained(folder)."
-        )
-    return [CONFIG, *processors, *_weight_files(folder), *_code_files(folder)]
+            f"{folder} has no image processor ({PROCESSORS[0]}), without which nobody can prepare images for it: {cure}"
+        ) from error
+    return []
 
 
 def _weight_files(folder: Path) -> list[str]:
@@ -154,10 +172,8 @@ def check_loads(folder: str | Path, files: Sequence[str], trust_remote_code: boo
             if "/" not in name:
                 os.symlink(folder / name, Path(alone) / name)
         options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-        level = transformers_logging.get_verbosity()
         try:
-            transformers_logging.set_verbosity_error()
-            with redirect_stderr(StringIO()):  # progress bars
+            with _quiet():
                 AutoImageProcessor.from_pretrained(alone, **options)
                 model, info = AutoModelForImageClassification.from_pretrained(
                     alone, output_loading_info=True, dtype="auto", use_safetensors=True, **options
@@ -172,8 +188,6 @@ def check_loads(folder: str | Path, files: Sequence[str], trust_remote_code: boo
                 ) from error
             reason = " ".join(str(error).replace(alone, str(folder)).split())
             raise ValueError(f"The checkpoint in {folder} does not load: {reason}") from error
-        finally:
-            transformers_logging.set_verbosity(level)
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if kind.endswith("_keys") and names}
     if wrong:
         told = "; ".join(f"{kind.replace('_', ' ')} {', '.join(names[:3])}" for kind, names in wrong.items())
@@ -181,3 +195,15 @@ def check_loads(folder: str | Path, files: Sequence[str], trust_remote_code: boo
     broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor.float()).all()]
     if broken:
         raise ValueError(f"{len(broken)} tensors in {folder} are NaN or infinite, first {broken[0]}.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' log and progress bars."""
+    level = transformers_logging.get_verbosity()
+    try:
+        transformers_logging.set_verbosity_error()
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)

@@ -15,6 +15,7 @@ from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
+from hf_robust_ft.class_names import class_names
 from hf_robust_ft.downloads import disk_full, verify_download
 from hf_robust_ft.models.backbones import BACKBONES, nearest_names
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS, load_efficientnet_lite
@@ -195,7 +196,7 @@ def _from_hub(
         model, processor = zero_shot_classifier(model_id, labels, prompts, from_pretrained)
         return model.to(dtype), processor
     config = AutoConfig.from_pretrained(model_id, **from_pretrained)
-    known = list((config.id2label or {}).values())
+    known = class_names(config)
     new_head = replaces_head(head, known, labels, model_id)
     if "label2id" in labels and sorted(known) == sorted(labels["label2id"]) and not new_head:
         labels = {}  # a head that already knows these classes keeps its own order

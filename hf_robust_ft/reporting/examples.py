@@ -1,6 +1,6 @@
 """Image strips: an image, its adversarial example, and the difference made visible."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_robust_ft.attacks import APGD, attack_mode
+from hf_robust_ft.class_names import name_of
 from hf_robust_ft.reporting.example_pairs import ExamplePairs
 from hf_robust_ft.threat_models import ThreatModel, format_eps
 
@@ -24,7 +25,7 @@ def save_examples(
     *,
     threat_model: ThreatModel,
     attack: APGD,
-    class_names: Sequence[str],
+    class_names: Sequence[str] | Mapping[int, str],
     batch_size: int = 64,
 ) -> list[Path]:
     """Attack images at eps_g and write one strip an image, `example_000.png`, ... into `folder`, and all as numbers.
@@ -34,7 +35,7 @@ def save_examples(
         pixels: (N, C, H, W) in [0, 1]; they may stay on the CPU while the model is elsewhere.
         labels: (N,), the true classes.
         attack: as in the evaluation.
-        class_names: the model's class names, by index.
+        class_names: the model's class names, by index; the index where there is none.
         batch_size: images attacked at a time.
 
     Returns:
@@ -52,7 +53,7 @@ def save_examples(
             with torch.no_grad():
                 predictions = classifier(x).argmax(1)
         for index, (clean, adversarial) in enumerate(zip(some_pixels.cpu(), found.adversarial.cpu(), strict=True)):
-            names = [class_names[int(of[index])] for of in (some_labels, predictions, found.predictions)]
+            names = [name_of(class_names, int(of[index])) for of in (some_labels, predictions, found.predictions)]
             files.append(folder / f"example_{len(files):03d}.png")
             _plot_strip(clean, adversarial, names, str(threat_model), files[-1])
             attacked.append(adversarial)
