@@ -76,7 +76,7 @@ class AdversarialTrainer(EvaluatingTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator,
+            data_collator=trainer_checks.collator_in_use(data_collator),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

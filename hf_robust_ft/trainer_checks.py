@@ -1,12 +1,14 @@
 """What `AdversarialTrainer` refuses at construction, before any compute is spent."""
 
+from collections.abc import Callable
 from typing import Any
 
 import datasets
 import numpy as np
 from torch import nn
-from transformers import TrainingArguments
+from transformers import DefaultDataCollator, TrainingArguments, default_data_collator
 
+from hf_robust_ft.batches import PairCollator
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.file_names import check_output_dir
 from hf_robust_ft.launching import ZERO_3_REFUSED, check_launch
@@ -40,6 +42,12 @@ def check_args(args: TrainingArguments) -> None:
 def datasets_of(eval_dataset: Any) -> list:
     """The datasets in Trainer's `eval_dataset`: several by name, one, or none."""
     return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+
+
+def collator_in_use(given: Callable | None) -> Callable:
+    """The data collator given, or Trainer's default, which takes torchvision's pairs here as well."""
+    is_default = given is None or given is default_data_collator or isinstance(given, DefaultDataCollator)
+    return PairCollator(given or default_data_collator) if is_default else given
 
 
 def check_dataset(dataset: Any, args: TrainingArguments, has_collator: bool) -> None:

@@ -24,6 +24,7 @@ LAYERS = [
         "command_parser",
         "random_state",
         "file_names",
+        "source_names",
         "checkpoints",
         "loader_workers",
         "storage_errors",
