@@ -25,10 +25,11 @@ from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.precision import GradientReport, check_input_precision
 from hf_robust_ft.resuming import TrainingRecord, check_resumed, training_settings, with_record
 from hf_robust_ft.run_record import environment_facts
-from hf_robust_ft.sample_ids import SAMPLE_ID, IdentifyingCollator
+from hf_robust_ft.sample_ids import SAMPLE_ID, IdentifyingCollator, check_identified
 from hf_robust_ft.shown_command import script_command
 from hf_robust_ft.threat_models import format_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
+from hf_robust_ft.training_batches import batch_sizes
 
 
 class AdversarialTrainer(EvaluatingTrainer):
@@ -170,6 +171,7 @@ class AdversarialTrainer(EvaluatingTrainer):
             guard = self.overfitting_guard
             attack = self.args.train_attack_at(1.0 if guard and guard.fell_back else scheduler.current_attack_share)
             if scheduler.alpha.is_per_sample and scheduler.peak_eps > 0:
+                check_identified(ids, inputs)
                 inputs = {**inputs, "pixel_values": self._attack_at_own_eps(inputs, ids, attack)}
             elif scheduler.current_eps > 0:
                 inputs = {**inputs, "pixel_values": self._attack(inputs, scheduler.current_eps, attack)}
@@ -274,6 +276,7 @@ class AdversarialTrainer(EvaluatingTrainer):
         training = self.scheduler_callback.described(self.args.training_settings())
         if (guard := self.overfitting_guard) is not None:
             training["attack_guard"] = guard.described()
+        training |= batch_sizes(self)
         seeds = {"seed": self.args.seed} | ({} if self.args.data_seed is None else {"data_seed": self.args.data_seed})
         metadata = {"training": training, "seeds": seeds, **environment_facts()}
         if self.training_record.changes:

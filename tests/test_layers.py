@@ -38,7 +38,7 @@ LAYERS = [
     ("tuning", "overfitting_guard", "attacked_model"),
     ("training_args",),
     ("callbacks",),
-    ("trainer_checks", "evaluation_record", "publishing_trainer", "resuming"),
+    ("trainer_checks", "evaluation_record", "publishing_trainer", "resuming", "training_batches"),
     ("evaluating_trainer",),
     ("trainer",),
     ("finetuning", "recipes", "search"),
