@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from hf_robust_ft import trainer_checks
+from hf_robust_ft.attack_watch import AttackWatch
 from hf_robust_ft.attacked_model import model_for_attack, settle_loss
 from hf_robust_ft.attacks import APGD, AttackResult, attack_mode, use_memory_format
 from hf_robust_ft.batch_checks import CheckedCollator, check_batch
@@ -45,6 +46,7 @@ class AdversarialTrainer(EvaluatingTrainer):
         TypeError: `args` are plain `TrainingArguments`.
         ValueError: no or no usable image processor, reentrant checkpointing, DeepSpeed ZeRO-3, more than one
             `EpsilonSchedulerCallback`, or data an attack cannot work on.
+        RuntimeError: in training, a subclass whose `compute_loss` or `training_step` does not call this one's.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class AdversarialTrainer(EvaluatingTrainer):
         trainer_checks.check_best_metric(args, compute_metrics is not None, eval_dataset)
         for dataset in (train_dataset, *datasets_of(eval_dataset)):
             trainer_checks.check_dataset(dataset, args, has_collator=data_collator is not None)
+        self._attack_watch = AttackWatch(self, AdversarialTrainer)
+        callbacks = [self._attack_watch, *trainer_checks.with_scheduler(callbacks, args)]
         super().__init__(
             model=model,
             args=args,
@@ -81,7 +85,7 @@ class AdversarialTrainer(EvaluatingTrainer):
             model_init=model_init,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
-            callbacks=with_record(trainer_checks.with_guard(trainer_checks.with_scheduler(callbacks, args), args)),
+            callbacks=with_record(trainer_checks.with_guard(callbacks, args)),
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
@@ -161,6 +165,7 @@ class AdversarialTrainer(EvaluatingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ):
+        self._attack_watch.note(model.training)
         ids = inputs.get(SAMPLE_ID)
         if ids is not None:
             inputs = {key: value for key, value in inputs.items() if key != SAMPLE_ID}  # not for the model

@@ -38,7 +38,7 @@ LAYERS = [
     ("tuning", "overfitting_guard", "attacked_model"),
     ("training_args",),
     ("callbacks",),
-    ("trainer_checks", "evaluation_record", "publishing_trainer", "resuming", "training_batches"),
+    ("trainer_checks", "evaluation_record", "publishing_trainer", "resuming", "attack_watch", "training_batches"),
     ("evaluating_trainer",),
     ("trainer",),
     ("finetuning", "recipes", "search"),
