@@ -17,8 +17,7 @@ from hf_robust_ft.attack_watch import AttackWatch
 from hf_robust_ft.attacked_model import model_for_attack, settle_loss
 from hf_robust_ft.attacks import APGD, AttackResult, attack_mode, use_memory_format
 from hf_robust_ft.batch_checks import CheckedCollator, check_batch
-from hf_robust_ft.callbacks import EpsilonSchedulerCallback
-from hf_robust_ft.evaluating_trainer import EvaluatingTrainer
+from hf_robust_ft.best_model import SelectingTrainer
 from hf_robust_ft.launching import check_sharding
 from hf_robust_ft.overfitting_guard import CHECKED_IMAGES as GUARDED_IMAGES
 from hf_robust_ft.overfitting_guard import OverfittingGuard
@@ -33,7 +32,7 @@ from hf_robust_ft.training_args import AdversarialTrainingArguments
 from hf_robust_ft.training_batches import batch_sizes
 
 
-class AdversarialTrainer(EvaluatingTrainer):
+class AdversarialTrainer(SelectingTrainer):
     """`Trainer` whose `compute_loss` sees the batch after an attack at the scheduled eps.
 
     Takes `Trainer`'s arguments, of which `args` must be `AdversarialTrainingArguments`; the normalisation of
@@ -104,19 +103,6 @@ class AdversarialTrainer(EvaluatingTrainer):
         self._attack_generator: torch.Generator | None = None
         self._attack_generator_step = -1
         trainer_checks.check_schedule(self.scheduler_callback, train_dataset, eval_dataset)
-
-    @property
-    def scheduler_callback(self) -> EpsilonSchedulerCallback:
-        """The live scheduler. Resuming may rebuild callbacks, so it is looked up each time."""
-        found = [entry for entry in self.callback_handler.callbacks if isinstance(entry, EpsilonSchedulerCallback)]
-        if len(found) != 1:
-            raise ValueError(f"AdversarialTrainer needs exactly one EpsilonSchedulerCallback, found {len(found)}.")
-        return found[0]
-
-    @property
-    def current_eps(self) -> float:
-        """The budget of the step at hand, in pixel units of [0, 1]; the mean of the images' own, if they have such."""
-        return self.scheduler_callback.current_eps
 
     @property
     def overfitting_guard(self) -> OverfittingGuard | None:
@@ -281,7 +267,7 @@ class AdversarialTrainer(EvaluatingTrainer):
         training = self.scheduler_callback.described(self.args.training_settings())
         if (guard := self.overfitting_guard) is not None:
             training["attack_guard"] = guard.described()
-        training |= batch_sizes(self)
+        training |= batch_sizes(self) | self.described_weights()
         seeds = {"seed": self.args.seed} | ({} if self.args.data_seed is None else {"data_seed": self.args.data_seed})
         metadata = {"training": training, "seeds": seeds, **environment_facts()}
         if self.training_record.changes:

@@ -40,6 +40,7 @@ LAYERS = [
     ("callbacks",),
     ("trainer_checks", "evaluation_record", "publishing_trainer", "resuming", "attack_watch", "training_batches"),
     ("evaluating_trainer",),
+    ("best_model",),
     ("trainer",),
     ("finetuning", "recipes", "search"),
     ("quickstart", "measuring", "searching", "planning", "sweeping"),
