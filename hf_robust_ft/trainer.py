@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from hf_robust_ft import trainer_checks
+from hf_robust_ft.attack_watch import AttackWatch
 from hf_robust_ft.attacked_model import model_for_attack, settle_loss
 from hf_robust_ft.attacks import APGD, AttackResult, attack_mode, use_memory_format
 from hf_robust_ft.batch_checks import CheckedCollator, check_first_batch
-from hf_robust_ft.callbacks import EpsilonSchedulerCallback
-from hf_robust_ft.evaluating_trainer import EvaluatingTrainer
+from hf_robust_ft.best_model import SelectingTrainer
 from hf_robust_ft.launching import check_sharding
 from hf_robust_ft.overfitting_guard import CHECKED_IMAGES as GUARDED_IMAGES
 from hf_robust_ft.overfitting_guard import OverfittingGuard
@@ -26,13 +26,14 @@ from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.precision import GradientReport, check_input_precision
 from hf_robust_ft.resuming import TrainingRecord, check_resumed, training_settings, with_record
 from hf_robust_ft.run_record import environment_facts
-from hf_robust_ft.sample_ids import SAMPLE_ID, IdentifyingCollator
+from hf_robust_ft.sample_ids import SAMPLE_ID, IdentifyingCollator, check_identified
 from hf_robust_ft.shown_command import script_command
 from hf_robust_ft.threat_models import format_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
+from hf_robust_ft.training_batches import batch_sizes
 
 
-class AdversarialTrainer(EvaluatingTrainer):
+class AdversarialTrainer(SelectingTrainer):
     """`Trainer` whose `compute_loss` sees the batch after an attack at the scheduled eps.
 
     Takes `Trainer`'s arguments, of which `args` must be `AdversarialTrainingArguments`; the normalisation of
@@ -46,6 +47,7 @@ class AdversarialTrainer(EvaluatingTrainer):
         TypeError: `args` are plain `TrainingArguments`.
         ValueError: no or no usable image processor, reentrant checkpointing, DeepSpeed ZeRO-3, more than one
             `EpsilonSchedulerCallback`, or data an attack cannot work on.
+        RuntimeError: in training, a subclass whose `compute_loss` or `training_step` does not call this one's.
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class AdversarialTrainer(EvaluatingTrainer):
         trainer_checks.check_best_metric(args, compute_metrics is not None, eval_dataset)
         for dataset in data:
             trainer_checks.check_dataset(dataset, args, has_collator=data_collator is not None)
+        self._attack_watch = AttackWatch(self, AdversarialTrainer)
+        callbacks = [self._attack_watch, *trainer_checks.with_scheduler(callbacks, args)]
         super().__init__(
             model=model,
             args=args,
@@ -83,7 +87,7 @@ class AdversarialTrainer(EvaluatingTrainer):
             model_init=model_init,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
-            callbacks=with_record(trainer_checks.with_guard(trainer_checks.with_scheduler(callbacks, args), args)),
+            callbacks=with_record(trainer_checks.with_guard(callbacks, args)),
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
@@ -102,19 +106,6 @@ class AdversarialTrainer(EvaluatingTrainer):
         self._attack_generator: torch.Generator | None = None
         self._attack_generator_step = -1
         trainer_checks.check_schedule(self.scheduler_callback, train_dataset, eval_dataset)
-
-    @property
-    def scheduler_callback(self) -> EpsilonSchedulerCallback:
-        """The live scheduler. Resuming may rebuild callbacks, so it is looked up each time."""
-        found = [entry for entry in self.callback_handler.callbacks if isinstance(entry, EpsilonSchedulerCallback)]
-        if len(found) != 1:
-            raise ValueError(f"AdversarialTrainer needs exactly one EpsilonSchedulerCallback, found {len(found)}.")
-        return found[0]
-
-    @property
-    def current_eps(self) -> float:
-        """The budget of the step at hand, in pixel units of [0, 1]; the mean of the images' own, if they have such."""
-        return self.scheduler_callback.current_eps
 
     @property
     def overfitting_guard(self) -> OverfittingGuard | None:
@@ -164,6 +155,7 @@ class AdversarialTrainer(EvaluatingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ):
+        self._attack_watch.note(model.training)
         ids = inputs.get(SAMPLE_ID)
         if ids is not None:
             inputs = {key: value for key, value in inputs.items() if key != SAMPLE_ID}  # not for the model
@@ -174,6 +166,7 @@ class AdversarialTrainer(EvaluatingTrainer):
             guard = self.overfitting_guard
             attack = self.args.train_attack_at(1.0 if guard and guard.fell_back else scheduler.current_attack_share)
             if scheduler.alpha.is_per_sample and scheduler.peak_eps > 0:
+                check_identified(ids, inputs)
                 inputs = {**inputs, "pixel_values": self._attack_at_own_eps(inputs, ids, attack)}
             elif scheduler.current_eps > 0:
                 inputs = {**inputs, "pixel_values": self._attack(inputs, scheduler.current_eps, attack)}
@@ -278,6 +271,7 @@ class AdversarialTrainer(EvaluatingTrainer):
         training = self.scheduler_callback.described(self.args.training_settings())
         if (guard := self.overfitting_guard) is not None:
             training["attack_guard"] = guard.described()
+        training |= batch_sizes(self) | self.described_weights()
         seeds = {"seed": self.args.seed} | ({} if self.args.data_seed is None else {"data_seed": self.args.data_seed})
         metadata = {"training": training, "seeds": seeds, **environment_facts()}
         if self.training_record.changes:

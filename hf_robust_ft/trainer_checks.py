@@ -99,14 +99,19 @@ MEASURED = ("loss", "clean_accuracy", "adversarial_accuracy", "expected_robustne
 def check_best_metric(args: TrainingArguments, has_metrics: bool, eval_dataset: Any) -> None:
     """Raise if the best model is to be told by what no evaluation will measure: Trainer finds out after an epoch."""
     metric = args.metric_for_best_model
-    if metric is None or has_metrics or isinstance(eval_dataset, dict) or args.eval_strategy == "no":
+    if metric is None or args.eval_strategy == "no":
         return
     name = metric.removeprefix("eval_")
-    if name not in MEASURED:
-        raise ValueError(
-            f"metric_for_best_model={metric!r} is not measured: without compute_metrics there are "
-            f"{', '.join(MEASURED[:4])}."
-        )
+    if isinstance(eval_dataset, dict):
+        measured = [(each, name.removeprefix(f"{each}_")) for each in eval_dataset if name.startswith(f"{each}_")]
+        is_known = any(has_metrics or rest in MEASURED for _, rest in measured)
+        valid = [f"eval_{each}_{what}" for each in eval_dataset for what in MEASURED[:4]]
+        why = "there are several eval_datasets, each with its own"
+    else:
+        is_known, valid = has_metrics or name in MEASURED, MEASURED[:4]
+        why = "without compute_metrics there are"
+    if not is_known:
+        raise ValueError(f"metric_for_best_model={metric!r} is not measured: {why} {', '.join(valid)}.")
 
 
 def check_labels(dataset: Any, num_labels: int | None, at_least: int = 1) -> None:

@@ -59,6 +59,28 @@ def test_zero_3_from_a_launcher_is_refused(build, make_args):
         build(args=args)
 
 
+@pytest.mark.parametrize("metric", ["eval_b_accuracy", "eval_c_loss", "clean_accuracy", "loss"])
+def test_a_best_metric_that_no_eval_set_gives_is_refused(build, make_args, dataset, metric):
+    args = make_args(metric_for_best_model=metric, eval_strategy="epoch")
+    with pytest.raises(ValueError, match=rf"{metric}.*several eval_datasets.*eval_a_loss.*eval_b_clean_accuracy"):
+        build(args=args, eval_dataset={"a": dataset, "b": dataset})
+
+
+@pytest.mark.parametrize("metric", ["b_loss", "eval_a_clean_accuracy", "eval_b_adversarial_accuracy"])
+def test_a_best_metric_of_one_eval_set_is_taken(build, make_args, dataset, metric):
+    args = make_args(metric_for_best_model=metric, eval_strategy="epoch", robust_eval="epoch")
+    build(args=args, eval_dataset={"a": dataset, "b": dataset})
+    own = make_args(metric_for_best_model="eval_a_f1", eval_strategy="epoch")
+    build(args=own, eval_dataset={"a": dataset}, compute_metrics=lambda prediction: {"f1": 0.0})
+
+
+@pytest.mark.parametrize("metric", ["adversarial_accuracy", "eval_b_adversarial_accuracy", "b_expected_robustness"])
+@pytest.mark.parametrize("changes", [{}, {"robust_eval": "epoch", "eps": "0", "eval_epsilons": None}])
+def test_a_robust_best_metric_needs_robust_evaluations(make_args, metric, changes):
+    with pytest.raises(ValueError, match="robust_eval='epoch' and eps above 0"):
+        make_args(metric_for_best_model=metric, eval_strategy="epoch", **changes)
+
+
 def test_a_lazy_transform_needs_its_columns(build, make_args):
     with pytest.raises(ValueError, match="remove_unused_columns=False"):
         build(args=make_args(remove_unused_columns=True))
