@@ -18,6 +18,7 @@ from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
 from hf_robust_ft.protocols import attack_on_grid
 from hf_robust_ft.publishing_trainer import PublishingTrainer
 from hf_robust_ft.random_state import random_state_kept
+from hf_robust_ft.readable_logs import print_readable_eps
 from hf_robust_ft.reporting import save_examples
 from hf_robust_ft.reporting.evidence import EXAMPLE_FILES
 from hf_robust_ft.reporting.model_card import EXAMPLES
@@ -42,6 +43,7 @@ class EvaluatingTrainer(PublishingTrainer):
         self._examples: list[tuple[Tensor, Tensor]] = []
         self._evaluation: EvaluationRecord | None = None
         super().__init__(*args, **kwargs)
+        print_readable_eps(self.callback_handler, self.args.norm)
 
     @property
     def num_labels(self) -> int | None:

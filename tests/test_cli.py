@@ -19,7 +19,7 @@ def train_flags(checkpoint, imagefolder, tmp_path):
     return [
         "--model", checkpoint, "--dataset", imagefolder, "--output_dir", str(tmp_path / "run"), "--eps", "8/255",
         "--num_train_epochs", "4", "--per_device_train_batch_size", "8", "--validation_size", "0.25",
-        "--attack_steps", "2", "--eval_attack_steps", "2", "--use_cpu", "--dataloader_pin_memory", "false",
+        "--attack_steps", "2", "--eval_attack_steps", "2", "--use_cpu",
         "--disable_tqdm", "true",
     ]  # fmt: skip
 

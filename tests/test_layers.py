@@ -37,7 +37,7 @@ LAYERS = [
     ("mended_trainer",),
     ("tuning", "overfitting_guard", "attacked_model"),
     ("training_args",),
-    ("callbacks",),
+    ("callbacks", "readable_logs"),
     ("trainer_checks", "evaluation_record", "publishing_trainer", "resuming"),
     ("evaluating_trainer",),
     ("trainer",),
@@ -45,6 +45,7 @@ LAYERS = [
     ("quickstart", "measuring", "searching", "planning", "sweeping"),
     ("options", "diagnosing"),
     ("grid",),
+    ("sharing_commands",),
     ("cli",),
     ("__main__", "benchmarks"),
 ]

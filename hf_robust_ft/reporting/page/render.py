@@ -14,7 +14,7 @@ from hf_robust_ft.reporting.page.assets import read_asset, render_template
 from hf_robust_ft.reporting.page.protocol_table import protocol_rows
 from hf_robust_ft.reporting.page.runs import Run
 from hf_robust_ft.reporting.settings import Setting
-from hf_robust_ft.threat_models import format_eps
+from hf_robust_ft.threat_models import format_eps, readable_eps
 
 SCRIPTS = ("robustness.js", "charts.js", "page.js", "examples.js")
 COLOURS = 6  # --run-0 ... of page.css
@@ -182,9 +182,7 @@ def _examples_of(name: str, pairs: ExamplePairs) -> dict[str, Any]:
                 "clean": _values(np.rint(255 * clean.clip(0, 1)).astype(np.uint8)),
                 "difference": _values(scaled),
                 "largest": largest,
-                "largestLabel": format_eps(float(f"{largest:.3g}"))
-                if largest < 1 / 255
-                else f"{255 * largest:.1f}/255",
+                "largestLabel": readable_eps(largest),
                 "label": label,
                 "before": before,
                 "after": after,
@@ -209,7 +207,7 @@ def _timeline_rows(run: Run) -> list[dict[str, str]]:
         for name in ("eps", "clean", "adversarial")
     }
     epochs = sorted({*columns["eps"], *columns["clean"], *columns["adversarial"]} - {"0"}, key=float)
-    shown = {"eps": lambda eps: f"{255 * eps:.2f}/255" if run.report.threat_model["norm"] == "Linf" else f"{eps:.4g}"}
+    shown = {"eps": lambda eps: readable_eps(eps, run.report.threat_model["norm"])}
     return [
         {"epoch": epoch}
         | {
