@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import hf_robust_ft
 from hf_robust_ft.command_parser import CommandParser
@@ -111,6 +112,16 @@ def train(argv: Sequence[str]) -> None:
         measured = trainer.robustness_report
         print(measured if measured is not None else f"Not attacked (robust_eval={args.robust_eval}, eps={args.eps}).")
         print(f"Checkpoint{'' if measured is None else ', report, pictures and card'}: {args.output_dir}")
+        _tell_if_not_robust(measured)
+
+
+def _tell_if_not_robust(report: Any) -> None:
+    """The last line of a command that measured a model."""
+    from hf_robust_ft.reporting.verdict import verdict
+
+    found = report and verdict(report)
+    if found and not found.is_robust:
+        print(found.sentence)
 
 
 def search(argv: Sequence[str]) -> None:
@@ -207,6 +218,7 @@ def evaluate(argv: Sequence[str]) -> None:
         print(f"\nCan these numbers be trusted?\n{report.check_lines()}")
     if options.output_dir:
         print(f"\nReport, curve and card: {options.output_dir}")
+    _tell_if_not_robust(report)
 
 
 def quickstart(argv: Sequence[str]) -> None:
@@ -226,7 +238,8 @@ def quickstart(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     from hf_robust_ft.quickstart import quickstart as run
 
-    run(options.output_dir, compare=options.compare, seeds=options.seeds)
+    reports = run(options.output_dir, compare=options.compare, seeds=options.seeds)
+    _tell_if_not_robust(reports["hinge"][options.seeds[0]])
 
 
 COMMANDS = {

@@ -23,6 +23,7 @@ LAYERS = [
         "command_parser",
         "random_state",
         "file_names",
+        "plain_text",
         "checkpoints",
         "loader_workers",
         "storage_errors",

@@ -82,7 +82,7 @@ def test_norms_whose_pixels_differ_unequally_are_visible(classifier, batch, tmp_
 @pytest.mark.parametrize("channels", [1, 3])
 def test_no_difference_is_grey(tmp_path, channels):
     image = torch.rand((channels, 8, 8), generator=torch.Generator().manual_seed(0))
-    _plot_strip(image, image.clone(), ["red", "red", "red"], "Linf 0", tmp_path / "same.png")
+    _plot_strip(image, image.clone(), ("red: right", "Linf 0: stood"), tmp_path / "same.png")
     clean, adversarial, difference = panels(tmp_path / "same.png")
     assert np.array_equal(clean, adversarial) and np.abs(difference - 0.5).max() < 0.01
 

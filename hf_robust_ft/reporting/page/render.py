@@ -14,6 +14,7 @@ from hf_robust_ft.reporting.page.assets import read_asset, render_template
 from hf_robust_ft.reporting.page.protocol_table import protocol_rows
 from hf_robust_ft.reporting.page.runs import Run
 from hf_robust_ft.reporting.settings import Setting
+from hf_robust_ft.reporting.verdict import verdict
 from hf_robust_ft.threat_models import format_eps, readable_eps
 
 SCRIPTS = ("robustness.js", "charts.js", "page.js", "examples.js")
@@ -123,6 +124,7 @@ def _describe(run: Run, index: int) -> dict[str, Any]:
         "examples": run.examples,
         "strips": [{"alt": f"{run.name}: {strip.stem}", "uri": _picture(strip)} for strip in run.strips],
         "notes": facts.get("notes") or [],
+        "verdict": verdict(report),
         "data": data,
     }
 
@@ -163,18 +165,11 @@ def _class_groups(runs: Sequence[dict]) -> list[dict[str, Any]]:
 def _examples_of(name: str, pairs: ExamplePairs) -> dict[str, Any]:
     """The examples as the viewer takes them: image and difference in 8 bits, the latter scaled by its largest value."""
     images = []
-    for clean, adversarial, *names in zip(
-        pairs.clean[:MOST_EXAMPLES],
-        pairs.adversarial[:MOST_EXAMPLES],
-        pairs.labels,
-        pairs.clean_predictions,
-        pairs.adversarial_predictions,
-        strict=False,
-    ):
+    shown = (each[:MOST_EXAMPLES] for each in (pairs.clean, pairs.adversarial, pairs.captions()))
+    for clean, adversarial, (before, after) in zip(*shown, strict=True):
         difference = adversarial - clean
         largest = float(np.abs(difference).max())
         scaled = np.rint(difference * (127 / largest if largest > 0 else 0)).astype(np.int8)
-        label, before, after = map(str, names)
         images.append(
             {
                 "height": clean.shape[1],
@@ -183,13 +178,12 @@ def _examples_of(name: str, pairs: ExamplePairs) -> dict[str, Any]:
                 "difference": _values(scaled),
                 "largest": largest,
                 "largestLabel": readable_eps(largest),
-                "label": label,
                 "before": before,
                 "after": after,
             }
         )
     left_out = len(pairs.clean) - len(images)
-    return {"name": name, "threatModel": pairs.threat_model, "images": images, "left_out": left_out}
+    return {"name": name, "images": images, "left_out": left_out}
 
 
 def _values(image: np.ndarray) -> str:

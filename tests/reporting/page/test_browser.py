@@ -272,7 +272,7 @@ def test_the_viewer_shows_the_images_and_amplifies_their_difference(visit):
         page.locator("#amplification").press("Home")
         assert np.abs(pixels(page, "difference") - (0.5 + difference)).max() < 2 * half
         assert page.locator("#amplification").get_attribute("aria-valuetext") == "\u00d7 1.0"
-    assert page.locator("#clean-caption").inner_text() == f"{CLASSES[0]}, taken for {CLASSES[0]}"
+    assert page.locator("#clean-caption").inner_text() == f"{CLASSES[0]}: right"
     page.locator("#example-run").select_option(label="exact")
     assert page.locator("#example-number").inner_text() == "1 of 2"
 
