@@ -19,15 +19,15 @@ from hf_robust_ft.precision import evaluated_in, half_of
 from hf_robust_ft.protocols import attack_on_grid
 from hf_robust_ft.publishing_trainer import PublishingTrainer
 from hf_robust_ft.random_state import random_state_kept
-from hf_robust_ft.reporting import save_examples
-from hf_robust_ft.reporting.evidence import EXAMPLE_FILES
-from hf_robust_ft.reporting.example_pairs import FILE_NAME as EXAMPLE_PAIRS
+from hf_robust_ft.readable_logs import print_readable_eps
+from hf_robust_ft.reporting import choose_examples, save_examples
+from hf_robust_ft.reporting.examples import remove_examples
 from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import build_report
 from hf_robust_ft.sample_ids import SAMPLE_ID
-from hf_robust_ft.trust_checks import CHECKED_IMAGES, TrustCheck, run_trust_checks
+from hf_robust_ft.trust_checks import TrustCheck, run_trust_checks
 
-SHOWN_EXAMPLES = 4  # attacked images beside the card
+SHOWN_EXAMPLES = 4  # attacked images beside the card, of the first images of the evaluation
 
 
 class EvaluatingTrainer(PublishingTrainer):
@@ -39,10 +39,11 @@ class EvaluatingTrainer(PublishingTrainer):
 
     def __init__(self, *args: Any, pixel_space: PixelSpace, **kwargs: Any):
         self.pixel_space = pixel_space
-        self._examples: list[tuple[Tensor, Tensor]] = []
         self._class_names: list[str] = []
+        self._examples: tuple[Tensor, Tensor, Tensor] | None = None  # pixels, labels, smallest fooling eps
         self._evaluation: EvaluationRecord | None = None
         super().__init__(*args, **kwargs)
+        print_readable_eps(self.callback_handler, self.args.norm)
 
     @property
     def num_labels(self) -> int | None:
@@ -102,7 +103,7 @@ class EvaluatingTrainer(PublishingTrainer):
                 survivors_only=not self.is_fsdp_enabled and not classifier.model_inputs,
             )
         if not classifier.model_inputs:
-            self._evaluation.keep_for_checks(pixels, inputs["labels"])
+            self._evaluation.keep_first(pixels, inputs["labels"], outcome.smallest_eps)
         found = (inputs["labels"], outcome.smallest_eps, outcome.wrong_classes)
         self._evaluation.add(self.accelerator.gather_for_metrics(found))
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
@@ -129,7 +130,7 @@ class EvaluatingTrainer(PublishingTrainer):
         metrics = {f"{prefix}_clean_accuracy": report.clean_accuracy}
         if len(report.epsilons) > 1:
             self._keep_report(report)
-            self._examples = [] if self.is_fsdp_enabled else evaluation.kept[:1]
+            self._examples = None if self.is_fsdp_enabled or not evaluation.kept else evaluation.first_images()
             metrics[f"{prefix}_adversarial_accuracy"] = report.adversarial_accuracy
             metrics[f"{prefix}_expected_robustness"] = report.expected_robustness
         return metrics
@@ -139,7 +140,7 @@ class EvaluatingTrainer(PublishingTrainer):
         # FSDP's forward waits for every rank, and checks attack as many images as happen to be correct.
         if self.is_in_train or self.is_fsdp_enabled or len(evaluation.epsilons) == 1 or not evaluation.kept:
             return []
-        pixels, labels = (torch.cat(parts)[:CHECKED_IMAGES] for parts in zip(*evaluation.kept, strict=True))
+        pixels, labels, _ = evaluation.first_images()
         with attack_mode(self.model):
             return run_trust_checks(
                 self._classifier({}),
@@ -162,17 +163,19 @@ class EvaluatingTrainer(PublishingTrainer):
         raise NotImplementedError
 
     def _write_examples(self, folder: str) -> None:
-        for old in (*Path(folder).glob(EXAMPLE_FILES), *Path(folder, EXAMPLES).glob(EXAMPLE_PAIRS)):  # of other weights
-            old.unlink()
-        if not self._examples:
+        remove_examples(Path(folder, EXAMPLES))  # of other weights
+        if self._examples is None:
             return
-        pixels, labels = (torch.cat(parts)[:SHOWN_EXAMPLES] for parts in zip(*self._examples, strict=True))
+        pixels, labels, smallest = self._examples
+        candidates, fell = choose_examples(smallest.tolist(), SHOWN_EXAMPLES, self.args.seed)
         save_examples(
             self._classifier({}),
-            pixels,
-            labels,
+            pixels[candidates],
+            labels[candidates],
             os.path.join(folder, EXAMPLES),
             threat_model=self.args.threat_model,
             attack=self.args.eval_attack,
             class_names=self._class_names,
+            fell=fell,
+            count=SHOWN_EXAMPLES,
         )

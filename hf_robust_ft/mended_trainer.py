@@ -31,6 +31,7 @@ class MendedTrainer(DurableTrainer):
     - FSDP2 shards image models, which accelerate fails at; FSDP1 accumulates gradients between attacks.
     - timm's image processor is saved with the model, in its configuration; its own `save_pretrained` does nothing.
     - Weights that are not finite are never saved: Trainer lets them take the last good checkpoint's place.
+    - On a CPU, loaders do not try to pin memory, which each of them warns of.
 
     Raises:
         FloatingPointError: a weight is NaN or infinite.
@@ -45,6 +46,8 @@ class MendedTrainer(DurableTrainer):
     def __init__(self, *args: Any, compute_loss_func: Callable | None = None, **kwargs: Any):
         super().__init__(*args, compute_loss_func=compute_loss_func, **kwargs)
         self.model_accepts_loss_kwargs = False
+        if self.args.device.type == "cpu":
+            self.args.dataloader_pin_memory = False
         if compute_loss_func is not None:
             self.loss_is_scaled_for_ga = None  # it is handed num_items_in_batch: Trainer's own rule holds
 

@@ -15,6 +15,7 @@ from hf_robust_ft.metrics.robustness.curve import survival_expectation, trapezoi
 from hf_robust_ft.metrics.robustness.robustness import Robustness
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import distribution_spec, parse_distribution
 from hf_robust_ft.metrics.robustness.threat_distributions import grid_weights
+from hf_robust_ft.plain_text import one_line
 from hf_robust_ft.threat_models import ThreatModel, format_eps
 from hf_robust_ft.trust_checks import TrustCheck, summary
 
@@ -148,15 +149,14 @@ class RobustnessReport:
 
     def class_table(self) -> str:
         """The scores by class as lines of text."""
-        width = max(len(row["class"]) for row in self.per_class)
+        names = [one_line(row["class"]) for row in self.per_class]
+        width = max(map(len, names))
         lines = [f"{'class':<{width}}  images    clean  adversarial  expected"]
-        for row in self.per_class:
+        for name, row in zip(names, self.per_class, strict=True):
             clean, adversarial, expected = (
                 row[key] for key in ("clean_accuracy", "adversarial_accuracy", "expected_robustness")
             )
-            lines.append(
-                f"{row['class']:<{width}}  {row['samples']:6}  {clean:7.1%}  {adversarial:11.1%}  {expected:8.1%}"
-            )
+            lines.append(f"{name:<{width}}  {row['samples']:6}  {clean:7.1%}  {adversarial:11.1%}  {expected:8.1%}")
         return "\n".join(lines)
 
     def check_lines(self) -> str:

@@ -222,8 +222,8 @@ def check_model_name(name: str, revision: str | None = None) -> None:
 
 def describe_model(model_id: str) -> dict[str, Any]:
     """What a report says of the model that training started from; a local path is named without its folders."""
-    licence = {"base_model_license": BACKBONES[model_id].licence} if model_id in BACKBONES else {}
-    return describe_source(model_id) | licence
+    known = BACKBONES.get(model_id) or EMBEDDED_MODELS.get(model_id)
+    return describe_source(model_id) | ({"base_model_license": known.licence} if known else {})
 
 
 def _check_count(name: str, count: int | None) -> None:

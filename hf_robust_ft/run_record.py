@@ -16,6 +16,8 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
+import hf_robust_ft
+
 RECIPE_NAME = "recipe.yaml"
 RECORD_NAME = "provenance.json"
 
@@ -46,9 +48,9 @@ RECORDED_FACTS = (
 
 def library_versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    versions = {"python": platform.python_version()}
+    # Ours of the code that runs: a source checkout has no metadata, or those of another one.
+    versions = {"python": platform.python_version(), "hf_robust_ft": hf_robust_ft.__version__}
     for package in (
-        "hf_robust_ft",
         "torch",
         "torchvision",
         "transformers",

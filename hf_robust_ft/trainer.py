@@ -28,7 +28,7 @@ from hf_robust_ft.resuming import TrainingRecord, check_resumed, training_settin
 from hf_robust_ft.run_record import environment_facts
 from hf_robust_ft.sample_ids import SAMPLE_ID, IdentifyingCollator, check_identified
 from hf_robust_ft.shown_command import script_command
-from hf_robust_ft.threat_models import format_eps
+from hf_robust_ft.threat_models import readable_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 from hf_robust_ft.training_batches import batch_sizes
 
@@ -114,7 +114,7 @@ class AdversarialTrainer(SelectingTrainer):
         return found[0] if found else None
 
     def describe_position(self) -> str:
-        return f"{super().describe_position()} (eps {format_eps(self.current_eps)})"
+        return f"{super().describe_position()} (eps {readable_eps(self.current_eps, self.args.norm)})"
 
     @property
     def training_record(self) -> TrainingRecord:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_robust_ft.plain_text import markdown, one_line
 from hf_robust_ft.protocols import PROTOCOLS
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.licences import licence_metadata
 from hf_robust_ft.reporting.settings import UNNAMED_DATASET, attack_name, measured_by
+from hf_robust_ft.reporting.verdict import verdict
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import format_eps, parse_eps
 
@@ -51,7 +53,11 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     attack = measured_by(report)
     subject_id = None if facts.get("training") else facts.get("base_model")
     subject = facts.get("base_model_text") or facts.get("base_model")
-    title = "Robust image classifier" if facts.get("training") or not subject else f"Robustness of {subject}"
+    found = verdict(report)
+    is_robust = found is None or found.is_robust
+    title = f"Robustness of {subject}"
+    if facts.get("training") or not subject:
+        title = "Robust image classifier" if is_robust else "Image classifier, adversarially fine-tuned"
     dataset = facts.get("dataset_name") or facts.get("dataset") or UNNAMED_DATASET
     setting = {
         "norm": norm, "eps": eps, "attack": attack, "steps": report.attack["steps"], "protocol": report.protocol,
@@ -79,7 +85,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     more_tags = facts.get("tags", [])
     tags += [more_tags] if isinstance(more_tags, str) else list(more_tags)
     data = ModelCardData(
-        model_name=facts.get("model_name") or title[0].lower() + title[1:],
+        model_name=one_line(facts.get("model_name") or title[0].lower() + title[1:]),
         library_name="transformers",
         pipeline_tag="image-classification",
         **licence_metadata(facts),
@@ -96,6 +102,9 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         facts=facts,
         subject=subject,
         title=facts.get("model_name") or title,
+        verdict=found,
+        is_robust=is_robust,
+        text=markdown,
         training=facts.get("training", {}),
         is_undertrained=_is_undertrained(facts.get("training", {})),
         norm=norm,

@@ -31,7 +31,7 @@ COMMANDS = """
 usual = ["--dataset", here + "/colours", "--eps", "8/255"]
 flags = ["--model", here + "/pretrained", *usual, "--output_dir", here + "/run", "--attack_steps", "2",
          "--eval_attack_steps", "2", "--num_train_epochs", "4", "--per_device_train_batch_size", "8",
-         "--validation_size", "0.25", "--use_cpu", "--dataloader_pin_memory", "false", "--disable_tqdm", "true",
+         "--validation_size", "0.25", "--use_cpu", "--disable_tqdm", "true",
          "--push_to_hub", "--hub_model_id", "tester/trained", "--hub_token", TOKEN]
 main(["train", *flags])
 main(["evaluate", "--model", "run", *usual, "--attack_steps", "2", "--output_dir", "evaluation", "--device", "cpu",
