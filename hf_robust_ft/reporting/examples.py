@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_robust_ft.attacks import APGD, attack_mode
-from hf_robust_ft.reporting.example_pairs import ExamplePairs
+from hf_robust_ft.reporting.example_pairs import ExamplePairs, drawable
 from hf_robust_ft.threat_models import ThreatModel, format_eps
 
 
@@ -31,7 +31,8 @@ def save_examples(
 
     Args:
         classifier: a `PixelClassifier`.
-        pixels: (N, C, H, W) in [0, 1]; they may stay on the CPU while the model is elsewhere.
+        pixels: (N, C, H, W) in [0, 1]; they may stay on the CPU while the model is elsewhere. Of other than 1 or 3
+            channels the mean is drawn.
         labels: (N,), the true classes.
         attack: as in the evaluation.
         class_names: the model's class names, by index.
@@ -64,12 +65,16 @@ def save_examples(
 
 
 def _plot_strip(clean: Tensor, adversarial: Tensor, names: Sequence[str], budget: str, path: Path) -> None:
+    largest = (adversarial - clean).abs().max().item()
+    channels = len(clean)
+    clean, adversarial = (torch.from_numpy(drawable(image.numpy())) for image in (clean, adversarial))
     difference = adversarial - clean
-    largest = difference.abs().max().item()
-    visible = 0.5 + difference / (2 * largest) if largest > 0 else torch.full_like(clean, 0.5)
+    spread = 2 * difference.abs().max().item()
+    visible = 0.5 + difference / spread if spread > 0 else torch.full_like(clean, 0.5)
     label, before, after = names
+    shown = "" if channels in (1, 3) else f" (mean of {channels} channels)"
     titles = (
-        f"{label}: taken for {before}",
+        f"{label}: taken for {before}{shown}",
         f"{budget}: taken for {after}",
         f"difference, largest {format_eps(largest)}",
     )

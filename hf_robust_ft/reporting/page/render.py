@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_robust_ft.protocols import PROTOCOLS
 from hf_robust_ft.reporting.consistency import check_consistent
-from hf_robust_ft.reporting.example_pairs import ExamplePairs
+from hf_robust_ft.reporting.example_pairs import ExamplePairs, drawable
 from hf_robust_ft.reporting.page.assets import read_asset, render_template
 from hf_robust_ft.reporting.page.protocol_table import protocol_rows
 from hf_robust_ft.reporting.page.runs import Run
@@ -171,6 +171,8 @@ def _examples_of(name: str, pairs: ExamplePairs) -> dict[str, Any]:
         pairs.adversarial_predictions,
         strict=False,
     ):
+        budget = float(np.abs(adversarial - clean).max())  # of any channel, drawn or not
+        clean, adversarial = drawable(clean), drawable(adversarial)
         difference = adversarial - clean
         largest = float(np.abs(difference).max())
         scaled = np.rint(difference * (127 / largest if largest > 0 else 0)).astype(np.int8)
@@ -182,9 +184,7 @@ def _examples_of(name: str, pairs: ExamplePairs) -> dict[str, Any]:
                 "clean": _values(np.rint(255 * clean.clip(0, 1)).astype(np.uint8)),
                 "difference": _values(scaled),
                 "largest": largest,
-                "largestLabel": format_eps(float(f"{largest:.3g}"))
-                if largest < 1 / 255
-                else f"{255 * largest:.1f}/255",
+                "largestLabel": format_eps(float(f"{budget:.3g}")) if budget < 1 / 255 else f"{255 * budget:.1f}/255",
                 "label": label,
                 "before": before,
                 "after": after,
