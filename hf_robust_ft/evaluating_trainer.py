@@ -12,12 +12,15 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_robust_ft.attacks import attack_mode
 from hf_robust_ft.batch_checks import check_batch
+from hf_robust_ft.batches import first_images, of_one_size
 from hf_robust_ft.data.sources import loaded_facts
 from hf_robust_ft.evaluation_record import EvaluationRecord
-from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
+from hf_robust_ft.model_calls import extract_logits
+from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.protocols import attack_on_grid
 from hf_robust_ft.publishing_trainer import PublishingTrainer
 from hf_robust_ft.random_state import random_state_kept
+from hf_robust_ft.rehearsal import count_classes, stated_classes
 from hf_robust_ft.reporting import save_examples
 from hf_robust_ft.reporting.evidence import EXAMPLE_FILES
 from hf_robust_ft.reporting.model_card import EXAMPLES
@@ -41,11 +44,30 @@ class EvaluatingTrainer(PublishingTrainer):
         self.pixel_space = pixel_space
         self._examples: list[tuple[Tensor, Tensor]] = []
         self._evaluation: EvaluationRecord | None = None
+        self._rehearsed: tuple[nn.Module | None, int | None, bool] = None, None, False
         super().__init__(*args, **kwargs)
 
     @property
     def num_labels(self) -> int | None:
-        return getattr(getattr(self.model, "config", None), "num_labels", None)
+        """K: the width of the logits once there were any; before, what the config says, if a weight has that size."""
+        model, count, _ = self._rehearsed
+        return count if model is self.model else stated_classes(self.model)
+
+    def _rehearse(self, inputs: Mapping[str, Any], attacked: bool) -> None:
+        """Learn K from two images and, where the model is to be attacked, that attacks find a gradient; once a model.
+
+        Raises:
+            ValueError: a batch an attack cannot work on, a single class, or no gradient.
+        """
+        model, _, has_gradient = self._rehearsed
+        if model is self.model and (not attacked or (has_gradient and not torch.is_inference_mode_enabled())):
+            return
+        check_batch(inputs, self.pixel_space)
+        few = first_images(inputs, 2)
+        pixels = self.pixel_space.to_pixels(few["pixel_values"]).clamp(0, 1)
+        with random_state_kept(), attack_mode(self.model, freeze=not self.is_fsdp_enabled):
+            count = count_classes(self._classifier(few), pixels, attacked)
+        self._rehearsed = self.model, count, attacked
 
     def _classifier(self, inputs: Mapping[str, Any], model: nn.Module | None = None) -> PixelClassifier:
         """What is attacked: the unwrapped model, given everything of the batch but its images and labels.
@@ -82,9 +104,11 @@ class EvaluatingTrainer(PublishingTrainer):
         if self._evaluation is None or inputs.get("labels") is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
+        self._rehearse(inputs, attacked=self._evaluation.epsilons[-1] > 0)
         check_batch(inputs, self.pixel_space, self.num_labels)
         loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
         classifier = self._classifier(inputs)
+        clean = self._clean_logits(classifier, inputs)
         pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
         with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
             outcome = attack_on_grid(
@@ -94,7 +118,7 @@ class EvaluatingTrainer(PublishingTrainer):
                 threat_model=self.args.threat_model,
                 epsilons=self._evaluation.epsilons,
                 attack=self.args.eval_attack,
-                clean_predictions=extract_logits(logits).argmax(1),
+                clean_predictions=clean.argmax(1),
                 # FSDP's forward waits for every rank: no rank may attack fewer images than the others.
                 survivors_only=not self.is_fsdp_enabled and not classifier.model_inputs,
             )
@@ -103,6 +127,21 @@ class EvaluatingTrainer(PublishingTrainer):
         found = (inputs["labels"], outcome.smallest_eps, outcome.wrong_classes)
         self._evaluation.add(self.accelerator.gather_for_metrics(found))
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self._evaluation is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self._evaluation.outputs = outputs
+        return (loss, outputs) if return_outputs else loss
+
+    def _clean_logits(self, classifier: PixelClassifier, inputs: Mapping[str, Any]) -> Tensor:
+        """Those of the evaluation's own forward: what Trainer returns is all outputs in their order, or fewer."""
+        outputs, self._evaluation.outputs = self._evaluation.outputs, None
+        if outputs is not None:
+            return extract_logits(outputs)
+        with torch.no_grad(), self.compute_loss_context_manager():  # a compute_loss of the user's, without ours
+            return classifier(self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1))
 
     def _robustness_metrics(self, evaluation: EvaluationRecord, prefix: str) -> dict[str, float]:
         if not evaluation.gathered:
@@ -130,7 +169,7 @@ class EvaluatingTrainer(PublishingTrainer):
         # FSDP's forward waits for every rank, and checks attack as many images as happen to be correct.
         if self.is_in_train or self.is_fsdp_enabled or len(evaluation.epsilons) == 1 or not evaluation.kept:
             return []
-        pixels, labels = (torch.cat(parts)[:CHECKED_IMAGES] for parts in zip(*evaluation.kept, strict=True))
+        pixels, labels = of_one_size(evaluation.kept, CHECKED_IMAGES)
         with attack_mode(self.model):
             return run_trust_checks(
                 self._classifier({}),
@@ -167,7 +206,7 @@ class EvaluatingTrainer(PublishingTrainer):
             return
         for old in Path(folder).glob(EXAMPLE_FILES):  # of other weights
             old.unlink()
-        pixels, labels = (torch.cat(parts)[:SHOWN_EXAMPLES] for parts in zip(*self._examples, strict=True))
+        pixels, labels = of_one_size(self._examples, SHOWN_EXAMPLES)
         save_examples(
             self._classifier({}),
             pixels,

@@ -15,6 +15,7 @@ class EvaluationRecord:
         self.dataset = dataset
         self.gathered: list[tuple[Tensor, ...]] = []
         self.kept: list[tuple[Tensor, Tensor]] = []
+        self.outputs: Any = None  # the model's, of the batch at hand
 
     def add(self, found: tuple[Tensor, ...]) -> None:
         self.gathered.append(tuple(values.cpu() for values in found))

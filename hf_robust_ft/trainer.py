@@ -16,6 +16,7 @@ from hf_robust_ft import trainer_checks
 from hf_robust_ft.attacked_model import model_for_attack, settle_loss
 from hf_robust_ft.attacks import APGD, AttackResult, attack_mode, use_memory_format
 from hf_robust_ft.batch_checks import CheckedCollator, check_batch
+from hf_robust_ft.batches import first_images
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.evaluating_trainer import EvaluatingTrainer
 from hf_robust_ft.launching import check_sharding
@@ -256,6 +257,8 @@ class AdversarialTrainer(EvaluatingTrainer):
         """Check what the attack needs now, not when the schedule first raises eps hours later."""
         if self.args.torch_compile:
             settle_loss(self.model)
+        self._rehearse(inputs, attacked=self.args.threat_model.eps > 0)
+        trainer_checks.check_labels(self.train_dataset, self.num_labels)
         check_batch(inputs, self.pixel_space, self.num_labels)
         check_input_precision(inputs["pixel_values"], self.pixel_space, self.args.threat_model)
         if self.args.threat_model.eps > 0:
@@ -284,15 +287,6 @@ class AdversarialTrainer(EvaluatingTrainer):
         if name and not os.path.exists(name):  # a Hub id, not a folder of this machine
             metadata["base_model"] = name
         return metadata
-
-
-def first_images(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """A batch of its first `count` images only."""
-    size = len(inputs["labels"])
-    return {
-        key: value[:count] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
-        for key, value in inputs.items()
-    }
 
 
 def datasets_of(eval_dataset: Any) -> list:
