@@ -1,11 +1,29 @@
 """From a dataset or DataLoader to numbered batches, the same ones whichever process evaluates them."""
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler
+
+
+class PairCollator:
+    """A data collator of examples by name that takes torchvision's pairs as well: images (C, H, W) and class indices.
+
+    Raises:
+        ValueError: examples that are neither.
+    """
+
+    def __init__(self, collate: Callable[[list], Any]):
+        self.collate = collate
+
+    def __call__(self, examples: list) -> Any:
+        if isinstance(examples[0], (tuple, list)):
+            if any(len(pair) != 2 or not isinstance(pair[0], Tensor) for pair in examples):
+                _check_examples(examples)
+            examples = [{"pixel_values": image, "labels": label} for image, label in examples]
+        return self.collate(examples)
 
 
 def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -14,14 +32,7 @@ def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     Raises:
         ValueError: an example lacks one of them, or they do not make one batch.
     """
-    first = examples[0]
-    missing = sorted({"pixel_values", "labels"} - set(first)) if isinstance(first, Mapping) else True
-    if missing:
-        held = f"lack {missing}; they hold {sorted(first)}" if isinstance(first, Mapping) else f"are {type(first)}"
-        raise ValueError(
-            f"Examples {held}. Give the dataset a transform that makes a dict of pixel_values (the image processor's "
-            "output) and labels (class indices)."
-        )
+    _check_examples(examples)
     images = [torch.as_tensor(example["pixel_values"]) for example in examples]
     if len(shapes := {tuple(image.shape) for image in images}) > 1:
         raise ValueError(f"The images of a batch must have one shape, got {sorted(shapes)}: resize or crop them.")
@@ -31,6 +42,25 @@ def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         got = [example["labels"] for example in examples[:3]]
         raise ValueError(f"labels must be class indices, got {got}, ... ({error}).") from None
     return {"pixel_values": torch.stack(images), "labels": labels}
+
+
+def _check_examples(examples: Sequence[Any]) -> None:
+    """Raise unless the first example is a mapping of `pixel_values` and `labels`."""
+    first = examples[0]
+    if isinstance(first, Mapping):
+        missing = sorted({"pixel_values", "labels"} - set(first))
+        held = f"lack {missing}; they hold {sorted(first)}"
+    else:
+        missing = True
+        held = f"are {type(first)}"
+        if isinstance(first, (tuple, list)):
+            held += f" of ({', '.join(type(part).__name__ for part in first)})"
+    if missing:
+        raise ValueError(
+            f"Examples {held}. Give the dataset a transform that makes a dict of pixel_values (the image processor's "
+            "output) and labels (class indices). Trainer's default collator also takes pairs of the two, as "
+            "torchvision's datasets give them after ToTensor() and Normalize(mean, std)."
+        )
 
 
 def first_images(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hf_robust_ft.batches import check_reads_all
 from hf_robust_ft.durable_trainer import DurableTrainer
 from hf_robust_ft.launching import check_fp16
 from hf_robust_ft.lone_images import lone_images_refused
+from hf_robust_ft.models.timm_classifier import store_timm_processor
 from hf_robust_ft.models.trust import SAFETENSORS, refusals_explained
 from hf_robust_ft.sharding import FSDP1_FORGETS, reduce_gradients_each_batch, without_input_embeddings
 
@@ -32,10 +33,12 @@ class MendedTrainer(DurableTrainer):
     - Losses of models that take `num_items_in_batch` and ignore it (ResNet, CLIP, Swinv2, ...) are averaged over
       accumulated batches: Trainer sums them.
     - FSDP2 shards image models, which accelerate fails at; FSDP1 accumulates gradients between attacks.
+    - timm's image processor is saved with the model, in its configuration; its own `save_pretrained` does nothing.
     - Evaluation and prediction read all images: `dataloader_drop_last` is for training.
     - The labels are called `labels`, whatever stands in a model's signature (`**kwargs`).
     - A last training batch of one image that a BatchNorm would fail at is refused before the first step.
     - Weights that are not finite are never saved: Trainer lets them take the last good checkpoint's place.
+    - On a CPU, loaders do not try to pin memory, which each of them warns of.
 
     Raises:
         FloatingPointError: a weight is NaN or infinite.
@@ -51,6 +54,8 @@ class MendedTrainer(DurableTrainer):
     def __init__(self, *args: Any, compute_loss_func: Callable | None = None, **kwargs: Any):
         super().__init__(*args, compute_loss_func=compute_loss_func, **kwargs)
         self.model_accepts_loss_kwargs = False
+        if self.args.device.type == "cpu":
+            self.args.dataloader_pin_memory = False
         self._checked_loader: DataLoader | None = None  # for batches of one
         if not self.args.label_names:
             self.label_names = ["labels"]
@@ -127,6 +132,10 @@ class MendedTrainer(DurableTrainer):
                 f"nothing was saved. {self._last_checkpoint()} Lower the learning rate, or train in bf16 or fp32."
             )
         super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        store_timm_processor(self.processing_class, getattr(self.model, "config", None))
+        super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._load_all_weights(resume_from_checkpoint):

@@ -1,10 +1,12 @@
 """A batch of one image behind a pooling: told at the first step, with a cure that works, and only where it is true."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from hf_robust_ft import AdversarialTrainer
+from hf_robust_ft import AdversarialTrainer, PixelSpace
 
 
 class Net(nn.Module):
@@ -24,7 +26,8 @@ def build(make_trainer):
     def make(images=17, model=None, **changes):
         rows = [{"pixel_values": torch.rand(3, 16, 16), "labels": index % 4} for index in range(images)]
         options = {"train_dataset": rows, "eval_dataset": rows[:4], "num_train_epochs": 1, "robust_eval": "no"}
-        return make_trainer(model or Net(), **options | changes)
+        kind = partial(changes.pop("trainer_cls", AdversarialTrainer), pixel_space=PixelSpace())
+        return make_trainer(model or Net(), trainer_cls=kind, **options | changes)
 
     return make
 

@@ -74,6 +74,7 @@ def dynamically_quantised():
         return torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)
 
 
+OURS = partial(AdversarialTrainer, pixel_space=PixelSpace())
 WITHOUT = [UnderNoGrad, UnderInferenceMode, ThroughNumpy, NumpyThatTorchRefuses, Int8]
 START = NO_GRADIENT[:60]
 
@@ -96,7 +97,7 @@ def test_evaluation_of_what_has_no_gradient_is_refused(make, rows):
 
 @pytest.mark.parametrize("make", WITHOUT)
 def test_the_trainer_refuses_it_in_the_same_words_before_a_step(make, rows, make_trainer):
-    options = {"train_dataset": rows, "eval_dataset": rows}
+    options = {"train_dataset": rows, "eval_dataset": rows, "trainer_cls": OURS}
     trainer = make_trainer(make(), **options)
     with pytest.raises(ValueError, match=START):
         trainer.train()
@@ -134,7 +135,7 @@ CONFIGS = [None, ViTConfig(num_labels=1), ViTConfig(num_labels=2), ViTConfig(num
 @pytest.mark.parametrize("kind", ["rows", "columns"])
 def test_the_number_of_classes_is_that_of_the_logits(config, rows, kind, make_trainer):
     data = Dataset.from_list(rows).with_format("torch") if kind == "columns" else rows
-    options = {"train_dataset": data, "eval_dataset": data, "num_train_epochs": 1}
+    options = {"train_dataset": data, "eval_dataset": data, "num_train_epochs": 1, "trainer_cls": OURS}
     trainer = make_trainer(Net(config=config), **options)
     trainer.train()
     trainer.evaluate()
@@ -174,7 +175,7 @@ def test_batches_of_different_sizes_are_trained_and_measured(make_trainer, make_
     rows = [{"pixel_values": torch.rand(3, 16, 16 + 4 * (index // 8)), "labels": index % 4} for index in range(24)]
     trainer = make_trainer(
         make_model("resnet"), num_train_epochs=1, eps_schedule="constant", train_dataset=rows, eval_dataset=rows,
-        train_sampling_strategy="sequential", trainer_cls=partial(AdversarialTrainer, pixel_space=PixelSpace()),
+        train_sampling_strategy="sequential", trainer_cls=OURS,
     )  # fmt: skip
     trainer.train()
     found = trainer.evaluate()

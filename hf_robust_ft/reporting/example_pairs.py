@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hf_robust_ft.plain_text import one_line
+
 FILE_NAME = "examples.npz"
 ADVICE = "Write it again with `hf-robust-ft evaluate --save_examples 8 --output_dir DIR`, or remove it."
 
@@ -21,7 +23,7 @@ class ExamplePairs:
 
     Attributes:
         clean: (N, C, H, W) float32 in [0, 1].
-        adversarial: the same after the attack; the image itself where nothing was found.
+        adversarial: the same after the attack; its best attempt where nothing was found.
         labels: (N,), names of the true classes.
         clean_predictions: (N,), names of the classes predicted before.
         adversarial_predictions: (N,), and after.
@@ -34,6 +36,20 @@ class ExamplePairs:
     clean_predictions: np.ndarray
     adversarial_predictions: np.ndarray
     threat_model: str
+
+    def captions(self) -> list[tuple[str, str]]:
+        """What to say of each image before and after the attack: whether it was right, and whether it fell or stood."""
+        found = []
+        names = (self.labels, self.clean_predictions, self.adversarial_predictions)
+        for label, before, after in zip(*(map(one_line, each) for each in names), strict=True):
+            if before != label:
+                told = f"{label}: wrong already, taken for {before}", f"{self.threat_model}: taken for {after}"
+            elif after != label:
+                told = f"{label}: right", f"{self.threat_model}: fell, taken for {after}"
+            else:
+                told = f"{label}: right", f"{self.threat_model}: stood"
+            found.append(told)
+        return found
 
     def save(self, folder: str | Path) -> Path:
         """Write `examples.npz` (arrays and text alone, no pickle); returns its path."""
