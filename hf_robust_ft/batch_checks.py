@@ -51,7 +51,9 @@ def check_pixel_values(pixel_values: Tensor, pixel_space: PixelSpace, first: int
         raise ValueError(f"pixel_values must be a float tensor, the image processor's output; got {got}.")
     if pixel_values.ndim != 4 or pixel_values.shape[1] != len(pixel_space.mean):
         raise ValueError(
-            f"pixel_values must have shape (N, {len(pixel_space.mean)}, H, W), got {tuple(pixel_values.shape)}."
+            f"pixel_values must have shape (N, {len(pixel_space.mean)}, H, W), got {tuple(pixel_values.shape)}. For "
+            "other channels than 3 give one mean and std each: pixel_space=PixelSpace(mean=(...), std=(...)), zeros "
+            "and ones where nothing is normalised."
         )
     pixels = pixel_space.to_pixels(pixel_values)
     per_image = pixels.flatten(1)

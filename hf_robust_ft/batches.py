@@ -63,6 +63,37 @@ def _check_examples(examples: Sequence[Any]) -> None:
         )
 
 
+def first_images(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """A batch of its first `count` images only."""
+    size = len(inputs["labels"])
+    return {
+        key: value[:count] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+        for key, value in inputs.items()
+    }
+
+
+def of_one_size(batches: Sequence[tuple[Tensor, Tensor]], count: int) -> tuple[Tensor, Tensor]:
+    """The first `count` images (N, C, H, W) and labels (N,) of the batches whose images are as large as the first's."""
+    alike = [batch for batch in batches if batch[0].shape[1:] == batches[0][0].shape[1:]]
+    pixels, labels = (torch.cat(parts)[:count] for parts in zip(*alike, strict=True))
+    return pixels, labels
+
+
+def check_reads_all(loader: DataLoader) -> None:
+    """Raise a ValueError if the loader leaves out the images of a last, smaller batch."""
+    batches, processes = loader.batch_sampler, 1
+    while not hasattr(batches, "sampler") and hasattr(batches, "batch_sampler"):  # accelerate's, one process's share
+        processes, batches = processes * batches.num_processes, batches.batch_sampler
+    if not getattr(batches, "drop_last", False):
+        return
+    sampler = getattr(batches, "sampler", None)
+    if not isinstance(sampler, Sized) or len(sampler) % (batches.batch_size * processes):
+        raise ValueError(
+            "The loader has drop_last=True, so the images of a last, smaller batch would not be measured: give it "
+            "drop_last=False."
+        )
+
+
 class NumberedBatches:
     """The batches of a dataset or loader, dealt out to processes in turn: batch i goes to process i mod W.
 
@@ -87,14 +118,14 @@ class NumberedBatches:
             # Given a batch_sampler, a loader has a SequentialSampler of its own, which it does not use.
             sampler = getattr(self.loader.batch_sampler, "sampler", self.loader.sampler)
             in_order = isinstance(sampler, SequentialSampler) or not isinstance(self.loader.batch_sampler, BatchSampler)
-            if isinstance(sampler, DistributedSampler):
-                raise ValueError("The loader deals out images to processes itself: pass it without DistributedSampler.")
-            drops_last = getattr(self.loader.batch_sampler, "drop_last", False)
-            if drops_last and (not isinstance(sampler, Sized) or len(sampler) % self.loader.batch_sampler.batch_size):
+            # accelerate's, as in Trainer's own loaders
+            deals = getattr(self.loader.batch_sampler, "num_processes", 1) > 1
+            if isinstance(sampler, DistributedSampler) or deals:
                 raise ValueError(
-                    "The loader has drop_last=True, so the images of a last, smaller batch would not be measured: give "
-                    "it drop_last=False."
+                    "The loader deals out images to processes itself: pass its dataset, or a plain DataLoader without "
+                    "DistributedSampler."
                 )
+            check_reads_all(self.loader)
             if repeatable and isinstance(self.loader.dataset, IterableDataset):
                 raise ValueError(
                     "The loader reads an IterableDataset, which may bring other images at another pass: a run on "

@@ -11,15 +11,18 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_robust_ft.attacks import attack_mode
 from hf_robust_ft.batch_checks import check_batch, check_first_batch
+from hf_robust_ft.batches import first_images
 from hf_robust_ft.class_names import class_names
 from hf_robust_ft.data.sources import loaded_facts
 from hf_robust_ft.evaluation_record import EvaluationRecord
-from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits, input_dtype
+from hf_robust_ft.model_calls import extract_logits
+from hf_robust_ft.pixels import PixelClassifier, PixelSpace, input_dtype
 from hf_robust_ft.precision import evaluated_in, half_of
 from hf_robust_ft.protocols import attack_on_grid
 from hf_robust_ft.publishing_trainer import PublishingTrainer
 from hf_robust_ft.random_state import random_state_kept
 from hf_robust_ft.readable_logs import print_readable_eps
+from hf_robust_ft.rehearsal import count_classes, stated_classes
 from hf_robust_ft.reporting import choose_examples, save_examples
 from hf_robust_ft.reporting.examples import remove_examples
 from hf_robust_ft.reporting.model_card import EXAMPLES
@@ -42,12 +45,31 @@ class EvaluatingTrainer(PublishingTrainer):
         self._class_names: list[str] = []
         self._examples: tuple[Tensor, Tensor, Tensor] | None = None  # pixels, labels, smallest fooling eps
         self._evaluation: EvaluationRecord | None = None
+        self._rehearsed: tuple[nn.Module | None, int | None, bool] = None, None, False
         super().__init__(*args, **kwargs)
         print_readable_eps(self.callback_handler, self.args.norm)
 
     @property
     def num_labels(self) -> int | None:
-        return getattr(getattr(self.model, "config", None), "num_labels", None)
+        """K: the width of the logits once there were any; before, what the config says, if a weight has that size."""
+        model, count, _ = self._rehearsed
+        return count if model is self.model else stated_classes(self.model)
+
+    def _rehearse(self, inputs: Mapping[str, Any], attacked: bool) -> None:
+        """Learn K from two images and, where the model is to be attacked, that attacks find a gradient; once a model.
+
+        Raises:
+            ValueError: a batch an attack cannot work on, a single class, or no gradient.
+        """
+        model, _, has_gradient = self._rehearsed
+        if model is self.model and (not attacked or (has_gradient and not torch.is_inference_mode_enabled())):
+            return
+        check_batch(inputs, self.pixel_space)
+        few = first_images(inputs, 2)
+        pixels = self.pixel_space.to_pixels(few["pixel_values"]).clamp(0, 1)
+        with random_state_kept(), attack_mode(self.model, freeze=not self.is_fsdp_enabled):
+            count = count_classes(self._classifier(few), pixels, attacked)
+        self._rehearsed = self.model, count, attacked
 
     def _classifier(self, inputs: Mapping[str, Any], model: nn.Module | None = None) -> PixelClassifier:
         """What is attacked: the unwrapped model, given everything of the batch but its images and labels.
@@ -84,11 +106,13 @@ class EvaluatingTrainer(PublishingTrainer):
         inputs = self._prepare_inputs(inputs)
         if self._evaluation is None or inputs.get("labels") is None:
             return super().prediction_step(model, self._as_stored(inputs), prediction_loss_only, ignore_keys)
+        self._rehearse(inputs, attacked=self._evaluation.epsilons[-1] > 0)
         check = check_batch if self._evaluation.gathered else check_first_batch
         check(inputs, self.pixel_space, self.num_labels)
         loss, logits, labels = super().prediction_step(model, self._as_stored(inputs), False, ignore_keys)
-        self._evaluation.num_classes = extract_logits(logits).shape[1]
         classifier = self._classifier(inputs)
+        clean = self._clean_logits(classifier, inputs)
+        self._evaluation.num_classes = clean.shape[1]
         pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
         with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
             outcome = attack_on_grid(
@@ -98,7 +122,7 @@ class EvaluatingTrainer(PublishingTrainer):
                 threat_model=self.args.threat_model,
                 epsilons=self._evaluation.epsilons,
                 attack=self.args.eval_attack,
-                clean_predictions=extract_logits(logits).argmax(1),
+                clean_predictions=clean.argmax(1),
                 # FSDP's forward waits for every rank: no rank may attack fewer images than the others.
                 survivors_only=not self.is_fsdp_enabled and not classifier.model_inputs,
             )
@@ -107,6 +131,21 @@ class EvaluatingTrainer(PublishingTrainer):
         found = (inputs["labels"], outcome.smallest_eps, outcome.wrong_classes)
         self._evaluation.add(self.accelerator.gather_for_metrics(found))
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self._evaluation is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self._evaluation.outputs = outputs
+        return (loss, outputs) if return_outputs else loss
+
+    def _clean_logits(self, classifier: PixelClassifier, inputs: Mapping[str, Any]) -> Tensor:
+        """Those of the evaluation's own forward: what Trainer returns is all outputs in their order, or fewer."""
+        outputs, self._evaluation.outputs = self._evaluation.outputs, None
+        if outputs is not None:
+            return extract_logits(outputs)
+        with torch.no_grad(), self.compute_loss_context_manager():  # a compute_loss of the user's, without ours
+            return classifier(self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1))
 
     def _as_stored(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The batch with images of the dtype that a model stored in half precision takes."""

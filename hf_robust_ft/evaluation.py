@@ -16,13 +16,14 @@ import hf_robust_ft
 from hf_robust_ft.attacks import APGD, attack_mode, autoattack, fast_memory_format
 from hf_robust_ft.attacks.autoattack import check_autoattack, check_num_classes
 from hf_robust_ft.batch_checks import check_batch, check_first_batch
-from hf_robust_ft.batches import NumberedBatches
-from hf_robust_ft.evaluated_model import as_classifier, count_classes, nan_refused
+from hf_robust_ft.batches import NumberedBatches, of_one_size
+from hf_robust_ft.evaluated_model import as_classifier, nan_refused
 from hf_robust_ft.losses import get_loss
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.precision import SHORT_NAMES, autocast_dtype, evaluated_in
 from hf_robust_ft.protocols import evaluation_attack, get_protocol, resolve_epsilons
+from hf_robust_ft.rehearsal import count_classes
 from hf_robust_ft.reports import RobustnessReport, build_report
 from hf_robust_ft.results_store import ResultsStore, batch_checksum, model_fingerprint
 from hf_robust_ft.shared_work import SharedWork
@@ -277,7 +278,7 @@ class _Work:
         return asked.tolist()
 
     def trust_checks(self, batches: NumberedBatches) -> list[TrustCheck]:
-        """The checks on the first images."""
+        """The checks on the first images, of these on those as large as the first."""
         prepared, count = [], 0
         for _, first, batch in batches.of_process():
             prepared.append(self.prepare(batch, first))
@@ -286,7 +287,7 @@ class _Work:
                 break
         if not prepared:
             return []
-        pixels, labels = (torch.cat(parts)[:CHECKED_IMAGES] for parts in zip(*prepared, strict=True))
+        pixels, labels = of_one_size(prepared, CHECKED_IMAGES)
         return run_trust_checks(
             self.classifier,
             pixels,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_robust_ft.model_calls import extract_logits, takes_pixel_values
 from hf_robust_ft.processor_maps import map_of
 
 
@@ -124,8 +125,9 @@ class PixelClassifier(nn.Module):
     """A classifier on pixels in [0, 1] that returns a plain logits tensor: the shape attack libraries expect.
 
     Args:
-        model: a transformers, PEFT, timm or plain module from normalised images to logits, as a tensor, a tuple
-            that starts with it, or an output with a `logits` entry.
+        model: a transformers, PEFT, timm or plain module from normalised images to logits, which stand in its output
+            as `model_calls.extract_logits` says. It is given them as `pixel_values=` where its forward has such a
+            parameter, else as the first argument.
         pixel_space: the normalisation the model expects.
         model_inputs: further keyword arguments for every call of the model.
 
@@ -140,6 +142,7 @@ class PixelClassifier(nn.Module):
         self.model = model
         self.pixel_space = pixel_space or PixelSpace()
         self.model_inputs = model_inputs or {}
+        self._by_keyword = takes_pixel_values(model)
         self.training = model.training
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -147,26 +150,6 @@ class PixelClassifier(nn.Module):
         dtype = input_dtype(self.model)
         if dtype is not None:
             inputs = inputs.to(dtype)  # bf16 and fp16 evaluation; the pixels themselves stay float32
+        if self._by_keyword:
+            return extract_logits(self.model(pixel_values=inputs, **self.model_inputs))
         return extract_logits(self.model(inputs, **self.model_inputs))
-
-
-def extract_logits(outputs: Any) -> Tensor:
-    """The logits (N, K) of a model output: a tensor, a tuple starting with it, or a mapping with `logits`.
-
-    Raises:
-        ValueError: there are none, or they are not of shape (N, K).
-    """
-    logits = outputs
-    if isinstance(outputs, dict):  # ModelOutput is one
-        logits = outputs.get("logits")
-    elif isinstance(outputs, (tuple, list)):
-        logits = outputs[0] if outputs else None
-    if not isinstance(logits, Tensor):
-        held = list(outputs) if isinstance(outputs, dict) else type(outputs).__name__
-        raise ValueError(
-            f"The model returned no logits but {held}. Use a classification model, "
-            "e.g. AutoModelForImageClassification.from_pretrained(...)."
-        )
-    if logits.ndim != 2:
-        raise ValueError(f"Logits must have shape (N, K), got {tuple(logits.shape)}: is this an image classifier?")
-    return logits

@@ -17,6 +17,7 @@ from hf_robust_ft.attack_watch import AttackWatch
 from hf_robust_ft.attacked_model import model_for_attack, settle_loss
 from hf_robust_ft.attacks import APGD, AttackResult, attack_mode, use_memory_format
 from hf_robust_ft.batch_checks import CheckedCollator, check_first_batch
+from hf_robust_ft.batches import first_images
 from hf_robust_ft.best_model import SelectingTrainer
 from hf_robust_ft.launching import check_sharding
 from hf_robust_ft.overfitting_guard import CHECKED_IMAGES as GUARDED_IMAGES
@@ -253,6 +254,8 @@ class AdversarialTrainer(SelectingTrainer):
         """Check what the attack needs now, not when the schedule first raises eps hours later."""
         if self.args.torch_compile:
             settle_loss(self.model)
+        self._rehearse(inputs, attacked=self.args.threat_model.eps > 0)
+        trainer_checks.check_labels(self.train_dataset, self.num_labels)
         check_first_batch(inputs, self.pixel_space, self.num_labels)
         check_input_precision(inputs["pixel_values"], self.pixel_space, self.args.threat_model)
         if self.args.threat_model.eps > 0:
@@ -282,12 +285,3 @@ class AdversarialTrainer(SelectingTrainer):
         if name and not os.path.exists(name):  # a Hub id, not a folder of this machine
             metadata["base_model"] = name
         return metadata
-
-
-def first_images(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """A batch of its first `count` images only."""
-    size = len(inputs["labels"])
-    return {
-        key: value[:count] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
-        for key, value in inputs.items()
-    }

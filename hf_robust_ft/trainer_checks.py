@@ -14,6 +14,7 @@ from hf_robust_ft.file_names import check_output_dir
 from hf_robust_ft.launching import ZERO_3_REFUSED, check_launch
 from hf_robust_ft.overfitting_guard import OverfittingGuard
 from hf_robust_ft.precision import check_parameter_precision
+from hf_robust_ft.rehearsal import stated_classes
 from hf_robust_ft.sample_ids import HOW_TO_ADD, SAMPLE_ID
 from hf_robust_ft.threat_models import format_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
@@ -78,8 +79,7 @@ def check_model(model: nn.Module) -> None:
             raise ValueError(REENTRANT_REFUSED)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("Every parameter of the model is frozen (requires_grad=False): there is nothing to train.")
-    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
-    if num_labels is not None and num_labels < 2:
+    if (num_labels := stated_classes(model)) is not None and num_labels < 2:
         raise ValueError(
             f"The model has {num_labels} class: there is nothing to confuse it with. Load it with num_labels=<classes>."
         )

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "hf_robust_ft"
 
 LAYERS = [
-    ("class_names", "processor_maps"),
+    ("class_names", "model_calls", "processor_maps"),
     (
         "threat_models",
         "schedules",
@@ -29,14 +29,25 @@ LAYERS = [
         "checkpoints",
         "loader_workers",
         "storage_errors",
+        "wrapped_models",
     ),
     ("normalisation_checks",),
-    ("batch_checks", "attacks", "metrics", "results_store", "batches", "shared_work", "evaluated_model", "diagnosis"),
+    (
+        "batch_checks",
+        "attacks",
+        "metrics",
+        "results_store",
+        "batches",
+        "shared_work",
+        "evaluated_model",
+        "rehearsal",
+        "diagnosis",
+    ),
     ("trust_checks", "protocols", "run_record", "termination", "divergence", "precision"),
     ("reports",),
     ("evaluation",),
     ("models", "data"),
-    ("reporting", "run_arguments", "sharding", "launching"),
+    ("reporting", "run_arguments", "sharding", "launching", "lone_images"),
     ("durable_trainer", "hub", "leaderboard"),
     ("mended_trainer",),
     ("tuning", "overfitting_guard", "attacked_model", "pixel_space_sources"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_robust_ft.attacks import APGD, attack_mode
 from hf_robust_ft.class_names import name_of
-from hf_robust_ft.reporting.example_pairs import FILE_NAME, ExamplePairs
+from hf_robust_ft.reporting.example_pairs import FILE_NAME, ExamplePairs, drawable
 from hf_robust_ft.threat_models import ThreatModel, readable_eps
 
 LONGEST_TITLE = 44  # letters over a picture
@@ -57,7 +57,8 @@ def save_examples(
 
     Args:
         classifier: a `PixelClassifier`.
-        pixels: (N, C, H, W) in [0, 1]; they may stay on the CPU while the model is elsewhere.
+        pixels: (N, C, H, W) in [0, 1]; they may stay on the CPU while the model is elsewhere. Of other than 1 or 3
+            channels the mean is drawn.
         labels: (N,), the true classes.
         attack: as in the evaluation.
         class_names: the model's class names, by index; the index where there is none.
@@ -127,10 +128,13 @@ def _half_and_half(first: list[int], second: list[int], count: int | None) -> li
 
 
 def _plot_strip(clean: Tensor, adversarial: Tensor, captions: tuple[str, str], path: Path) -> None:
+    channels, largest = len(clean), (adversarial - clean).abs().max().item()
+    clean, adversarial = (torch.from_numpy(drawable(image.numpy())) for image in (clean, adversarial))
     difference = adversarial - clean
-    largest = difference.abs().max().item()
-    visible = 0.5 + difference / (2 * largest) if largest > 0 else torch.full_like(clean, 0.5)
-    titles = (*captions, f"difference, largest {readable_eps(largest)}")
+    spread = 2 * difference.abs().max().item()
+    visible = 0.5 + difference / spread if spread > 0 else torch.full_like(clean, 0.5)
+    drawn = "" if channels in (1, 3) else f" (mean of {channels} channels)"
+    titles = (*captions, f"difference, largest {readable_eps(largest)}{drawn}")
     figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.7), layout="constrained")
     for axis, image, title in zip(axes, (clean, adversarial, visible), titles, strict=True):
         axis.imshow(image.clamp(0, 1).permute(1, 2, 0).expand(-1, -1, 3).numpy())
