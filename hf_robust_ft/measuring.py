@@ -3,6 +3,8 @@
 import os
 import sys
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +13,16 @@ from datasets import Dataset
 
 from hf_robust_ft.attacks.autoattack import check_autoattack
 from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.class_names import class_names
 from hf_robust_ft.data import align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.evaluation import evaluate_robustness
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
 from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.protocols import evaluation_attack, get_protocol, resolve_epsilons
-from hf_robust_ft.reporting import save_examples, write_evidence
+from hf_robust_ft.reporting import choose_examples, save_examples, write_evidence
+from hf_robust_ft.reporting.examples import remove_examples
+from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.run_arguments import TRUST_HELP, DataArguments, at_most, check_model_name, describe_model
 from hf_robust_ft.run_record import environment_facts
@@ -75,7 +80,11 @@ class EvaluationArguments:
         },
     )
     save_examples: int = field(
-        default=0, metadata={"help": "Write strips of image, adversarial example and difference for so many images."}
+        default=0,
+        metadata={
+            "help": "Write strips of image, adversarial example and difference for so many images that were right, "
+            "half of which fell."
+        },
     )
 
     def __post_init__(self):
@@ -129,7 +138,7 @@ def measure(
     if state.is_main_process:
         _warn_of_another_split(options.model, data)
     dataset, pixel_space = with_pixel_values(images, processor), PixelSpace.from_processor(processor)
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    names = class_names(model.config)
     report = evaluate_robustness(
         model,
         dataset,
@@ -155,10 +164,10 @@ def measure(
     }
     report = report.with_metadata(**facts, **environment_facts(), command=command)
     if options.output_dir and state.is_main_process:
-        if options.save_examples:
-            classifier = PixelClassifier(model, pixel_space)
-            _write_examples(options, classifier, dataset, names, threat_model=threat_model, attack=attack)
-        write_evidence(report, options.output_dir)
+        how = {"threat_model": threat_model, "attack": attack, "class_names": names}
+        classifier = PixelClassifier(model, pixel_space)
+        draw = partial(_write_examples, options, classifier, dataset, report, data_args.split_seed, how)
+        write_evidence(report, options.output_dir, examples=draw if options.save_examples else None)
     return state, report
 
 
@@ -179,16 +188,28 @@ def _device(wanted: str | None, state: PartialState) -> torch.device:
 
 
 def _write_examples(
-    options: EvaluationArguments, classifier: PixelClassifier, dataset: Dataset, names: list[str], **how: Any
+    options: EvaluationArguments,
+    classifier: PixelClassifier,
+    dataset: Dataset,
+    report: RobustnessReport,
+    seed: int,
+    how: dict[str, Any],
 ) -> None:
-    """Strips of the first images, as `save_examples` makes them."""
-    batch = stack_examples([dataset[index] for index in range(min(options.save_examples, len(dataset)))])
+    """Strips of images that were right and fell, and that stood, as `save_examples` makes them."""
+    folder = Path(options.output_dir, EXAMPLES)
+    candidates, fell = choose_examples(report.smallest_epsilons, options.save_examples, seed)
+    if not candidates:
+        remove_examples(folder)
+        print("No image is right without an attack, so there are no examples to show.")
+        return
+    batch = stack_examples([dataset[index] for index in candidates])
     save_examples(
         classifier,
         classifier.pixel_space.to_pixels(batch["pixel_values"]).clamp(0, 1),
         batch["labels"],
-        os.path.join(options.output_dir, "examples"),
-        class_names=names,
+        folder,
+        fell=fell,
+        count=options.save_examples,
         batch_size=options.batch_size,
         **how,
     )

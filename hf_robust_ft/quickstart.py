@@ -13,6 +13,7 @@ from hf_robust_ft.file_names import check_output_dir
 from hf_robust_ft.finetuning import DataArguments, ModelArguments, fine_tune
 from hf_robust_ft.recipes import parse_recipe
 from hf_robust_ft.reporting import plot_curves, plot_training
+from hf_robust_ft.reporting.drawing import drawn
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 
 SCORES = ("clean_accuracy", "adversarial_accuracy", "expected_robustness")
@@ -59,21 +60,24 @@ def quickstart(output_dir: str | Path, *, compare: bool = False, seeds: Sequence
             if seed == seeds[0]:
                 histories[name] = history
     if compare:
-        plot_curves({name: by_seed[seeds[0]] for name, by_seed in reports.items()}, output_dir / "comparison_curve.png")
-        plot_training(histories, output_dir / "comparison_training.png")
         scores = {
             name: {seed: _scores(report) for seed, report in by_seed.items()} for name, by_seed in reports.items()
         }
         table = comparison_table(scores)
         (output_dir / "comparison.md").write_text(table + "\n", encoding="utf-8")
         (output_dir / "comparison.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        firsts = {name: by_seed[seeds[0]] for name, by_seed in reports.items()}
+        curve, training = output_dir / "comparison_curve.png", output_dir / "comparison_training.png"
+        drawn("The runs' accuracy-eps curves", lambda: plot_curves(firsts, curve), curve)
+        drawn("The runs' pictures of training", lambda: plot_training(histories, training), training)
         print(f"\n{table}")
     return reports
 
 
 def _run(name: str, seed: int, folder: Path) -> tuple[RobustnessReport, list[dict]]:
     types = (ModelArguments, DataArguments, AdversarialTrainingArguments)
-    changes = {**COMPARED[name], "seed": seed, "output_dir": str(folder)}
+    # The same command goes on with a run that was stopped, and trains a finished one no second time.
+    changes = {**COMPARED[name], "seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "auto"}
     model_args, data_args, args = parse_recipe(types, "quickstart", overrides=changes)
     metadata = {
         "model_name": f"EfficientNet-Lite0 on digits, {name}",

@@ -128,7 +128,7 @@ def test_the_command_line_refuses_and_forces(imagefolder, checkpoint, tmp_path, 
     flags = [
         "train", "--model", checkpoint, "--dataset", imagefolder, "--output_dir", str(run), "--eps", "8/255",
         "--num_train_epochs", "2", "--per_device_train_batch_size", "8", "--attack_steps", "1",
-        "--use_cpu", "--robust_eval", "no", "--dataloader_pin_memory", "false", "--disable_tqdm", "true",
+        "--use_cpu", "--robust_eval", "no", "--disable_tqdm", "true",
         "--validation_size", "0.25", "--logging_steps", "3",
     ]  # fmt: skip
     main(flags)
