@@ -92,7 +92,7 @@ def train(argv: Sequence[str]) -> None:
     from hf_robust_ft.training_args import AdversarialTrainingArguments
 
     types = (ModelArguments, DataArguments, AdversarialTrainingArguments, PlanArguments)
-    titles = ("model", "data", "threat model, schedule, attacks and fine-tuning", "dry run")
+    titles = ("model", "data", "threat model, schedule and attacks", "dry run")
     options = parse_options("train", argv, types, titles, train.__doc__, BASE_RECIPE)
     model_args, data_args, args, plan_args = options.parsed
     told = filled_in(options, model_args.model, data_args.dataset)
@@ -133,7 +133,7 @@ def search(argv: Sequence[str]) -> None:
     from hf_robust_ft.training_args import AdversarialTrainingArguments
 
     types = (ModelArguments, DataArguments, AdversarialTrainingArguments, SearchArguments)
-    titles = ("model", "data", "threat model, schedule, attacks and fine-tuning", "search")
+    titles = ("model", "data", "threat model, schedule and attacks", "search")
     options = parse_options("search", argv, types, titles, search.__doc__, BASE_RECIPE)
     model_args, data_args, _, search_args = options.parsed
     print(filled_in(options, model_args.model, data_args.dataset), flush=True)
@@ -180,8 +180,8 @@ def _sweep_options(command: str, argv: Sequence[str], description: str, *more: t
 
     refuse_flags(command, argv)
     types = (ModelArguments, DataArguments, AdversarialTrainingArguments, SweepArguments, *more)
-    titles = ("model", "data", "threat model, attacks and fine-tuning", "runs", *("recipe" for _ in more))
-    options = parse_options(command, argv, types, titles, description, BASE_RECIPE)
+    titles = ("model", "data", "threat model and attacks", "runs", *("recipe" for _ in more))
+    options = parse_options(command, argv, types, titles, description, BASE_RECIPE, hidden=SET_BY_SWEEP)
     model_args, data_args, args, *_ = options.parsed
     if args.process_index == 0:
         used = {key: value for key, value in options.from_recipes.items() if key not in SET_BY_SWEEP}
@@ -207,7 +207,9 @@ def evaluate(argv: Sequence[str]) -> None:
     from hf_robust_ft.options import parse_options
 
     types, titles = (EvaluationArguments, DataArguments), ("evaluation", "data")
-    options, data_args = parse_options("evaluate", argv, types, titles, evaluate.__doc__).parsed
+    # Streams are for training; only who trained on one has a reason to name what it held out.
+    hidden = ("streaming", "shuffle_buffer", "stream_eval_samples")
+    options, data_args = parse_options("evaluate", argv, types, titles, evaluate.__doc__, hidden=hidden).parsed
     state, report = measure(options, data_args, shown_command([PROGRAM, "evaluate"], argv))
     if not state.is_main_process:
         return

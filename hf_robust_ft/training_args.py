@@ -110,6 +110,21 @@ class AdversarialTrainingArguments(TuningArguments):
         default=False,
         metadata={"help": "Resume a checkpoint of other settings."},
     )
+    # Trainer's own, of which ours does something else.
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on from a checkpoint: its folder, 'last' (newest complete one in output_dir) or 'auto' (the same, "
+            "if there is one)."
+        },
+    )
+    push_to_hub: bool = field(
+        default=False,
+        metadata={
+            "help": "Once measured, publish checkpoint, report, pictures and card as hub_model_id, and compare what "
+            "arrived."
+        },
+    )
 
     def __post_init__(self):
         for name, valid in (

@@ -6,8 +6,9 @@ from PIL import Image
 
 from hf_robust_ft import APGD, PixelClassifier, PixelSpace, ThreatModel
 from hf_robust_ft.batches import stack_examples
-from hf_robust_ft.reporting import save_examples
-from hf_robust_ft.reporting.examples import _plot_strip
+from hf_robust_ft.reporting import choose_examples, save_examples
+from hf_robust_ft.reporting.example_pairs import ExamplePairs
+from hf_robust_ft.reporting.examples import _half_and_half, _plot_strip
 
 NAMES = ["red", "green", "blue", "yellow"]
 
@@ -97,3 +98,51 @@ def test_the_model_keeps_its_mode_and_files_repeat_byte_for_byte(classifier, bat
     )
     assert classifier.training and all(parameter.grad is None for parameter in classifier.parameters())
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_examples_were_right_and_some_fell_and_some_stood():
+    smallest = [0.0] * 50 + [2 / 255] * 40 + [None] * 10
+    candidates, fell = choose_examples(smallest, 4, seed=3)
+    assert len(candidates) == len(set(candidates)) == 16 and sum(fell) == 8
+    assert all(
+        smallest[at] != 0 and (smallest[at] is not None) == down for at, down in zip(candidates, fell, strict=True)
+    )
+    assert choose_examples(smallest, 4, seed=3) == (candidates, fell) != choose_examples(smallest, 4, seed=4)
+    assert choose_examples([0.0, 0.0], 4) == ([], [])
+    assert choose_examples([0.0, float("inf"), 0.1], 4) == ([2, 1], [True, False])
+
+
+def test_strips_are_of_images_that_end_as_the_evaluation_says(classifier, batch, tmp_path):
+    pixels, labels = batch
+    options = {
+        "threat_model": ThreatModel("Linf", "8/255"),
+        "attack": APGD(steps=5, random_start=False, select="fooled"),
+    }
+    right = classifier(pixels).argmax(1) == labels
+    fooled = options["attack"](classifier, pixels, labels, options["threat_model"]).fooled
+    known = {"class_names": NAMES, **options}
+    save_examples(classifier, pixels, labels, tmp_path, **known)  # an earlier one's, which go
+    files = save_examples(classifier, pixels, labels, tmp_path, fell=fooled.tolist(), count=2, **known)
+    pairs = ExamplePairs.load(tmp_path / "examples.npz")
+    assert sorted(tmp_path.glob("*.png")) == files and len(files) == len(pairs.labels) == min(2, int(right.sum()))
+    assert (pairs.labels == pairs.clean_predictions).all()
+    for (before, after), label, ended in zip(
+        pairs.captions(), pairs.labels, pairs.adversarial_predictions, strict=True
+    ):
+        assert before == f"{label}: right"
+        assert after == ("Linf 8/255: stood" if ended == label else f"Linf 8/255: fell, taken for {ended}")
+    assert save_examples(classifier, pixels, labels, tmp_path, fell=(~fooled).tolist(), **known) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_of_them_fell_as_far_as_there_are():
+    assert _half_and_half([1, 2, 3], [4, 5, 6], 4) == [1, 2, 4, 5]
+    assert _half_and_half([1], [4, 5, 6], 4) == [1, 4, 5, 6]
+    assert _half_and_half([1, 2, 3, 9], [4], 4) == [1, 2, 3, 4]
+    assert _half_and_half([], [4], 4) == [4] and _half_and_half([1, 2, 3], [4, 5], 3) == [1, 2, 4]
+
+
+def test_an_image_that_was_wrong_already_says_so():
+    image = np.zeros((1, 3, 4, 4), dtype=np.float32)
+    pairs = ExamplePairs(image, image, np.array(["cat"]), np.array(["dog"]), np.array(["dog"]), "Linf 4/255")
+    assert pairs.captions() == [("cat: wrong already, taken for dog", "Linf 4/255: taken for dog")]

@@ -222,6 +222,11 @@ def test_a_phone_scrolls_in_one_direction(visit, width):
         .map((element) => element.id || element.className || element.tagName)"""
     assert page.evaluate(outside) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # Nothing is cut off within a table either: what names a value is above it.
+    page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+    cut = """() => [...document.querySelectorAll(".scroll")].filter((each) => each.scrollWidth > each.clientWidth + 1)
+        .map((each) => each.getAttribute("aria-label") || each.getAttribute("aria-labelledby"))"""
+    assert page.evaluate(cut) == []
     small = """() => [...document.querySelectorAll("button, select, input[type=range], summary")]
         .filter((element) => element.offsetHeight && element.offsetHeight < 24).length"""
     assert page.evaluate(small) == 0  # WCAG 2.2: targets of 24 px
