@@ -10,6 +10,7 @@ from hf_robust_ft.diagnosis import Diagnosis, ScheduleEpochs, schedule_epochs
 from hf_robust_ft.diagnosis import diagnose as diagnose_curves
 from hf_robust_ft.reporting.diagnosis_plots import plot_diagnosis
 from hf_robust_ft.reporting.diagnosis_text import chance_warning, render_diagnosis, schedule_text
+from hf_robust_ft.reporting.drawing import drawn
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments
 from hf_robust_ft.sweeping import SweepRun, train_sweep
 from hf_robust_ft.threat_models import format_eps, parse_eps
@@ -155,9 +156,10 @@ def write_diagnosis(
     diagnosis = diagnose_curves(curves, threshold)
     if writes:
         folder, text = Path(folder), render_diagnosis(diagnosis)
-        plot_diagnosis(diagnosis, curves, folder)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / DIAGNOSIS).write_text(json.dumps(diagnosis.to_dict(), indent=2) + "\n", encoding="utf-8")
         (folder / "diagnosis.txt").write_text(text + "\n", encoding="utf-8")
+        drawn("A picture of the diagnosis", lambda: plot_diagnosis(diagnosis, curves, folder))
         print(f"\n{text}\n\nDiagnosis and pictures: {folder}", flush=True)
     return diagnosis
 

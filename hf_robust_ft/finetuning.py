@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hf_robust_ft.attacks import use_memory_format
 from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.checkpoints import checkpoints_in, newest_complete
+from hf_robust_ft.class_names import class_names
 from hf_robust_ft.data import SeededAugmentation, align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.hub import BackgroundPushError
 from hf_robust_ft.hub.repository import check_repo_id
@@ -17,7 +18,7 @@ from hf_robust_ft.launching import check_launch
 from hf_robust_ft.reporting.evidence import REPORT_NAME
 from hf_robust_ft.resuming import TrainingRecord, check_resumed, run_settings, training_settings
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments, at_most, describe_model
-from hf_robust_ft.run_record import environment_facts, resolved_recipe, write_run_record
+from hf_robust_ft.run_record import environment_facts, own_place, resolved_recipe, write_run_record
 from hf_robust_ft.trainer import AdversarialTrainer
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 
@@ -89,7 +90,7 @@ def build_trainer(
         data_args: what its checkpoints then also remember; None where the caller compares configurations itself.
         fresh_models: let it load the model anew for every training, as a search needs.
     """
-    names = list(run.model.config.id2label.values())
+    names = class_names(run.model.config)
 
     def model_init() -> PreTrainedModel:
         model, _ = model_args.load(names, args.seed)
@@ -140,7 +141,8 @@ def fine_tune(
         facts["resumed_with_changes"] = forced
     facts["recipe"] = resolved_recipe(model_args, data_args, args)
     if trainer.is_world_process_zero():
-        write_run_record(args.output_dir, facts["recipe"], facts | environment_facts())
+        own_recipe = resolved_recipe(model_args, data_args, args, place=own_place)
+        write_run_record(args.output_dir, own_recipe, facts | environment_facts())
     failed = None
     try:
         trainer.train(resume_from_checkpoint=resume)

@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from datasets import Dataset
 
 from hf_robust_ft.attacks.autoattack import check_autoattack
 from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.class_names import class_names
 from hf_robust_ft.data import align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.evaluation import evaluate_robustness
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
@@ -136,7 +138,7 @@ def measure(
     if state.is_main_process:
         _warn_of_another_split(options.model, data)
     dataset, pixel_space = with_pixel_values(images, processor), PixelSpace.from_processor(processor)
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    names = class_names(model.config)
     report = evaluate_robustness(
         model,
         dataset,
@@ -162,11 +164,10 @@ def measure(
     }
     report = report.with_metadata(**facts, **environment_facts(), command=command)
     if options.output_dir and state.is_main_process:
-        if options.save_examples:
-            classifier = PixelClassifier(model, pixel_space)
-            how = {"threat_model": threat_model, "attack": attack, "class_names": names}
-            _write_examples(options, classifier, dataset, report, data_args.split_seed, how)
-        write_evidence(report, options.output_dir)
+        how = {"threat_model": threat_model, "attack": attack, "class_names": names}
+        classifier = PixelClassifier(model, pixel_space)
+        draw = partial(_write_examples, options, classifier, dataset, report, data_args.split_seed, how)
+        write_evidence(report, options.output_dir, examples=draw if options.save_examples else None)
     return state, report
 
 

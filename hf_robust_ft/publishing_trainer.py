@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hf_robust_ft.hub import BackgroundPushError, create_repository, publish
 from hf_robust_ft.hub.contents import checkpoint_files
 from hf_robust_ft.hub.errors import described
 from hf_robust_ft.hub.uploading import upload
+from hf_robust_ft.models import describe_source
 from hf_robust_ft.reporting import write_evidence
 from hf_robust_ft.reporting.licences import check_licence
 from hf_robust_ft.reports import RobustnessReport
@@ -70,10 +72,10 @@ class PublishingTrainer(TuningTrainer):
         hashes = hash_weight_files(folder) if self._measured and self._measured == self._saved else None
         self.robustness_report = self.robustness_report.with_metadata(weights_sha256=hashes)
         with self._averages(wanted_for=("eval", "save")):
-            self._write_examples(folder)
+            draw = partial(self._write_examples, folder)
+            write_evidence(self.robustness_report, folder, self.state.log_history, examples=draw)
         recipe = None if (Path(folder) / RECIPE_NAME).is_file() else resolved_recipe(self.args)
         write_run_record(folder, recipe, self.robustness_report.metadata)
-        write_evidence(self.robustness_report, folder, self.state.log_history)
 
     def _write_examples(self, folder: str) -> None:
         """Pictures of attacked images, where the trainer has any."""
@@ -109,7 +111,7 @@ class PublishingTrainer(TuningTrainer):
             "license": license,
             "tags": tags,
             "model_name": model_name,
-            "base_model": finetuned_from,
+            **(describe_source(finetuned_from) if finetuned_from else {}),  # of a folder, not its path
             "dataset": _first(dataset_tags),
             "dataset_name": _first(dataset),
             "dataset_on_hub": bool(dataset_tags),

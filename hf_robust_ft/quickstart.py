@@ -13,6 +13,7 @@ from hf_robust_ft.file_names import check_output_dir
 from hf_robust_ft.finetuning import DataArguments, ModelArguments, fine_tune
 from hf_robust_ft.recipes import parse_recipe
 from hf_robust_ft.reporting import plot_curves, plot_training
+from hf_robust_ft.reporting.drawing import drawn
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 
 SCORES = ("clean_accuracy", "adversarial_accuracy", "expected_robustness")
@@ -59,14 +60,16 @@ def quickstart(output_dir: str | Path, *, compare: bool = False, seeds: Sequence
             if seed == seeds[0]:
                 histories[name] = history
     if compare:
-        plot_curves({name: by_seed[seeds[0]] for name, by_seed in reports.items()}, output_dir / "comparison_curve.png")
-        plot_training(histories, output_dir / "comparison_training.png")
         scores = {
             name: {seed: _scores(report) for seed, report in by_seed.items()} for name, by_seed in reports.items()
         }
         table = comparison_table(scores)
         (output_dir / "comparison.md").write_text(table + "\n", encoding="utf-8")
         (output_dir / "comparison.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        firsts = {name: by_seed[seeds[0]] for name, by_seed in reports.items()}
+        curve, training = output_dir / "comparison_curve.png", output_dir / "comparison_training.png"
+        drawn("The runs' accuracy-eps curves", lambda: plot_curves(firsts, curve), curve)
+        drawn("The runs' pictures of training", lambda: plot_training(histories, training), training)
         print(f"\n{table}")
     return reports
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
+from hf_robust_ft.class_names import name_of
 from hf_robust_ft.metrics.robustness.curve import survival_expectation, trapezoid_weights
 from hf_robust_ft.metrics.robustness.robustness import Robustness
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import distribution_spec, parse_distribution
@@ -140,6 +141,10 @@ class RobustnessReport:
             lines.append(f"{'autoattack accuracy':<22} {self.autoattack_accuracy:7.2%}   {where}")
         for name, value in self.distributions.items():
             lines.append(f"{'expected robustness':<22} {value:7.2%}   for eps ~ {name}")
+        if precision := self.metadata.get("evaluated_in"):
+            lines.append(
+                f"measured in {precision}: attacks find fewer errors than in fp32, robust figures may be too high"
+            )
         return "\n".join(lines)
 
     def class_table(self) -> str:
@@ -262,7 +267,7 @@ def _per_class(
         of_class = labels == label
         rows.append(
             {
-                "class": _class_name(class_names, int(label)),
+                "class": name_of(class_names, int(label)),
                 "samples": int(of_class.sum()),
                 "clean_accuracy": float(correct[of_class, 0].mean()),
                 "adversarial_accuracy": float(correct[of_class, -1].mean()),
@@ -270,14 +275,6 @@ def _per_class(
             }
         )
     return rows
-
-
-def _class_name(class_names: Sequence[str] | None, label: int) -> str:
-    """A name, or the index where there is none: a measured run must not fail for a label's name."""
-    try:
-        return str(class_names[label])
-    except (LookupError, TypeError):
-        return str(label)
 
 
 def _as_array(smallest_epsilons: Sequence[float | None]) -> np.ndarray:

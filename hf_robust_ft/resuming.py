@@ -121,6 +121,6 @@ def _read_record(path: str) -> dict[str, Any]:
 
 
 def _comparable(*options: Any) -> dict[str, Any]:
-    recipe = resolved_recipe(*options, unset=True)
+    recipe = resolved_recipe(*options, unset=True, place=lambda path: os.path.basename(os.path.abspath(path)))
     kept = {name: value for name, value in recipe.items() if name not in NOT_TRAINING}
     return json.loads(json.dumps(kept, default=str))

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_robust_ft.checkpoints import newest_complete
+from hf_robust_ft.class_names import class_names
 from hf_robust_ft.finetuning import build_trainer, prepare_run
 from hf_robust_ft.reporting.diagnosis_text import chance_warning
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments
@@ -145,7 +146,7 @@ def _train(
     checkpoint = newest_complete(args.output_dir)
     _tell(args, f"=== {run.name}" + (f": goes on from {os.path.basename(checkpoint)}" if checkpoint else ""))
     prepared = prepare_run(model_args, data_args, args)
-    if warning := chance_warning(threshold, len(prepared.model.config.id2label)):
+    if warning := chance_warning(threshold, len(class_names(prepared.model.config))):
         warnings.warn(f"Beware: {warning}", UserWarning, stacklevel=3)
     trainer = build_trainer(model_args, args, prepared)
     if stops_early and args.threat_model.eps > 0:
@@ -169,7 +170,7 @@ def _curve(trainer: AdversarialTrainer, run: SweepRun, facts: dict[str, Any]) ->
         facts={
             **{name: facts[name] for name in TASK_FACTS if facts.get(name)},
             "norm": trainer.args.norm,
-            "classes": list(trainer.model.config.id2label.values()),
+            "classes": class_names(trainer.model.config),
         },
     )
 

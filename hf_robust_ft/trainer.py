@@ -13,29 +13,33 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from hf_robust_ft import trainer_checks
+from hf_robust_ft.attack_watch import AttackWatch
 from hf_robust_ft.attacked_model import model_for_attack, settle_loss
 from hf_robust_ft.attacks import APGD, AttackResult, attack_mode, use_memory_format
-from hf_robust_ft.batch_checks import CheckedCollator, check_batch
-from hf_robust_ft.callbacks import EpsilonSchedulerCallback
-from hf_robust_ft.evaluating_trainer import EvaluatingTrainer
+from hf_robust_ft.batch_checks import CheckedCollator, check_first_batch
+from hf_robust_ft.batches import first_images
+from hf_robust_ft.best_model import SelectingTrainer
 from hf_robust_ft.launching import check_sharding
 from hf_robust_ft.overfitting_guard import CHECKED_IMAGES as GUARDED_IMAGES
 from hf_robust_ft.overfitting_guard import OverfittingGuard
+from hf_robust_ft.pixel_space_sources import find_pixel_space
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.precision import GradientReport, check_input_precision
 from hf_robust_ft.resuming import TrainingRecord, check_resumed, training_settings, with_record
 from hf_robust_ft.run_record import environment_facts
-from hf_robust_ft.sample_ids import SAMPLE_ID, IdentifyingCollator
+from hf_robust_ft.sample_ids import SAMPLE_ID, IdentifyingCollator, check_identified
 from hf_robust_ft.shown_command import script_command
 from hf_robust_ft.threat_models import readable_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
+from hf_robust_ft.training_batches import batch_sizes
 
 
-class AdversarialTrainer(EvaluatingTrainer):
+class AdversarialTrainer(SelectingTrainer):
     """`Trainer` whose `compute_loss` sees the batch after an attack at the scheduled eps.
 
     Takes `Trainer`'s arguments, of which `args` must be `AdversarialTrainingArguments`; the normalisation of
-    `pixel_values` is read from `processing_class`, the checkpoint's image processor, or given as `pixel_space`.
+    `pixel_values` is read from `processing_class`, the checkpoint's image processor, given as `pixel_space`, or else
+    found where data or model state it, which is logged (`find_pixel_space`).
 
     `evaluate()` adds `clean_accuracy` and, when `args.robust_eval` says so, `adversarial_accuracy` and
     `expected_robustness`; the whole curve is then in `robustness_report`. Every log carries `eps`.
@@ -44,6 +48,7 @@ class AdversarialTrainer(EvaluatingTrainer):
         TypeError: `args` are plain `TrainingArguments`.
         ValueError: no or no usable image processor, reentrant checkpointing, DeepSpeed ZeRO-3, more than one
             `EpsilonSchedulerCallback`, or data an attack cannot work on.
+        RuntimeError: in training, a subclass whose `compute_loss` or `training_step` does not call this one's.
     """
 
     def __init__(
@@ -66,21 +71,24 @@ class AdversarialTrainer(EvaluatingTrainer):
     ):
         args = AdversarialTrainingArguments(output_dir="tmp_trainer") if args is None else args
         trainer_checks.check_args(args)
-        pixel_space = trainer_checks.resolve_pixel_space(pixel_space, processing_class)
+        data = (train_dataset, *trainer_checks.datasets_of(eval_dataset))
+        pixel_space = find_pixel_space(pixel_space, processing_class, model, data)
         trainer_checks.check_best_metric(args, compute_metrics is not None, eval_dataset)
-        for dataset in (train_dataset, *datasets_of(eval_dataset)):
+        for dataset in data:
             trainer_checks.check_dataset(dataset, args, has_collator=data_collator is not None)
+        self._attack_watch = AttackWatch(self, AdversarialTrainer)
+        callbacks = [self._attack_watch, *trainer_checks.with_scheduler(callbacks, args)]
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator,
+            data_collator=trainer_checks.collator_in_use(data_collator),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             model_init=model_init,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
-            callbacks=with_record(trainer_checks.with_guard(trainer_checks.with_scheduler(callbacks, args), args)),
+            callbacks=with_record(trainer_checks.with_guard(callbacks, args)),
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
@@ -89,7 +97,7 @@ class AdversarialTrainer(EvaluatingTrainer):
         check_sharding(args, self.is_fsdp_enabled)
         trainer_checks.check_model(self.model)
         trainer_checks.check_labels(train_dataset, self.num_labels, at_least=2)
-        for dataset in datasets_of(eval_dataset):
+        for dataset in trainer_checks.datasets_of(eval_dataset):
             trainer_checks.check_labels(dataset, self.num_labels)
         if self.model_init is None:
             use_memory_format(self.model, args.memory_format_in_use)
@@ -99,19 +107,6 @@ class AdversarialTrainer(EvaluatingTrainer):
         self._attack_generator: torch.Generator | None = None
         self._attack_generator_step = -1
         trainer_checks.check_schedule(self.scheduler_callback, train_dataset, eval_dataset)
-
-    @property
-    def scheduler_callback(self) -> EpsilonSchedulerCallback:
-        """The live scheduler. Resuming may rebuild callbacks, so it is looked up each time."""
-        found = [entry for entry in self.callback_handler.callbacks if isinstance(entry, EpsilonSchedulerCallback)]
-        if len(found) != 1:
-            raise ValueError(f"AdversarialTrainer needs exactly one EpsilonSchedulerCallback, found {len(found)}.")
-        return found[0]
-
-    @property
-    def current_eps(self) -> float:
-        """The budget of the step at hand, in pixel units of [0, 1]; the mean of the images' own, if they have such."""
-        return self.scheduler_callback.current_eps
 
     @property
     def overfitting_guard(self) -> OverfittingGuard | None:
@@ -131,6 +126,7 @@ class AdversarialTrainer(EvaluatingTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """As `Trainer.train`; a checkpoint that was trained with other settings is refused, see `check_resumed`."""
+        trainer_checks.check_precision(self.model, self.is_deepspeed_enabled)
         if resume_from_checkpoint:
             record = self.training_record
             wanted = record.settings | training_settings(self.args, self.train_dataset)
@@ -160,6 +156,7 @@ class AdversarialTrainer(EvaluatingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ):
+        self._attack_watch.note(model.training)
         ids = inputs.get(SAMPLE_ID)
         if ids is not None:
             inputs = {key: value for key, value in inputs.items() if key != SAMPLE_ID}  # not for the model
@@ -170,6 +167,7 @@ class AdversarialTrainer(EvaluatingTrainer):
             guard = self.overfitting_guard
             attack = self.args.train_attack_at(1.0 if guard and guard.fell_back else scheduler.current_attack_share)
             if scheduler.alpha.is_per_sample and scheduler.peak_eps > 0:
+                check_identified(ids, inputs)
                 inputs = {**inputs, "pixel_values": self._attack_at_own_eps(inputs, ids, attack)}
             elif scheduler.current_eps > 0:
                 inputs = {**inputs, "pixel_values": self._attack(inputs, scheduler.current_eps, attack)}
@@ -256,7 +254,9 @@ class AdversarialTrainer(EvaluatingTrainer):
         """Check what the attack needs now, not when the schedule first raises eps hours later."""
         if self.args.torch_compile:
             settle_loss(self.model)
-        check_batch(inputs, self.pixel_space, self.num_labels)
+        self._rehearse(inputs, attacked=self.args.threat_model.eps > 0)
+        trainer_checks.check_labels(self.train_dataset, self.num_labels)
+        check_first_batch(inputs, self.pixel_space, self.num_labels)
         check_input_precision(inputs["pixel_values"], self.pixel_space, self.args.threat_model)
         if self.args.threat_model.eps > 0:
             self._attack(first_images(inputs, 2), self.args.threat_model.eps, APGD(steps=1, random_start=False))
@@ -274,6 +274,7 @@ class AdversarialTrainer(EvaluatingTrainer):
         training = self.scheduler_callback.described(self.args.training_settings())
         if (guard := self.overfitting_guard) is not None:
             training["attack_guard"] = guard.described()
+        training |= batch_sizes(self) | self.described_weights()
         seeds = {"seed": self.args.seed} | ({} if self.args.data_seed is None else {"data_seed": self.args.data_seed})
         metadata = {"training": training, "seeds": seeds, **environment_facts()}
         if self.training_record.changes:
@@ -284,17 +285,3 @@ class AdversarialTrainer(EvaluatingTrainer):
         if name and not os.path.exists(name):  # a Hub id, not a folder of this machine
             metadata["base_model"] = name
         return metadata
-
-
-def first_images(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """A batch of its first `count` images only."""
-    size = len(inputs["labels"])
-    return {
-        key: value[:count] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
-        for key, value in inputs.items()
-    }
-
-
-def datasets_of(eval_dataset: Any) -> list:
-    """The datasets in Trainer's `eval_dataset`: several by name, one, or none."""
-    return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]

@@ -114,8 +114,8 @@ class AdversarialTrainingArguments(TuningArguments):
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Go on from a checkpoint: its folder, 'last' (newest complete one in output_dir) or 'auto' (the same, "
-            "if there is one)."
+            "help": "Go on from a checkpoint: its folder, 'last' (newest complete one in output_dir) or 'auto' (the "
+            "same, if there is one)."
         },
     )
     push_to_hub: bool = field(
@@ -146,11 +146,12 @@ class AdversarialTrainingArguments(TuningArguments):
         check_can_observe(schedule, self)
         if self.memory_format == "channels_last" and self._uses_fsdp:
             raise ValueError("FSDP shards contiguous weights only: set memory_format='auto' or 'keep'.")
-        metric = (self.metric_for_best_model or "").removeprefix("eval_")
-        if metric in ("adversarial_accuracy", "expected_robustness") and self.robust_eval != "epoch":
+        if is_robust_metric(self.metric_for_best_model) and (
+            self.robust_eval != "epoch" or len(self.evaluation_grid) == 1
+        ):
             raise ValueError(
                 f"metric_for_best_model={self.metric_for_best_model!r} is only measured during training with "
-                f"robust_eval='epoch', got robust_eval={self.robust_eval!r}."
+                f"robust_eval='epoch' and eps above 0, got robust_eval={self.robust_eval!r}, eps={self.eps}."
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -247,6 +248,11 @@ class AdversarialTrainingArguments(TuningArguments):
         if "attack_steps_schedule" in settings:
             settings |= {"attack_steps_args": self.attack_steps_args, "attack_steps_min": self.attack_steps_min}
         return {**settings, "optim": str(self.optim.value), "lr_scheduler_type": str(self.lr_scheduler_type.value)}
+
+
+def is_robust_metric(name: str | None) -> bool:
+    """Whether a metric of `evaluate()`, of any of several data sets, is measured under attack."""
+    return (name or "").endswith(("adversarial_accuracy", "expected_robustness"))
 
 
 def check_overshoot(overshoot: float) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_robust_ft.class_names import class_names
+
 PAPER_THRESHOLD = 0.05
 PAPER_SHARE = 0.9
 
@@ -254,7 +256,7 @@ def _facts_of(folder: Path) -> dict[str, Any]:
 
 
 def _from_config(config: dict) -> dict[str, Any]:
-    found = {"architecture": config.get("architectures"), "classes": list((config.get("id2label") or {}).values())}
+    found = {"architecture": config.get("architectures"), "classes": class_names(config)}
     return {name: value for name, value in found.items() if value}
 
 

@@ -425,7 +425,7 @@ def test_the_version_is_the_codes(capsys):
     [
         (lambda: int("eight"), True),
         (lambda: {}["nothing"], True),
-        (lambda: os.listdir("/no/such/folder"), False),
+        (lambda: Path("/no/such/file").read_text(), False),
         (lambda: hf_robust_ft.ThreatModel("Linf", "4"), False),
     ],
     ids=["failed", "unforeseen", "system", "refused"],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import hf_robust_ft.diagnosing as diagnosing
 import hf_robust_ft.sweeping as sweeping
 from hf_robust_ft.checkpoints import newest_complete
 from hf_robust_ft.cli import main
@@ -261,6 +262,21 @@ def test_a_threshold_that_guessing_exceeds_is_told(tmp_path, capsys):
     assert "# Beware: guessing among 10 classes" in (tmp_path / "low.yaml").read_text()
     main(["diagnose", "--runs", *files, "--threshold", "0.25", "--output_dir", str(tmp_path / "high")])
     assert "guessing among" not in capsys.readouterr().out
+
+
+def test_a_picture_that_fails_does_not_lose_the_diagnosis(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        assert (tmp_path / "diagnosis.json").is_file()
+        raise KeyError(3)
+
+    monkeypatch.setattr(diagnosing, "plot_diagnosis", fail)
+    curves = [
+        ValidationCurve(f"eps {eps}", eps, (1.0, 2.0, 3.0), (first, 0.8, 0.9), 3.0)
+        for eps, first in ((0.0, 0.5), (0.01, 0.3), (0.02, 0.2))
+    ]
+    diagnosing.write_diagnosis(curves, 0.05, tmp_path)
+    assert (tmp_path / "diagnosis.txt").is_file()
+    assert "A picture of the diagnosis could not be drawn and is left out (KeyError: 3)." in caplog.text
 
 
 @pytest.mark.parametrize("command", ["diagnose", "calibrate"])

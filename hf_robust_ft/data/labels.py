@@ -5,22 +5,23 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset
 
+from hf_robust_ft.class_names import class_names
+
 logger = logging.getLogger(__name__)
 
 
 def align_labels(dataset: Dataset, config: Any) -> Dataset:
-    """The dataset with its labels in the order of the checkpoint's `label2id`, where both name the same classes.
+    """The dataset with its labels in the order of the checkpoint's classes, where both name the same classes.
 
     Raises:
         ValueError: different numbers of classes.
     """
-    names = dataset.features["label"].names
-    if len(names) != config.num_labels:
+    names, known = dataset.features["label"].names, class_names(config)
+    if len(names) != len(known):
         raise ValueError(
-            f"The checkpoint tells {config.num_labels} classes apart, the dataset has {len(names)}: evaluate a "
+            f"The checkpoint tells {len(known)} classes apart, the dataset has {len(names)}: evaluate a "
             "checkpoint that was fine-tuned on this dataset (hf-robust-ft train)."
         )
-    known = [config.id2label[index] for index in range(config.num_labels)]
     if known == names:
         return dataset
     if sorted(known) == sorted(names) and len(set(known)) == len(known):

@@ -4,6 +4,7 @@ One picture an eps, a panel for each backbone (rows) and dataset (columns); a se
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from hf_robust_ft.grid.results import CellResult
 from hf_robust_ft.grid.settings import schedule_epochs
 from hf_robust_ft.paper.numbers import Scores
 from hf_robust_ft.reporting.diagnosis_text import threshold_for
+from hf_robust_ft.reporting.drawing import drawn
 from hf_robust_ft.reporting.plots import COLOURS, _save, plt
 from hf_robust_ft.threat_models import parse_eps
 from hf_robust_ft.validation_curves import ValidationCurve
@@ -34,13 +36,13 @@ _SHORT = {"clean": "clean", "adversarial": "adv.", "expected": "expected"}
 
 
 def plot_grid(results: Sequence[CellResult], folder: str | Path) -> list[Path]:
-    """Draw into `folder` every picture that the results allow; returns their paths."""
+    """Draw into `folder` every picture that the results allow; returns the paths of those that could be drawn."""
     folder = Path(folder)
     schedules = [each for each in results if not schedule_epochs(each.setting)]
     styles = styles_of(schedules)
     ablation = [each for each in results if schedule_epochs(each.setting)]
     observed = [each for each in schedules if each.validation.get("epochs")]
-    drawn = []
+    paths = []
     for kind, plot, chosen, how in (
         ("accuracy_by_eps", plot_accuracy_by_eps, schedules, {"styles": styles}),
         ("scores", plot_scores, schedules, {"styles": styles}),
@@ -50,9 +52,10 @@ def plot_grid(results: Sequence[CellResult], folder: str | Path) -> list[Path]:
     ):
         for eps in sorted({configuration_of(each).eps for each in chosen}, key=parse_eps):
             path = folder / f"{kind}_{eps.replace('/', '_')}.png"
-            plot([each for each in chosen if configuration_of(each).eps == eps], path, **how)
-            drawn.append(path)
-    return drawn
+            cells = [each for each in chosen if configuration_of(each).eps == eps]
+            if drawn(path.name, partial(plot, cells, path, **how), path):
+                paths.append(path)
+    return paths
 
 
 def styles_of(results: Sequence[CellResult]) -> dict[str, dict[str, str]]:

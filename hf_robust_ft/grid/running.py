@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from transformers.trainer_utils import set_seed
 
 from hf_robust_ft.checkpoints import newest_complete
+from hf_robust_ft.class_names import class_names
 from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.evaluation import evaluate_robustness
 from hf_robust_ft.finetuning import PreparedRun, build_trainer, prepare_run
@@ -195,7 +196,7 @@ def _measure(
         device=PartialState().device,
         seed=args.seed,
         results_dir=job.work / "evaluation",
-        class_names=[trainer.model.config.id2label[index] for index in range(trainer.model.config.num_labels)],
+        class_names=class_names(trainer.model.config),
         progress=not args.disable_tqdm,
     )
     training = trainer.scheduler_callback.described(args.training_settings())

@@ -3,8 +3,8 @@
 import json
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from itertools import count
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
 from hf_robust_ft.reporting.evidence import CARD_NAME, CURVE_NAME, EXAMPLE_FILES, REPORT_NAME, TRAINING_NAME
-from hf_robust_ft.run_record import RECIPE_NAME, RECORD_NAME
+from hf_robust_ft.run_record import RECIPE_NAME, RECORD_NAME, portable_recipe
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -42,8 +42,25 @@ def published_files(folder: str | Path) -> list[str]:
     return [*checkpoint_files(folder), *evidence, *examples]
 
 
+def published_content(path: Path) -> bytes:
+    """What goes up of a file: all as it is, but a recipe without the folders of this machine."""
+    content = path.read_bytes()
+    return portable_recipe(content.decode()).encode() if path.name == RECIPE_NAME else content
+
+
+@contextmanager
+def files_to_send(folder: Path, files: Sequence[str]) -> Iterator[dict[str, Path]]:
+    """Where what goes up lies, by path in the repository: in `folder`, or beside it where it differs."""
+    sent = {name: folder / name for name in files}
+    with tempfile.TemporaryDirectory() as changed:
+        if RECIPE_NAME in sent and (content := published_content(sent[RECIPE_NAME])) != sent[RECIPE_NAME].read_bytes():
+            sent[RECIPE_NAME] = Path(changed) / RECIPE_NAME
+            sent[RECIPE_NAME].write_bytes(content)
+        yield sent
+
+
 def checkpoint_files(folder: Path) -> list[str]:
-    """Weights, configuration, image processor, and code if the model comes with its own.
+    """Weights, configuration, image processor (timm's is in the configuration), and code if the model brings its own.
 
     Raises:
         ValueError: one of them is missing.
@@ -52,15 +69,33 @@ def checkpoint_files(folder: Path) -> list[str]:
         raise ValueError(f"There is no folder {folder}.")
     if not (folder / CONFIG).is_file():
         adapters = (folder / "adapter_config.json").is_file()
-        hint = " It holds adapters: save the merged model (trainer.save_model())." if adapters else ""
+        hint = " It holds adapters: save model.merge_and_unload() there, or train with lora_rank=." if adapters else ""
         raise ValueError(f"{folder} is no checkpoint: it has no {CONFIG}.{hint}")
-    processors = [name for name in PROCESSORS if (folder / name).is_file()]
-    if not processors:
+    return [CONFIG, *_processor_files(folder), *_weight_files(folder), *_code_files(folder)]
+
+
+def _processor_files(folder: Path) -> list[str]:
+    """The image processor's own files; none where `AutoImageProcessor` makes it of the configuration, as timm's."""
+    files = [name for name in PROCESSORS if (folder / name).is_file()]
+    if files:
+        return files
+    try:
+        with _quiet():
+            AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        if "trust_remote_code=True" in str(error):  # code that `check_loads` decides on
+            return []
+        if _read_json(folder / CONFIG).get("model_type") == "timm_wrapper":
+            cure = (
+                f"timm's stands in {CONFIG}: set model.config.pretrained_cfg (input_size, mean, std, interpolation, "
+                "crop_pct) and save the model again."
+            )
+        else:
+            cure = "save it there with processor.save_pretrained(folder)."
         raise ValueError(
-            f"{folder} has no image processor ({PROCESSORS[0]}), without which nobody can prepare images for it: save "
-            "it there with processor.save_pretrained(folder)."
-        )
-    return [CONFIG, *processors, *_weight_files(folder), *_code_files(folder)]
+            f"{folder} has no image processor ({PROCESSORS[0]}), without which nobody can prepare images for it: {cure}"
+        ) from error
+    return []
 
 
 def _weight_files(folder: Path) -> list[str]:
@@ -137,10 +172,8 @@ def check_loads(folder: str | Path, files: Sequence[str], trust_remote_code: boo
             if "/" not in name:
                 os.symlink(folder / name, Path(alone) / name)
         options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-        level = transformers_logging.get_verbosity()
         try:
-            transformers_logging.set_verbosity_error()
-            with redirect_stderr(StringIO()):  # progress bars
+            with _quiet():
                 AutoImageProcessor.from_pretrained(alone, **options)
                 model, info = AutoModelForImageClassification.from_pretrained(
                     alone, output_loading_info=True, dtype="auto", use_safetensors=True, **options
@@ -155,8 +188,6 @@ def check_loads(folder: str | Path, files: Sequence[str], trust_remote_code: boo
                 ) from error
             reason = " ".join(str(error).replace(alone, str(folder)).split())
             raise ValueError(f"The checkpoint in {folder} does not load: {reason}") from error
-        finally:
-            transformers_logging.set_verbosity(level)
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if kind.endswith("_keys") and names}
     if wrong:
         told = "; ".join(f"{kind.replace('_', ' ')} {', '.join(names[:3])}" for kind, names in wrong.items())
@@ -164,3 +195,15 @@ def check_loads(folder: str | Path, files: Sequence[str], trust_remote_code: boo
     broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor.float()).all()]
     if broken:
         raise ValueError(f"{len(broken)} tensors in {folder} are NaN or infinite, first {broken[0]}.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' log and progress bars."""
+    level = transformers_logging.get_verbosity()
+    try:
+        transformers_logging.set_verbosity_error()
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)

@@ -114,6 +114,18 @@ def timm_processor(config: TimmWrapperConfig) -> TimmWrapperImageProcessor:
     return TimmWrapperImageProcessor(pretrained_cfg=config.pretrained_cfg, architecture=config.architecture)
 
 
+def store_timm_processor(processor: Any, config: Any) -> None:
+    """Write a timm processor's settings into the model's config, in place: its own `save_pretrained` writes nothing.
+
+    Other processors, models and configs that say the same already are left alone.
+    """
+    if not isinstance(processor, TimmWrapperImageProcessor) or getattr(config, "model_type", None) != "timm_wrapper":
+        return
+    stored = getattr(config, "pretrained_cfg", None) or {}
+    if not stored or timm.data.resolve_data_config(stored, model=None) != processor.data_config:
+        config.pretrained_cfg = {**stored, **processor.data_config}
+
+
 def mend_timm_config(config: TimmWrapperConfig) -> None:
     """Remove from a loaded config what transformers would trip over, in place.
 

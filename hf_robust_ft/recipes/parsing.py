@@ -15,6 +15,7 @@ from transformers.hf_argparser import string_to_bool
 from hf_robust_ft.command_parser import CommandParser
 from hf_robust_ft.recipes.yaml_values import load_yaml
 from hf_robust_ft.run_record import OF_ONE_LAUNCH
+from hf_robust_ft.source_names import nearest_places
 
 FOLDER = Path(__file__).parent
 
@@ -38,8 +39,11 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     # By the names themselves: "../x" is no recipe of ours.
     path = FOLDER / f"{recipe}.yaml" if str(recipe) in shipped_recipes() and not _is_file(recipe) else Path(recipe)
     if not _is_file(path):
+        near = [*nearest_places(str(recipe)), *difflib.get_close_matches(str(recipe), shipped_recipes(), n=1)]
+        meant = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(
-            f"There is no recipe {str(recipe)!r}: give a YAML file, or one of {', '.join(shipped_recipes())}."
+            f"There is no recipe {str(recipe)!r}, nor a file of that name.{meant} Give a YAML file, or one of "
+            f"{', '.join(shipped_recipes())}."
         )
     try:
         content = load_yaml(path.read_bytes())

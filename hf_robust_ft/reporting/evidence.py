@@ -1,9 +1,11 @@
 """The files that let others see what was measured: report, pictures, card."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hf_robust_ft.reporting.card_sections import merge_cards
+from hf_robust_ft.reporting.drawing import drawn
 from hf_robust_ft.reporting.model_card import EXAMPLES, render_model_card
 from hf_robust_ft.reporting.plots import plot_curves, plot_training
 from hf_robust_ft.reports import RobustnessReport
@@ -16,9 +18,15 @@ EXAMPLE_FILES = f"{EXAMPLES}/example_*.png"
 
 
 def write_evidence(
-    report: RobustnessReport, folder: str | Path, log_history: list[dict] | None = None, label: str = "this model"
+    report: RobustnessReport,
+    folder: str | Path,
+    log_history: list[dict] | None = None,
+    label: str = "this model",
+    examples: Callable[[], Any] | None = None,
 ) -> None:
     """Write `robustness_report.json`, the curve, the training picture (given a log history) and the card.
+
+    The report comes first; a picture that cannot be drawn is told in the log and left out.
 
     A card that is there already keeps what somebody wrote around our section. Pictures of training and of attacked
     images that are there already are shown.
@@ -28,6 +36,7 @@ def write_evidence(
         folder: usually the checkpoint's.
         log_history: `trainer.state.log_history`; without one no training picture is drawn.
         label: the curve's name in the legend.
+        examples: draws attacked images into `folder`.
 
     Raises:
         ValueError: the card that is there cannot be added to; nothing of it was changed.
@@ -35,9 +44,13 @@ def write_evidence(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     report.to_json(folder / REPORT_NAME)
-    plot_curves({label: report}, folder / CURVE_NAME)
+    curve, training = folder / CURVE_NAME, folder / TRAINING_NAME
+    drawn("The accuracy-eps curve", lambda: plot_curves({label: report}, curve), curve)
     if log_history:
-        plot_training({label: log_history}, folder / TRAINING_NAME, report.threat_model["norm"])
+        norm = report.threat_model["norm"]
+        drawn("The picture of training", lambda: plot_training({label: log_history}, training, norm), training)
+    if examples is not None:
+        drawn("A picture of attacked images", examples)
     write_card(report, folder)
 
 

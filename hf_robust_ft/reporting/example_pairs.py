@@ -12,6 +12,11 @@ FILE_NAME = "examples.npz"
 ADVICE = "Write it again with `hf-robust-ft evaluate --save_examples 8 --output_dir DIR`, or remove it."
 
 
+def drawable(images: np.ndarray) -> np.ndarray:
+    """Images (..., C, H, W) as a picture shows them: of 1 or 3 channels as they are, of others the mean in grey."""
+    return images if images.shape[-3] in (1, 3) else images.mean(-3, keepdims=True)
+
+
 @dataclass(frozen=True)
 class ExamplePairs:
     """N images, each before and after the attack.
@@ -72,8 +77,8 @@ class ExamplePairs:
             raise ValueError(f"{path} holds no {', '.join(missing)}. {ADVICE}")
         clean, adversarial = values["clean"], values["adversarial"]
         names = [values[key] for key in ("labels", "clean_predictions", "adversarial_predictions")]
-        if clean.ndim != 4 or clean.shape[1] not in (1, 3) or clean.shape != adversarial.shape:
-            raise ValueError(f"{path}: images must be (N, 1 or 3, H, W), got {clean.shape} and {adversarial.shape}.")
+        if clean.ndim != 4 or clean.shape != adversarial.shape:
+            raise ValueError(f"{path}: images must be (N, C, H, W), got {clean.shape} and {adversarial.shape}.")
         if any(each.shape != clean.shape[:1] for each in names):
             raise ValueError(
                 f"{path}: {len(clean)} images, but {[len(each) for each in names]} labels and predictions."

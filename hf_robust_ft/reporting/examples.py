@@ -1,6 +1,6 @@
 """Image strips: an image, its adversarial example, and the difference made visible."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_robust_ft.attacks import APGD, attack_mode
-from hf_robust_ft.reporting.example_pairs import FILE_NAME, ExamplePairs
+from hf_robust_ft.class_names import name_of
+from hf_robust_ft.reporting.example_pairs import FILE_NAME, ExamplePairs, drawable
 from hf_robust_ft.threat_models import ThreatModel, readable_eps
 
 LONGEST_TITLE = 44  # letters over a picture
@@ -47,7 +48,7 @@ def save_examples(
     *,
     threat_model: ThreatModel,
     attack: APGD,
-    class_names: Sequence[str],
+    class_names: Sequence[str] | Mapping[int, str],
     fell: Sequence[bool] | None = None,
     count: int | None = None,
     batch_size: int = 64,
@@ -56,10 +57,11 @@ def save_examples(
 
     Args:
         classifier: a `PixelClassifier`.
-        pixels: (N, C, H, W) in [0, 1]; they may stay on the CPU while the model is elsewhere.
+        pixels: (N, C, H, W) in [0, 1]; they may stay on the CPU while the model is elsewhere. Of other than 1 or 3
+            channels the mean is drawn.
         labels: (N,), the true classes.
         attack: as in the evaluation.
-        class_names: the model's class names, by index.
+        class_names: the model's class names, by index; the index where there is none.
         fell: (N,), whether each fell in an evaluation, all being right before. Images that turn out otherwise here
             are then left out, and those that fell come first.
         count: how many strips at most, half of them of images that fell, as far as there are so many; None for all.
@@ -82,7 +84,7 @@ def save_examples(
     if not shown:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    names = [[str(class_names[int(of[at])]) for of in (labels, *predictions)] for at in shown]
+    names = [[name_of(class_names, int(of[at])) for of in (labels, *predictions)] for at in shown]
     images = (each.cpu().float()[shown].numpy() for each in (pixels, adversarial))
     pairs = ExamplePairs(*images, *np.array(names, dtype=str).T, threat_model=str(threat_model))
     pairs.save(folder)
@@ -126,10 +128,13 @@ def _half_and_half(first: list[int], second: list[int], count: int | None) -> li
 
 
 def _plot_strip(clean: Tensor, adversarial: Tensor, captions: tuple[str, str], path: Path) -> None:
+    channels, largest = len(clean), (adversarial - clean).abs().max().item()
+    clean, adversarial = (torch.from_numpy(drawable(image.numpy())) for image in (clean, adversarial))
     difference = adversarial - clean
-    largest = difference.abs().max().item()
-    visible = 0.5 + difference / (2 * largest) if largest > 0 else torch.full_like(clean, 0.5)
-    titles = (*captions, f"difference, largest {readable_eps(largest)}")
+    spread = 2 * difference.abs().max().item()
+    visible = 0.5 + difference / spread if spread > 0 else torch.full_like(clean, 0.5)
+    drawn = "" if channels in (1, 3) else f" (mean of {channels} channels)"
+    titles = (*captions, f"difference, largest {readable_eps(largest)}{drawn}")
     figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.7), layout="constrained")
     for axis, image, title in zip(axes, (clean, adversarial, visible), titles, strict=True):
         axis.imshow(image.clamp(0, 1).permute(1, 2, 0).expand(-1, -1, 3).numpy())

@@ -10,10 +10,10 @@ from hf_robust_ft.protocols import PROTOCOLS
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.licences import licence_metadata
-from hf_robust_ft.reporting.settings import UNNAMED_DATASET, attack_name
+from hf_robust_ft.reporting.settings import UNNAMED_DATASET, attack_name, measured_by
 from hf_robust_ft.reporting.verdict import verdict
 from hf_robust_ft.reports import RobustnessReport
-from hf_robust_ft.threat_models import format_eps
+from hf_robust_ft.threat_models import format_eps, parse_eps
 
 TAG = "hf_robust_ft"
 EXAMPLES = "examples"
@@ -50,7 +50,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     """
     facts = report.metadata
     norm, eps = report.threat_model["norm"], format_eps(report.threat_model["eps"])
-    attack = attack_name(report.attack)
+    attack = measured_by(report)
     subject_id = None if facts.get("training") else facts.get("base_model")
     subject = facts.get("base_model_text") or facts.get("base_model")
     found = verdict(report)
@@ -106,6 +106,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         is_robust=is_robust,
         text=markdown,
         training=facts.get("training", {}),
+        is_undertrained=_is_undertrained(facts.get("training", {})),
         norm=norm,
         eps=eps,
         threat=THREATS[norm].format(eps=eps),
@@ -126,6 +127,13 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         curve=[(format_eps(e), a) for e, a in zip(report.epsilons, report.accuracies, strict=True)],
     )
     return str(card).rstrip() + "\n"
+
+
+def _is_undertrained(training: dict) -> bool:
+    """Whether the weights are of a moment at which eps was still below its target; images' own eps may stay there."""
+    weights_eps = training.get("weights_eps")
+    is_of_all = weights_eps is not None and training.get("eps_schedule") != "per_sample"
+    return is_of_all and parse_eps(weights_eps) < parse_eps(training["eps"]) - 1e-6
 
 
 def _licences(facts: dict) -> str:

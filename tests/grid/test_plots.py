@@ -128,3 +128,14 @@ def test_runs_without_validation_have_no_picture_of_it(drawn):
     result = make_result()
     result.validation.clear()
     assert [path.name for path in plot_grid([result], "unused")] == ["accuracy_by_eps_4_255.png", "scores_4_255.png"]
+
+
+def test_a_picture_that_fails_is_left_out_and_told(monkeypatch, tmp_path, caplog):
+    def fail(*_, **__):
+        raise ValueError("no font\nat all")
+
+    monkeypatch.setattr(plots, "plot_scores", fail)
+    names = {path.name for path in plot_grid(grid(), tmp_path)}
+    assert names == {path.name for path in tmp_path.iterdir()}
+    assert "accuracy_by_eps_4_255.png" in names and "scores_4_255.png" not in names
+    assert "scores_4_255.png could not be drawn and is left out (ValueError: no font)." in caplog.text

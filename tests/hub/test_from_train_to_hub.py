@@ -62,7 +62,7 @@ def test_train_publishes_what_publish_would(went):
         f"examples/example_00{number}.png" for number in range(4)
     }
     recipe = yaml.safe_load(trained.files["recipe.yaml"].content)
-    assert recipe["eps"] == "8/255" and recipe["num_train_epochs"] == 4 and recipe["dataset"] == "colours"
+    assert recipe["eps"] == "8/255" and recipe["num_train_epochs"] == 4 and recipe["dataset"] == "./colours"
     record = json.loads(trained.files["provenance.json"].content)
     assert record["command"].startswith("hf-robust-ft train --model pretrained --dataset colours --eps 8/255")
     assert record["seeds"] == {"seed": 42, "split_seed": 0} and record["versions"]["torch"]

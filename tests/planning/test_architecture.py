@@ -73,7 +73,7 @@ def test_a_cached_configuration_is_enough(make_model, processor, tmp_path, monke
 @pytest.mark.parametrize(
     ("model_id", "message"),
     [
-        ("someone/unheard-of", "hf download someone/unheard-of config.json"),
+        ("someone/unheard-of", "hf download someone/unheard-of --include '*config.json'"),
         ("swim", "Unknown model 'swim'. Nearest: swin"),
         ("timm/resnet5000", "knows no architecture 'resnet5000'"),
         ("open_clip:ViT-B-31", "knows no model 'ViT-B-31'. Nearest: "),

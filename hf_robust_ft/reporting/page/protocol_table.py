@@ -33,6 +33,7 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
         "threat model": f"{setting.norm} {setting.eps}",
         "protocol": report.protocol,
         "attack": attack_name(report.attack),
+        "measured in": facts.get("evaluated_in"),
         "grid": _grid_text(report.epsilons),
         "images": report.num_samples,
         "dataset": setting.dataset,
@@ -46,6 +47,9 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
         "model": None if training else subject,
         "schedule of eps": training.get("eps_schedule"),
         "trained at eps": training.get("eps"),
+        "weights": f"of step {training['weights_step']}, trained at eps {training['weights_eps']}"
+        if "weights_step" in training
+        else None,
         "epochs": training.get("num_train_epochs"),
         "seed": training.get("seed"),
         "command": facts.get("command"),

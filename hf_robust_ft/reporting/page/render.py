@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_robust_ft.protocols import PROTOCOLS
 from hf_robust_ft.reporting.consistency import check_consistent
-from hf_robust_ft.reporting.example_pairs import ExamplePairs
+from hf_robust_ft.reporting.example_pairs import ExamplePairs, drawable
 from hf_robust_ft.reporting.page.assets import read_asset, render_template
 from hf_robust_ft.reporting.page.protocol_table import protocol_rows
 from hf_robust_ft.reporting.page.runs import Run
@@ -167,6 +167,8 @@ def _examples_of(name: str, pairs: ExamplePairs) -> dict[str, Any]:
     images = []
     shown = (each[:MOST_EXAMPLES] for each in (pairs.clean, pairs.adversarial, pairs.captions()))
     for clean, adversarial, (before, after) in zip(*shown, strict=True):
+        largest_of_all = float(np.abs(adversarial - clean).max())  # of any channel, drawn or not
+        clean, adversarial = drawable(clean), drawable(adversarial)
         difference = adversarial - clean
         largest = float(np.abs(difference).max())
         scaled = np.rint(difference * (127 / largest if largest > 0 else 0)).astype(np.int8)
@@ -177,7 +179,7 @@ def _examples_of(name: str, pairs: ExamplePairs) -> dict[str, Any]:
                 "clean": _values(np.rint(255 * clean.clip(0, 1)).astype(np.uint8)),
                 "difference": _values(scaled),
                 "largest": largest,
-                "largestLabel": readable_eps(largest),
+                "largestLabel": readable_eps(largest_of_all),
                 "before": before,
                 "after": after,
             }
