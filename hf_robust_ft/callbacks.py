@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.schedules import build_schedule, parse_schedule_args
-from hf_robust_ft.threat_models import format_eps, parse_eps
+from hf_robust_ft.threat_models import parse_eps, readable_eps
 from hf_robust_ft.training_args import check_can_observe, check_overshoot
 
 # Settings of the callback -> the arguments they are made from.
@@ -194,7 +194,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
             if state.global_step > 0:
                 self._remember(state)
         elif not self.alpha.is_random:
-            self._check_peak(state.max_steps)
+            self._check_peak(state.max_steps, getattr(args, "norm", "Linf"))
         self._is_training = True
         self._set_current(min(state.global_step, state.max_steps - 1), state.max_steps)
 
@@ -228,9 +228,10 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._is_training = False
         if self.alpha.observes and self.current_eps < 0.5 * self.peak_eps:
+            norm = getattr(args, "norm", "Linf")
             warnings.warn(
-                f"The schedule {self.alpha.name!r} ended at eps={format_eps(self.current_eps)} of "
-                f"{format_eps(self.peak_eps)}: train for longer, or change schedule_args, "
+                f"The schedule {self.alpha.name!r} ended at eps={readable_eps(self.current_eps, norm)} of "
+                f"{readable_eps(self.peak_eps, norm)}: train for longer, or change schedule_args, "
                 f"{self.settings['schedule_args']}.",
                 UserWarning,
                 stacklevel=2,
@@ -266,12 +267,13 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
                 f"schedule {self.alpha.name!r} follows was known. Resume from an earlier one; save by save_strategy."
             )
 
-    def _check_peak(self, max_steps: int) -> None:
+    def _check_peak(self, max_steps: int, norm: str) -> None:
         peak = self.eps_at(max_steps - 1, max_steps)
         if peak >= 0.9 * self.peak_eps * self.alpha((max_steps - 1) / max_steps):
             return
         warnings.warn(
-            f"This schedule reaches only eps={format_eps(peak)} of {format_eps(self.peak_eps)} in {max_steps} steps"
+            f"This schedule reaches only eps={readable_eps(peak, norm)} of {readable_eps(self.peak_eps, norm)} in "
+            f"{max_steps} steps"
             f"{', so no attack will run at all' if peak == 0 else ''}: training is too short for its granularity. "
             "Train for more epochs, set schedule_granularity='step', or lower schedule_end.",
             UserWarning,

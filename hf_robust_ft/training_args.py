@@ -123,15 +123,15 @@ class AdversarialTrainingArguments(TuningArguments):
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Go on from this checkpoint: a folder, 'last' for the newest complete one in output_dir, or 'auto' "
-            "for the same where there is one."
+            "help": "Go on from a checkpoint: its folder, 'last' (newest complete one in output_dir) or 'auto' (the "
+            "same, if there is one)."
         },
     )
     push_to_hub: bool = field(
         default=False,
         metadata={
-            "help": "Once training is done and measured, publish the checkpoint with its report, pictures and card as "
-            "hub_model_id, and compare what arrived (hub_strategy: also on the way)."
+            "help": "Once measured, publish checkpoint, report, pictures and card as hub_model_id, and compare what "
+            "arrived."
         },
     )
 

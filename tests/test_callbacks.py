@@ -57,7 +57,7 @@ def test_optimizer_steps_are_counted_not_micro_batches():
 
 
 def test_too_short_a_run_warns_and_says_so_if_no_attack_will_run():
-    with pytest.warns(UserWarning, match="reaches only eps=0.0267712 of 8/255"):
+    with pytest.warns(UserWarning, match="reaches only eps=6.83/255 of 8/255"):
         run(EpsilonSchedulerCallback("8/255"), 10, 3)
     with pytest.warns(UserWarning, match=r"no attack will run at all.*schedule_granularity='step'"):
         run(EpsilonSchedulerCallback("8/255"), 10, 1)

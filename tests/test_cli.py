@@ -266,7 +266,7 @@ def test_help_is_short_and_grouped(capsys):
         main(["train", "--help"])
     text = capsys.readouterr().out
     assert (
-        "threat model, schedule, attacks and fine-tuning" in text
+        "threat model, schedule and attacks" in text
         and "--schedule" in text
         and "--eps_schedule" in text
         and "--learning_rate" in text
@@ -464,8 +464,8 @@ def test_help_comes_in_the_order_of_what_matters(capsys):
     assert places == sorted(places)
     text = " ".join(text.split())
     assert "--no_ema_warmup Switch --ema_warmup off. --ema_use" in text
-    assert "--push_to_hub Once training is done and measured, publish the checkpoint with its report" in text
-    assert "--resume_from_checkpoint RESUME_FROM_CHECKPOINT Go on from this checkpoint: a folder, 'last'" in text
+    assert "--push_to_hub Once measured, publish checkpoint, report, pictures and card" in text
+    assert "--resume_from_checkpoint RESUME_FROM_CHECKPOINT Go on from a checkpoint: its folder, 'last'" in text
 
 
 def test_evaluate_offers_nothing_of_training(capsys):

@@ -11,7 +11,7 @@ from hf_robust_ft.readable_logs import ReadablePrinter, ReadableProgress
 def test_eps_reads_as_people_write_it_and_stays_a_number(make_trainer, make_model, capsys, bar, norm, eps, read):
     trainer = make_trainer(
         make_model(), norm=norm, eps=str(eps), eps_schedule="constant", disable_tqdm=not bar, num_train_epochs=1,
-        logging_steps=1, logging_strategy="steps", robust_eval="no",
+        logging_steps=1, logging_strategy="steps", robust_eval="no", eval_epsilons=None,
     )  # fmt: skip
     trainer.train()
     assert f"'eps': '{read}'" in capsys.readouterr().out

@@ -1,12 +1,14 @@
 import dataclasses
 import json
 import subprocess
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import yaml
 from transformers import TrainingArguments
 
-from hf_robust_ft import AdversarialTrainingArguments
+import hf_robust_ft
+from hf_robust_ft import AdversarialTrainingArguments, run_record
 from hf_robust_ft.recipes import parse_recipe
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments
 from hf_robust_ft.run_record import (
@@ -119,3 +121,11 @@ def test_the_record_holds_facts_and_no_more(tmp_path, monkeypatch):
     text = (tmp_path / "provenance.json").read_text()
     assert json.loads(text)["command"] == "hf-robust-ft train" and "transforms" not in text
     assert "hidden-value" not in text and not (tmp_path / "recipe.yaml").exists()
+
+
+def test_the_version_is_told_from_source_too(monkeypatch):
+    def uninstalled(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(run_record, "version", uninstalled)
+    assert run_record.library_versions()["hf_robust_ft"] == hf_robust_ft.__version__
