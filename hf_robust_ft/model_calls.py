@@ -6,11 +6,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_POSITIONAL = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)
 
 
-def takes_pixel_values(model: nn.Module) -> bool:
-    """Whether images are given as `pixel_values=`, as Trainer gives them, rather than as the first argument.
+def needs_keyword(model: nn.Module) -> bool:
+    """Whether images must be given as `pixel_values=`, as Trainer gives them, rather than as the first argument.
 
     Of a wrapper that hands on whatever it is given (PEFT, `torch.compile`, DDP), the module inside decides.
     """
@@ -18,13 +22,12 @@ def takes_pixel_values(model: nn.Module) -> bool:
         parameters = inspect.signature(model.forward).parameters
     except (TypeError, ValueError):  # TorchScript
         return False
-    if "pixel_values" in parameters:
-        return True
-    kinds = {parameter.kind for parameter in parameters.values()}
-    if kinds == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+    kinds = [parameter.kind for parameter in parameters.values()]
+    if set(kinds) == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
         inner = list(model.children())
-        return len(inner) == 1 and takes_pixel_values(inner[0])
-    return not kinds & {*_POSITIONAL, inspect.Parameter.VAR_POSITIONAL}
+        return len(inner) == 1 and needs_keyword(inner[0])
+    is_later = "pixel_values" in list(parameters)[1:]
+    return is_later or not kinds or kinds[0] not in _POSITIONAL
 
 
 def extract_logits(outputs: Any) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_robust_ft.model_calls import extract_logits, takes_pixel_values
+from hf_robust_ft.model_calls import extract_logits, needs_keyword
 from hf_robust_ft.processor_maps import map_of
 
 
@@ -126,8 +126,8 @@ class PixelClassifier(nn.Module):
 
     Args:
         model: a transformers, PEFT, timm or plain module from normalised images to logits, which stand in its output
-            as `model_calls.extract_logits` says. It is given them as `pixel_values=` where its forward has such a
-            parameter, else as the first argument.
+            as `model_calls.extract_logits` says. It is given them as the first argument, or as `pixel_values=` where
+            its forward has that parameter elsewhere.
         pixel_space: the normalisation the model expects.
         model_inputs: further keyword arguments for every call of the model.
 
@@ -142,7 +142,7 @@ class PixelClassifier(nn.Module):
         self.model = model
         self.pixel_space = pixel_space or PixelSpace()
         self.model_inputs = model_inputs or {}
-        self._by_keyword = takes_pixel_values(model)
+        self._by_keyword = needs_keyword(model)
         self.training = model.training
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.parallel import DataParallel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_robust_ft import PixelClassifier
-from hf_robust_ft.model_calls import extract_logits, takes_pixel_values
+from hf_robust_ft.model_calls import extract_logits, needs_keyword
 
 LOGITS, FEATURES, MAP, LOSS = torch.rand(2, 4), torch.rand(2, 7), torch.rand(2, 7, 3, 3), torch.tensor(1.0)
 Named = namedtuple("Named", "loss features logits")
@@ -105,8 +105,18 @@ def test_a_model_is_given_its_images_as_its_forward_takes_them(name):
 def test_a_peft_model_goes_by_the_model_inside(make_model):
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(make_model(), LoraConfig(target_modules=["q_proj"]))
-    assert takes_pixel_values(model) and not takes_pixel_values(torch.jit.script(nn.Linear(2, 2)))
+    class Other(type(make_model())):
+        def forward(self, labels=None, pixel_values=None):
+            return super().forward(pixel_values, labels)
+
+    model = make_model()
+    assert not needs_keyword(get_peft_model(model, LoraConfig(target_modules=["q_proj"])))
+    model.__class__ = Other
+    assert needs_keyword(get_peft_model(model, LoraConfig(target_modules=["q_proj"])))
+
+
+def test_torchscript_takes_its_first_argument():
+    assert not needs_keyword(torch.jit.script(nn.Linear(2, 2)))
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -117,4 +127,4 @@ def test_the_form_is_still_seen_after_accelerate_changed_forward(bf16):
     AcceleratorState._reset_state(reset_partial_state=True)
     model = Accelerator(cpu=True, mixed_precision="bf16" if bf16 else "no").prepare(LabelsFirst())
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert takes_pixel_values(model)
+    assert needs_keyword(model)

@@ -1,3 +1,5 @@
+import base64
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.reporting import choose_examples, save_examples
 from hf_robust_ft.reporting.example_pairs import ExamplePairs
 from hf_robust_ft.reporting.examples import _half_and_half, _plot_strip
+from hf_robust_ft.reporting.page.render import _examples_of
 
 NAMES = ["red", "green", "blue", "yellow"]
 
@@ -80,12 +83,26 @@ def test_norms_whose_pixels_differ_unequally_are_visible(classifier, batch, tmp_
     assert max(abs(difference.min() - 0.5), abs(difference.max() - 0.5)) > 0.3
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
 def test_no_difference_is_grey(tmp_path, channels):
     image = torch.rand((channels, 8, 8), generator=torch.Generator().manual_seed(0))
     _plot_strip(image, image.clone(), ("red: right", "Linf 0: stood"), tmp_path / "same.png")
     clean, adversarial, difference = panels(tmp_path / "same.png")
     assert np.array_equal(clean, adversarial) and np.abs(difference - 0.5).max() < 0.01
+
+
+@pytest.mark.parametrize("channels", [2, 4, 13])
+def test_of_many_channels_the_mean_is_drawn_and_all_are_kept_as_numbers(tmp_path, channels):
+    pixels, labels = torch.rand((2, channels, 8, 8), generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
+    pixels[0] = torch.linspace(0, 1, channels)[:, None, None]  # whose mean is grey
+    options = {"threat_model": ThreatModel("Linf", "8/255"), "attack": APGD(steps=2), "class_names": NAMES}
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * 64, 4))
+    files = save_examples(model, pixels, labels, tmp_path, **options)
+    assert len(files) == 2 and np.abs(panels(files[0])[0] - 0.5).max() < 0.01
+    pairs = ExamplePairs.load(tmp_path / "examples.npz")
+    assert np.array_equal(pairs.clean, pixels.numpy()) and pairs.adversarial.shape == pixels.shape
+    shown = _examples_of("a", pairs)["images"]
+    assert len(base64.b64decode(shown[0]["clean"])) == 8 * 8 * 3 and shown[0]["largestLabel"] == "8/255"
 
 
 def test_the_model_keeps_its_mode_and_files_repeat_byte_for_byte(classifier, batch, tmp_path):
