@@ -20,6 +20,7 @@ from hf_robust_ft.launching import check_fp16
 from hf_robust_ft.lone_images import lone_images_refused
 from hf_robust_ft.models.timm_classifier import store_timm_processor
 from hf_robust_ft.models.trust import SAFETENSORS, refusals_explained
+from hf_robust_ft.precision import check_parameter_precision
 from hf_robust_ft.sharding import FSDP1_FORGETS, reduce_gradients_each_batch, without_input_embeddings
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ class MendedTrainer(DurableTrainer):
         FloatingPointError: a weight is NaN or infinite.
         ValueError: a checkpoint to restore has no weights in safetensors.
         RuntimeError: a checkpoint to restore lacks weights of the model, or holds others.
-        ValueError: an evaluation under FSDP2 before training, fp16 on a CPU, a loader of the user's that drops images
-            in evaluation, or a training batch of one image under BatchNorm.
+        ValueError: an evaluation under FSDP2 before training, fp16 on a CPU, training of weights in half precision, a
+            loader of the user's that drops images in evaluation, or a training batch of one image under BatchNorm.
     """
 
     # A classification loss is a mean over its batch.
@@ -105,6 +106,8 @@ class MendedTrainer(DurableTrainer):
             reduce_gradients_each_batch(self.accelerator)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any):
+        if not self.is_deepspeed_enabled:  # which keeps a float32 copy
+            check_parameter_precision(self.model)
         with without_input_embeddings(self.model) if self.accelerator.is_fsdp2 else nullcontext():
             return super()._prepare_for_training(*args, **kwargs)
 

@@ -131,7 +131,6 @@ class AdversarialTrainer(SelectingTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """As `Trainer.train`; a checkpoint that was trained with other settings is refused, see `check_resumed`."""
-        trainer_checks.check_precision(self.model, self.is_deepspeed_enabled)
         if resume_from_checkpoint:
             record = self.training_record
             wanted = record.settings | training_settings(self.args, self.train_dataset)

@@ -13,7 +13,6 @@ from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.file_names import check_output_dir
 from hf_robust_ft.launching import ZERO_3_REFUSED, check_launch
 from hf_robust_ft.overfitting_guard import OverfittingGuard
-from hf_robust_ft.precision import check_parameter_precision
 from hf_robust_ft.rehearsal import stated_classes
 from hf_robust_ft.sample_ids import HOW_TO_ADD, SAMPLE_ID
 from hf_robust_ft.threat_models import format_eps
@@ -83,12 +82,6 @@ def check_model(model: nn.Module) -> None:
         raise ValueError(
             f"The model has {num_labels} class: there is nothing to confuse it with. Load it with num_labels=<classes>."
         )
-
-
-def check_precision(model: nn.Module, is_deepspeed: bool) -> None:
-    """Raise if weights to be trained are stored in half precision; DeepSpeed leaves them so, with a float32 copy."""
-    if not is_deepspeed:
-        check_parameter_precision(model)
 
 
 # What an evaluation of ours measures where there is no `compute_metrics`.

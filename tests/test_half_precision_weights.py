@@ -6,7 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from hf_robust_ft import PixelSpace, ThreatModel, evaluate_robustness, load_image_classifier
+from hf_robust_ft import AdversarialTrainer, PixelSpace, ThreatModel, evaluate_robustness, load_image_classifier
+from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.reporting import write_evidence
 
 KINDS = {
@@ -44,6 +45,22 @@ def test_training_of_half_precision_weights_is_refused_before_a_step(make_traine
     trainer.model.float()
     trainer.args.max_steps = 1
     assert trainer.train().global_step == 1
+
+
+def test_what_model_init_gives_is_looked_at_when_training_begins(make_args, make_model, dataset, processor):
+    stored = [torch.float32, torch.float16]
+    trainer = AdversarialTrainer(
+        args=make_args(max_steps=1),
+        model_init=lambda: make_model().to(stored[0]),
+        train_dataset=dataset,
+        processing_class=processor,
+        data_collator=stack_examples,
+    )
+    trainer.model = None  # as a hyper-parameter search leaves it
+    assert trainer.train().global_step == 1
+    stored.reverse()
+    with pytest.raises(ValueError, match="half precision"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet", "timm"])
