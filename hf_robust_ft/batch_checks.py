@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_robust_ft.normalisation_checks import check_normalisation
 from hf_robust_ft.pixels import PixelSpace
+
+FEW = 0.2  # share of values outside [0, 1] up to which the normalisation itself is likely right
+OVERSHOOT = 0.5  # bicubic and lanczos kernels pass white and black by less
 
 
 def check_batch(
@@ -28,6 +32,18 @@ def check_batch(
     check_labels(batch["labels"], len(batch["pixel_values"]), num_labels, first)
 
 
+def check_first_batch(
+    batch: Any, pixel_space: PixelSpace, num_labels: int | None = None, *, first: int | None = None
+) -> None:
+    """As `check_batch`, and whether the images are normalised by the stated map, which all of a data set's are or not.
+
+    Raises:
+        ValueError: as `check_batch` and `check_normalisation` do.
+    """
+    check_batch(batch, pixel_space, num_labels, first=first)
+    check_normalisation(batch["pixel_values"], pixel_space)
+
+
 def check_pixel_values(pixel_values: Tensor, pixel_space: PixelSpace, first: int | None = None) -> None:
     """Raise a ValueError unless undoing the normalisation gives finite pixels in [0, 1], up to rounding."""
     if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
@@ -35,7 +51,9 @@ def check_pixel_values(pixel_values: Tensor, pixel_space: PixelSpace, first: int
         raise ValueError(f"pixel_values must be a float tensor, the image processor's output; got {got}.")
     if pixel_values.ndim != 4 or pixel_values.shape[1] != len(pixel_space.mean):
         raise ValueError(
-            f"pixel_values must have shape (N, {len(pixel_space.mean)}, H, W), got {tuple(pixel_values.shape)}."
+            f"pixel_values must have shape (N, {len(pixel_space.mean)}, H, W), got {tuple(pixel_values.shape)}. For "
+            "other channels than 3 give one mean and std each: pixel_space=PixelSpace(mean=(...), std=(...)), zeros "
+            "and ones where nothing is normalised."
         )
     pixels = pixel_space.to_pixels(pixel_values)
     per_image = pixels.flatten(1)
@@ -45,13 +63,30 @@ def check_pixel_values(pixel_values: Tensor, pixel_space: PixelSpace, first: int
     tolerance = pixel_space.tolerance(pixel_values.dtype)
     outside = (per_image.amin(1) < -tolerance) | (per_image.amax(1) > 1 + tolerance)
     if outside.any():
-        low, high = pixels.aminmax()
-        raise ValueError(
-            f"pixel_values are not the image processor's normalisation: undoing (pixel - mean) / std with "
-            f"mean={pixel_space.mean} and std={pixel_space.std} gives pixels from {low:.4g} to {high:.4g} instead of "
-            f"[0, 1] ({_image(outside, first)} is the first outside). Normalise with the "
-            "checkpoint's own image_mean and image_std, or pass the map in use: pixel_space=PixelSpace(...)."
+        raise ValueError(_out_of_range(pixels, pixel_space, tolerance, _image(outside, first)))
+
+
+def _out_of_range(pixels: Tensor, pixel_space: PixelSpace, tolerance: float, image: str) -> str:
+    """What is wrong with `pixels`, and the likely cause: another normalisation moves most values, a step in it few."""
+    low, high = (value.item() for value in pixels.aminmax())
+    share = ((pixels < -tolerance) | (pixels > 1 + tolerance)).float().mean().item()
+    seen = (
+        f"undoing (pixel - mean) / std with mean={pixel_space.mean} and std={pixel_space.std} gives pixels from "
+        f"{low:.4g} to {high:.4g} instead of [0, 1] ({image} is the first outside; {100 * share:.2g} % of the values)."
+    )
+    cure = (
+        "Normalise with the checkpoint's own image_mean and image_std, or pass the map in use: "
+        "pixel_space=PixelSpace(...)."
+    )
+    if share > FEW:
+        return f"pixel_values are not the image processor's normalisation: {seen} {cure}"
+    causes = "RandomErasing, noise or another change of values after Normalize: put it before, and keep to [0, 1]."
+    if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
+        causes = (
+            "a float image resized with bicubic or lanczos, which overshoot (resize PIL or uint8 images instead, or "
+            f"clamp(0, 1) between Resize and Normalize); or {causes}"
         )
+    return f"pixel_values leave the range of pixels: {seen} So few do after {causes} If there is none of these: {cure}"
 
 
 def check_labels(labels: Tensor, num_images: int, num_labels: int | None = None, first: int | None = None) -> None:

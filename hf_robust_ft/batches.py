@@ -1,11 +1,29 @@
 """From a dataset or DataLoader to numbered batches, the same ones whichever process evaluates them."""
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler
+
+
+class PairCollator:
+    """A data collator of examples by name that takes torchvision's pairs as well: images (C, H, W) and class indices.
+
+    Raises:
+        ValueError: examples that are neither.
+    """
+
+    def __init__(self, collate: Callable[[list], Any]):
+        self.collate = collate
+
+    def __call__(self, examples: list) -> Any:
+        if isinstance(examples[0], (tuple, list)):
+            if any(len(pair) != 2 or not isinstance(pair[0], Tensor) for pair in examples):
+                _check_examples(examples)
+            examples = [{"pixel_values": image, "labels": label} for image, label in examples]
+        return self.collate(examples)
 
 
 def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -14,14 +32,7 @@ def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     Raises:
         ValueError: an example lacks one of them, or they do not make one batch.
     """
-    first = examples[0]
-    missing = sorted({"pixel_values", "labels"} - set(first)) if isinstance(first, Mapping) else True
-    if missing:
-        held = f"lack {missing}; they hold {sorted(first)}" if isinstance(first, Mapping) else f"are {type(first)}"
-        raise ValueError(
-            f"Examples {held}. Give the dataset a transform that makes a dict of pixel_values (the image processor's "
-            "output) and labels (class indices)."
-        )
+    _check_examples(examples)
     images = [torch.as_tensor(example["pixel_values"]) for example in examples]
     if len(shapes := {tuple(image.shape) for image in images}) > 1:
         raise ValueError(f"The images of a batch must have one shape, got {sorted(shapes)}: resize or crop them.")
@@ -31,6 +42,56 @@ def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         got = [example["labels"] for example in examples[:3]]
         raise ValueError(f"labels must be class indices, got {got}, ... ({error}).") from None
     return {"pixel_values": torch.stack(images), "labels": labels}
+
+
+def _check_examples(examples: Sequence[Any]) -> None:
+    """Raise unless the first example is a mapping of `pixel_values` and `labels`."""
+    first = examples[0]
+    if isinstance(first, Mapping):
+        missing = sorted({"pixel_values", "labels"} - set(first))
+        held = f"lack {missing}; they hold {sorted(first)}"
+    else:
+        missing = True
+        held = f"are {type(first)}"
+        if isinstance(first, (tuple, list)):
+            held += f" of ({', '.join(type(part).__name__ for part in first)})"
+    if missing:
+        raise ValueError(
+            f"Examples {held}. Give the dataset a transform that makes a dict of pixel_values (the image processor's "
+            "output) and labels (class indices). Trainer's default collator also takes pairs of the two, as "
+            "torchvision's datasets give them after ToTensor() and Normalize(mean, std)."
+        )
+
+
+def first_images(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """A batch of its first `count` images only."""
+    size = len(inputs["labels"])
+    return {
+        key: value[:count] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+        for key, value in inputs.items()
+    }
+
+
+def of_one_size(batches: Sequence[tuple[Tensor, Tensor]], count: int) -> tuple[Tensor, Tensor]:
+    """The first `count` images (N, C, H, W) and labels (N,) of the batches whose images are as large as the first's."""
+    alike = [batch for batch in batches if batch[0].shape[1:] == batches[0][0].shape[1:]]
+    pixels, labels = (torch.cat(parts)[:count] for parts in zip(*alike, strict=True))
+    return pixels, labels
+
+
+def check_reads_all(loader: DataLoader) -> None:
+    """Raise a ValueError if the loader leaves out the images of a last, smaller batch."""
+    batches, processes = loader.batch_sampler, 1
+    while not hasattr(batches, "sampler") and hasattr(batches, "batch_sampler"):  # accelerate's, one process's share
+        processes, batches = processes * batches.num_processes, batches.batch_sampler
+    if not getattr(batches, "drop_last", False):
+        return
+    sampler = getattr(batches, "sampler", None)
+    if not isinstance(sampler, Sized) or len(sampler) % (batches.batch_size * processes):
+        raise ValueError(
+            "The loader has drop_last=True, so the images of a last, smaller batch would not be measured: give it "
+            "drop_last=False."
+        )
 
 
 class NumberedBatches:
@@ -57,14 +118,14 @@ class NumberedBatches:
             # Given a batch_sampler, a loader has a SequentialSampler of its own, which it does not use.
             sampler = getattr(self.loader.batch_sampler, "sampler", self.loader.sampler)
             in_order = isinstance(sampler, SequentialSampler) or not isinstance(self.loader.batch_sampler, BatchSampler)
-            if isinstance(sampler, DistributedSampler):
-                raise ValueError("The loader deals out images to processes itself: pass it without DistributedSampler.")
-            drops_last = getattr(self.loader.batch_sampler, "drop_last", False)
-            if drops_last and (not isinstance(sampler, Sized) or len(sampler) % self.loader.batch_sampler.batch_size):
+            # accelerate's, as in Trainer's own loaders
+            deals = getattr(self.loader.batch_sampler, "num_processes", 1) > 1
+            if isinstance(sampler, DistributedSampler) or deals:
                 raise ValueError(
-                    "The loader has drop_last=True, so the images of a last, smaller batch would not be measured: give "
-                    "it drop_last=False."
+                    "The loader deals out images to processes itself: pass its dataset, or a plain DataLoader without "
+                    "DistributedSampler."
                 )
+            check_reads_all(self.loader)
             if repeatable and isinstance(self.loader.dataset, IterableDataset):
                 raise ValueError(
                     "The loader reads an IterableDataset, which may bring other images at another pass: a run on "

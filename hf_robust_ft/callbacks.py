@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.schedules import build_schedule, parse_schedule_args
-from hf_robust_ft.threat_models import format_eps, parse_eps
+from hf_robust_ft.threat_models import parse_eps, readable_eps
 from hf_robust_ft.training_args import check_can_observe, check_overshoot
 
 # Settings of the callback -> the arguments they are made from.
@@ -74,6 +74,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         self.steps_per_epoch: int | None = None
         self._is_training = self._save_waits = False
         self.step_loss: Any = 0.0  # of the optimizer step at hand, on this process
+        self._peak_step: int | None = None  # the first at the largest eps of this training; found when asked for
         given = locals()
         self._configure({name: given[name] for name in SETTINGS})
 
@@ -125,6 +126,30 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         """Whether a batch of this step may be attacked: any may with a per-sample schedule."""
         return self.peak_eps > 0 if self.alpha.is_per_sample else self.eps_at(step, max_steps) > 0
 
+    @property
+    def trained_eps(self) -> float:
+        """The eps that the weights at hand count as trained at, where checkpoints are compared.
+
+        That of the last step; the mean of the images' own; and, of a sampled schedule, always the largest it draws.
+        """
+        return self.peak_eps if self.alpha.is_random else self.current_eps
+
+    def has_peaked(self, step: int, max_steps: int) -> bool:
+        """Whether `step` optimizer steps have come to the largest eps of this training.
+
+        With a schedule that follows what is measured, whether eps is there now; of a per-sample one, that of any image.
+        """
+        if self.alpha.is_per_sample:
+            return max(self.alpha.rule.alphas(self.memory, self.memory["levels"]), default=0.0) >= 1
+        if self.alpha.has_memory:
+            return self.current_eps >= self.peak_eps * (1 - 1e-9)
+        if self._peak_step is None and not self.alpha.is_random:
+            starts = range(0, max_steps, self.steps_per_epoch if self.granularity == "epoch" else 1)
+            budgets = [self.eps_at(each, max_steps) for each in starts]
+            largest = max(budgets) - 1e-12
+            self._peak_step = next(each for each, eps in zip(starts, budgets, strict=True) if eps >= largest)
+        return self.alpha.is_random or step > self._peak_step
+
     def attack_share_at(self, step: int, max_steps: int) -> float:
         """The share of the attack steps, in [0, 1], at optimizer step `step`."""
         step = self._period_start(step)
@@ -156,6 +181,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
     ):
         if self.follows_args:  # a hyper-parameter search changes them after construction
             self._configure(_settings(args))
+        self._peak_step = None
         self.steps_per_epoch = _steps_per_epoch(train_dataloader, args.gradient_accumulation_steps)
         if self.granularity == "epoch" and self.steps_per_epoch is None:
             raise ValueError(
@@ -168,7 +194,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
             if state.global_step > 0:
                 self._remember(state)
         elif not self.alpha.is_random:
-            self._check_peak(state.max_steps)
+            self._check_peak(state.max_steps, getattr(args, "norm", "Linf"))
         self._is_training = True
         self._set_current(min(state.global_step, state.max_steps - 1), state.max_steps)
 
@@ -202,9 +228,10 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._is_training = False
         if self.alpha.observes and self.current_eps < 0.5 * self.peak_eps:
+            norm = getattr(args, "norm", "Linf")
             warnings.warn(
-                f"The schedule {self.alpha.name!r} ended at eps={format_eps(self.current_eps)} of "
-                f"{format_eps(self.peak_eps)}: train for longer, or change schedule_args, "
+                f"The schedule {self.alpha.name!r} ended at eps={readable_eps(self.current_eps, norm)} of "
+                f"{readable_eps(self.peak_eps, norm)}: train for longer, or change schedule_args, "
                 f"{self.settings['schedule_args']}.",
                 UserWarning,
                 stacklevel=2,
@@ -240,12 +267,13 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
                 f"schedule {self.alpha.name!r} follows was known. Resume from an earlier one; save by save_strategy."
             )
 
-    def _check_peak(self, max_steps: int) -> None:
+    def _check_peak(self, max_steps: int, norm: str) -> None:
         peak = self.eps_at(max_steps - 1, max_steps)
         if peak >= 0.9 * self.peak_eps * self.alpha((max_steps - 1) / max_steps):
             return
         warnings.warn(
-            f"This schedule reaches only eps={format_eps(peak)} of {format_eps(self.peak_eps)} in {max_steps} steps"
+            f"This schedule reaches only eps={readable_eps(peak, norm)} of {readable_eps(self.peak_eps, norm)} in "
+            f"{max_steps} steps"
             f"{', so no attack will run at all' if peak == 0 else ''}: training is too short for its granularity. "
             "Train for more epochs, set schedule_granularity='step', or lower schedule_end.",
             UserWarning,

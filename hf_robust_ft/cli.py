@@ -3,11 +3,16 @@
 import argparse
 import difflib
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import Any
 
+import hf_robust_ft
 from hf_robust_ft.command_parser import CommandParser
-from hf_robust_ft.shown_command import shown_command
+from hf_robust_ft.sharing_commands import leaderboard, publish, publish_metric, report
+from hf_robust_ft.shown_command import command_to_go_on, shown_command
 
 PROGRAM = "hf-robust-ft"
 USAGE = """\
@@ -30,15 +35,21 @@ commands:
   publish-metric
                put the robustness metric on the Hub as a Space, for evaluate.load
 
-hf-robust-ft <command> --help tells the options of a command.
+hf-robust-ft <command> --help tells the options of a command, hf-robust-ft --version the version.
 """
+
+# Errors of what was given to a command; any other is a fault of ours or of a library.
+EXPECTED = (ValueError, TypeError, ImportError, OSError, FloatingPointError)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; bad input ends in one line on stderr and exit code 2."""
+    """Run a command; bad input ends in one line on stderr and exit code 2, Ctrl-C in one and 130."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
+        return
+    if argv[0] in ("--version", "-V"):
+        print(f"{PROGRAM} {hf_robust_ft.__version__}")
         return
     command, *rest = argv
     if command not in COMMANDS:
@@ -47,14 +58,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"hf-robust-ft: unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}.")
     try:
         COMMANDS[command](rest)
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, SystemExit):  # training has saved, and told how to go on
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            again = command_to_go_on(argv, checkpoint="auto")
+            print(f"\nhf-robust-ft {command}: stopped by Ctrl-C. Go on: {again}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if os.environ.get("HF_ROBUST_FT_TRACEBACK"):
             raise
-        expected = isinstance(error, (ValueError, TypeError, ImportError, OSError, FloatingPointError))
-        message = " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split())
-        print(f"hf-robust-ft {command}: error: {message}", file=sys.stderr)
-        print("(HF_ROBUST_FT_TRACEBACK=1 shows where it was raised.)", file=sys.stderr)
+        message = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
+        print(f"hf-robust-ft {command}: error: {' '.join(message.split())}", file=sys.stderr)
+        if not _says_all(error):
+            print("(HF_ROBUST_FT_TRACEBACK=1 shows where it was raised.)", file=sys.stderr)
         sys.exit(2)
+
+
+def _says_all(error: Exception) -> bool:
+    """Whether a message is enough without a traceback: somebody worded it for whom it may concern, or the system did.
+
+    What no `raise` raised is an operation that failed, which nobody foresaw.
+    """
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return isinstance(error, OSError) or (isinstance(error, EXPECTED) and where.line.startswith("raise"))
 
 
 def train(argv: Sequence[str]) -> None:
@@ -65,7 +92,7 @@ def train(argv: Sequence[str]) -> None:
     from hf_robust_ft.training_args import AdversarialTrainingArguments
 
     types = (ModelArguments, DataArguments, AdversarialTrainingArguments, PlanArguments)
-    titles = ("model", "data", "threat model, schedule, attacks and fine-tuning", "dry run")
+    titles = ("model", "data", "threat model, schedule and attacks", "dry run")
     options = parse_options("train", argv, types, titles, train.__doc__, BASE_RECIPE)
     model_args, data_args, args, plan_args = options.parsed
     told = filled_in(options, model_args.model, data_args.dataset)
@@ -85,6 +112,16 @@ def train(argv: Sequence[str]) -> None:
         measured = trainer.robustness_report
         print(measured if measured is not None else f"Not attacked (robust_eval={args.robust_eval}, eps={args.eps}).")
         print(f"Checkpoint{'' if measured is None else ', report, pictures and card'}: {args.output_dir}")
+        _tell_if_not_robust(measured)
+
+
+def _tell_if_not_robust(report: Any) -> None:
+    """The last line of a command that measured a model."""
+    from hf_robust_ft.reporting.verdict import verdict
+
+    found = report and verdict(report)
+    if found and not found.is_robust:
+        print(found.sentence)
 
 
 def search(argv: Sequence[str]) -> None:
@@ -96,7 +133,7 @@ def search(argv: Sequence[str]) -> None:
     from hf_robust_ft.training_args import AdversarialTrainingArguments
 
     types = (ModelArguments, DataArguments, AdversarialTrainingArguments, SearchArguments)
-    titles = ("model", "data", "threat model, schedule, attacks and fine-tuning", "search")
+    titles = ("model", "data", "threat model, schedule and attacks", "search")
     options = parse_options("search", argv, types, titles, search.__doc__, BASE_RECIPE)
     model_args, data_args, _, search_args = options.parsed
     print(filled_in(options, model_args.model, data_args.dataset), flush=True)
@@ -143,8 +180,8 @@ def _sweep_options(command: str, argv: Sequence[str], description: str, *more: t
 
     refuse_flags(command, argv)
     types = (ModelArguments, DataArguments, AdversarialTrainingArguments, SweepArguments, *more)
-    titles = ("model", "data", "threat model, attacks and fine-tuning", "runs", *("recipe" for _ in more))
-    options = parse_options(command, argv, types, titles, description, BASE_RECIPE)
+    titles = ("model", "data", "threat model and attacks", "runs", *("recipe" for _ in more))
+    options = parse_options(command, argv, types, titles, description, BASE_RECIPE, hidden=SET_BY_SWEEP)
     model_args, data_args, args, *_ = options.parsed
     if args.process_index == 0:
         used = {key: value for key, value in options.from_recipes.items() if key not in SET_BY_SWEEP}
@@ -170,7 +207,9 @@ def evaluate(argv: Sequence[str]) -> None:
     from hf_robust_ft.options import parse_options
 
     types, titles = (EvaluationArguments, DataArguments), ("evaluation", "data")
-    options, data_args = parse_options("evaluate", argv, types, titles, evaluate.__doc__).parsed
+    # Streams are for training; only who trained on one has a reason to name what it held out.
+    hidden = ("streaming", "shuffle_buffer", "stream_eval_samples")
+    options, data_args = parse_options("evaluate", argv, types, titles, evaluate.__doc__, hidden=hidden).parsed
     state, report = measure(options, data_args, shown_command([PROGRAM, "evaluate"], argv))
     if not state.is_main_process:
         return
@@ -181,39 +220,7 @@ def evaluate(argv: Sequence[str]) -> None:
         print(f"\nCan these numbers be trusted?\n{report.check_lines()}")
     if options.output_dir:
         print(f"\nReport, curve and card: {options.output_dir}")
-
-
-def publish(argv: Sequence[str]) -> None:
-    """Put a checkpoint with its robustness report, pictures and card on the Hub, and compare what arrived."""
-    parser = CommandParser("hf-robust-ft publish", description=publish.__doc__)
-    parser.add_argument("folder", metavar="DIR", help="A checkpoint's folder, as train leaves it.")
-    parser.add_argument("repo_id", metavar="REPO", help="OWNER/NAME, or a name of your own; created if need be.")
-    parser.add_argument("--private", action="store_true", default=None, help="Create it private.")
-    parser.add_argument("--revision", help="Branch to commit to, made if need be (default: main).")
-    parser.add_argument("--pr", action="store_true", dest="create_pr", help="Open a pull request instead.")
-    parser.add_argument("--report", metavar="DIR", help="What evaluate --output_dir wrote, for DIR's own report.")
-    parser.add_argument(
-        "--trust_remote_code", action="store_true", help="Run code that the checkpoint brings, to see that it loads."
-    )
-    parser.add_argument(
-        "--license", metavar="ID", help="Licence of the model, as apache-2.0 (default: the pretrained weights')."
-    )
-    options = parser.parse_args(argv)
-    from hf_robust_ft.hub import publish as run
-
-    info = run(**vars(options))
-    print(f"Published and verified: {info.pr_url or info.commit_url}")
-
-
-def publish_metric(argv: Sequence[str]) -> None:
-    """Put the robustness metric on the Hub as a Space, for evaluate.load("OWNER/NAME")."""
-    parser = CommandParser("hf-robust-ft publish-metric", description=publish_metric.__doc__)
-    parser.add_argument("repo_id", metavar="REPO", help="OWNER/NAME, or a name of your own; created if need be.")
-    parser.add_argument("--private", action="store_true", default=None, help="Create it private.")
-    options = parser.parse_args(argv)
-    from hf_robust_ft.hub import publish_metric as run
-
-    print(f"Published and verified: {run(**vars(options)).commit_url}")
+    _tell_if_not_robust(report)
 
 
 def quickstart(argv: Sequence[str]) -> None:
@@ -233,78 +240,8 @@ def quickstart(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     from hf_robust_ft.quickstart import quickstart as run
 
-    run(options.output_dir, compare=options.compare, seeds=options.seeds)
-
-
-def report(argv: Sequence[str]) -> None:
-    """Make one interactive HTML page of several runs: curves, training, classes, adversarial examples, trust checks."""
-    parser = CommandParser("hf-robust-ft report", description=report.__doc__)
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="A folder with a robustness_report.json (of train, evaluate or quickstart), or a report file. Of a folder "
-        "also the training log and the images of evaluate --save_examples are shown.",
-    )
-    parser.add_argument("--html", default="report.html", help="The page (default: report.html); all of it is one file.")
-    parser.add_argument("--names", nargs="+", help="What to call the runs (default: their folders' names).")
-    parser.add_argument("--title", default="Robustness report", help="Title of the page.")
-    options = parser.parse_args(argv)
-    from hf_robust_ft.reporting.page import check_target, plotly_source, read_runs, render_page, write_page
-
-    plotly_source()  # before any other work
-    check_target(options.html)
-    page = render_page(read_runs(options.runs, options.names), options.title)
-    write_page(page, options.html)
-    count = f"{len(options.runs)} run{'s' if len(options.runs) > 1 else ''}"
-    print(f"{options.html}: {count}, {len(page.encode()) / 1e6:.1f} MB. It opens in any browser.")
-
-
-def leaderboard(argv: Sequence[str]) -> None:
-    """Rank robust models by the reports and model cards of their repositories, each setting by itself."""
-    parser = CommandParser("hf-robust-ft leaderboard", description=leaderboard.__doc__)
-    parser.add_argument(
-        "sources",
-        nargs="*",
-        metavar="SOURCE",
-        help="Repository ids and local folders (default: every model on the Hub with the --tag).",
-    )
-    parser.add_argument("--tag", default="hf_robust_ft", help="Which models of the Hub (default: hf_robust_ft).")
-    parser.add_argument("--limit", type=int, help="Read at most so many of them.")
-    for name in ("norm", "eps", "protocol", "dataset"):
-        parser.add_argument(f"--{name}", help=f"Show results of this {name} only.")
-    parser.add_argument(
-        "--sort",
-        default="expected_robustness",
-        choices=("expected_robustness", "adversarial_accuracy", "clean_accuracy"),
-        help="Score that ranks (default: expected_robustness).",
-    )
-    parser.add_argument(
-        "--one_ranking", "--one-ranking", action="store_true", help="An error where the settings of the results differ."
-    )
-    parser.add_argument("--markdown", help="Write the rankings to this Markdown file.")
-    parser.add_argument("--html", help="Write them to this HTML page.")
-    options = parser.parse_args(argv)
-    from huggingface_hub import HfApi
-
-    from hf_robust_ft.leaderboard import Leaderboard, read_sources, read_tagged, to_html, to_markdown
-    from hf_robust_ft.reporting.page import check_target, write_page
-    from hf_robust_ft.threat_models import parse_eps
-
-    if options.eps is not None:
-        parse_eps(options.eps)  # before the Hub is asked
-    files = [(options.markdown, to_markdown), (options.html, to_html)]
-    for path, _ in files:
-        if path:
-            check_target(path)
-    api = HfApi()
-    found = read_sources(api, options.sources) if options.sources else read_tagged(api, options.tag, options.limit)
-    wanted = {name: getattr(options, name) for name in ("norm", "eps", "protocol", "dataset")}
-    board = Leaderboard.of(*found, sorted_by=options.sort, wanted=wanted, one_ranking=options.one_ranking)
-    print(to_markdown(board), end="")
-    for path, render in files:
-        if path:
-            write_page(render(board), path)
+    reports = run(options.output_dir, compare=options.compare, seeds=options.seeds)
+    _tell_if_not_robust(reports["hinge"][options.seeds[0]])
 
 
 COMMANDS = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_robust_ft.diagnosis import FEWEST_POINTS, Diagnosis, ScheduleEpochs, schedule_epochs
+from hf_robust_ft.diagnosis import Diagnosis, ScheduleEpochs, schedule_epochs
 from hf_robust_ft.diagnosis import diagnose as diagnose_curves
 from hf_robust_ft.reporting.diagnosis_plots import plot_diagnosis
 from hf_robust_ft.reporting.diagnosis_text import chance_warning, render_diagnosis, schedule_text
@@ -19,13 +19,25 @@ from hf_robust_ft.validation_curves import PAPER_THRESHOLD, ValidationCurve, rea
 
 PAPER_EPSILONS = tuple(f"{k}/255" if k else "0" for k in range(10))
 DIAGNOSIS = "diagnosis.json"
-# What a sweep sets for each run, so that these flags would do nothing.
-SET_BY_SWEEP = (
-    "eps", "eps_schedule", "schedule", "schedule_start", "schedule_end", "schedule_granularity", "schedule_args",
-    "schedule_overshoot", "attack_steps_schedule", "attack_steps_args", "attack_steps_min", "eval_epsilons",
-    "eval_attack_steps", "eval_attack_steps_limit", "robust_eval", "eval_strategy", "save_strategy",
-    "save_total_limit", "resume_from_checkpoint", "push_to_hub", "max_eval_samples",
-)  # fmt: skip
+# What a sweep sets for each run, so that these flags would do nothing; and why.
+SET_BY_SWEEP = {
+    **dict.fromkeys(
+        ("eps", "eps_schedule", "schedule", "schedule_start", "schedule_end", "schedule_granularity", "schedule_args",
+         "schedule_overshoot", "attack_steps_schedule", "attack_steps_args", "attack_steps_min"),
+        "trains every run at a constant eps, one of --epsilons",
+    ),
+    **dict.fromkeys(
+        ("eval_epsilons", "eval_attack_steps", "eval_attack_steps_limit", "robust_eval", "eval_strategy"),
+        "measures clean validation accuracy after each epoch, and attacks nothing there",
+    ),
+    **dict.fromkeys(
+        ("save_strategy", "save_total_limit", "resume_from_checkpoint"),
+        "saves after each epoch and goes on by itself where it was interrupted",
+    ),
+    "push_to_hub": "keeps the runs' curves, not their models",
+    "max_eval_samples": "never measures the test split, which it would draw from; --validation_size sets how many "
+    "images of train are measured on",
+}  # fmt: skip
 
 THRESHOLD_HELP = "Validation accuracy above which a run has adapted, in (0, 1); the paper's 0.05 suits 100 classes."
 RUNS_HELP = (
@@ -42,8 +54,8 @@ class SweepArguments:
     epsilons: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Budgets, one run each and seed, among them 0, which is standard fine-tuning (default, under Linf: "
-            "0 1/255 ... 9/255 as in the paper). They take the place of eps and its schedule."
+            "help": "Budgets, one run each and seed; 0, standard fine-tuning, is added (default, under Linf: 1/255 ... "
+            "9/255 as in the paper). They take the place of eps and its schedule."
         },
     )
     seeds: list[int] | None = field(default=None, metadata={"help": "One run of each kind per seed (default: seed)."})
@@ -53,11 +65,13 @@ class SweepArguments:
         _check_threshold(self.threshold)
         if self.epsilons is not None:
             values = [parse_eps(eps) for eps in self.epsilons]
-            if 0 not in values or max(values) == 0:
+            if max(values) == 0:
                 raise ValueError(
-                    f"epsilons need 0 (standard fine-tuning, what fix is compared with) and at least one budget above "
-                    f"it, got {' '.join(map(str, self.epsilons))}."
+                    f"epsilons need at least one budget above 0 to compare with standard fine-tuning, got "
+                    f"{' '.join(map(str, self.epsilons))}."
                 )
+            if 0 not in values:
+                self.epsilons = ["0", *self.epsilons]
 
     def runs(self, args: AdversarialTrainingArguments) -> list[SweepRun]:
         """The runs, standard first.
@@ -116,15 +130,9 @@ def diagnose(
     """Train the runs of a sweep that `args.output_dir` does not hold yet, and diagnose all of them there.
 
     Raises:
-        ValueError: fewer than 3 runs, or what `train_sweep` and `diagnosis.diagnose` refuse.
+        ValueError: what `train_sweep` and `diagnosis.diagnose` refuse.
     """
-    runs = sweep.runs(args)
-    if len(runs) < FEWEST_POINTS:
-        raise ValueError(
-            f"A correlation needs at least {FEWEST_POINTS} runs, got {len(runs)} "
-            f"({', '.join(run.name for run in runs)}). Give more --epsilons or --seeds."
-        )
-    curves = train_sweep(model_args, data_args, args, runs, sweep.threshold)
+    curves = train_sweep(model_args, data_args, args, sweep.runs(args), sweep.threshold)
     return write_diagnosis(curves, sweep.threshold, args.output_dir, writes=args.process_index == 0)
 
 
@@ -242,12 +250,13 @@ def refuse_flags(command: str, argv: Sequence[str]) -> None:
         ValueError: there is one.
     """
     given = [word.split("=", 1)[0] for word in argv if word.startswith("--")]
-    ignored = [flag for flag in given if flag[2:].replace("-", "_") in SET_BY_SWEEP]
+    ignored: dict[str, list[str]] = {}
+    for flag in given:
+        if reason := SET_BY_SWEEP.get(flag[2:].replace("-", "_")):
+            ignored.setdefault(reason, []).append(flag)
     if ignored:
-        raise ValueError(
-            f"{', '.join(ignored)}: {command} trains every run at a constant eps, one of --epsilons, measures clean "
-            "validation accuracy after each epoch and goes on by itself where it was interrupted. Leave it out."
-        )
+        told = "; ".join(f"{', '.join(flags)}: {command} {reason}" for reason, flags in ignored.items())
+        raise ValueError(f"{told}. Leave it out.")
 
 
 def _check_threshold(threshold: float) -> None:

@@ -86,7 +86,7 @@ class Diagnosis:
         num_epochs: length of each run. A run that never adapts counts with it as its delay, a lower bound.
         runs: by eps.
         correlation: of delay and severity (its negative is that of delay and final accuracy, the paper's Figure 9);
-            None where one of them is the same in all runs.
+            None for fewer than 3 runs, and where one of them is the same in all.
         schedule: T1 and T2; None where they cannot be told, for the reason in `no_schedule`.
         facts: what the runs have in common.
     """
@@ -117,15 +117,9 @@ def diagnose(curves: Sequence[ValidationCurve], threshold: float = PAPER_THRESHO
         threshold: see `ValidationCurve.delay`.
 
     Raises:
-        ValueError: fewer than 3 runs, no standard or no fix run, runs that were stopped early, or runs of different
-            length or task.
+        ValueError: no standard or no fix run, runs that were stopped early, or runs of different length or task.
     """
     check_comparable(curves, threshold)
-    if len(curves) < FEWEST_POINTS:
-        raise ValueError(
-            f"A correlation needs at least {FEWEST_POINTS} runs, got {len(curves)} "
-            f"({', '.join(curve.name for curve in curves)}). Add runs at other eps, or other seeds."
-        )
     for curve in curves:
         _refuse_incomplete(curve)
     standard = float(np.mean([curve.final_accuracy for curve in curves if curve.eps == 0]))
@@ -144,7 +138,9 @@ def diagnose(curves: Sequence[ValidationCurve], threshold: float = PAPER_THRESHO
         threshold=threshold,
         num_epochs=length,
         runs=runs,
-        correlation=correlate([counted(run.delay, length) for run in runs], [run.severity for run in runs]),
+        correlation=correlate([counted(run.delay, length) for run in runs], [run.severity for run in runs])
+        if len(runs) >= FEWEST_POINTS
+        else None,
         schedule=schedule,
         no_schedule=reason,
         facts=_common(curves),

@@ -21,7 +21,7 @@ from hf_robust_ft.divergence import DivergenceWatch, Step, told_ids, write_batch
 from hf_robust_ft.loader_workers import deaths_told, shield_workers
 from hf_robust_ft.shown_command import resuming_command
 from hf_robust_ft.storage_errors import told_of_storage
-from hf_robust_ft.termination import Terminated, TerminationCallback
+from hf_robust_ft.termination import Interrupted, Terminated, TerminationCallback
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +31,13 @@ class DurableTrainer(Trainer):
 
     - A checkpoint gets its name when it is complete, and only then older ones are deleted (`hf_robust_ft.checkpoints`);
       `resume_from_checkpoint=True` takes the newest complete one.
-    - SIGTERM saves a checkpoint and ends the process with exit code 143 (`hf_robust_ft.termination`).
+    - SIGTERM saves a checkpoint and ends the process with exit code 143, Ctrl-C with 130 (`hf_robust_ft.termination`).
     - A NaN or infinite loss or gradient stops training, and the batch is written to `output_dir`
       (`hf_robust_ft.divergence`). Overflows that a GradScaler handles do not count.
     - A data-loading process that dies, and a disk that is full, are errors that say how to go on.
 
     Raises:
-        Terminated: SIGTERM came.
+        Terminated: SIGTERM came, or Ctrl-C (`Interrupted`, also a KeyboardInterrupt).
         FloatingPointError: a loss or gradient is NaN or infinite.
         ChildProcessError: a data-loading process died.
         OSError: a checkpoint or the model cannot be written.
@@ -189,7 +189,7 @@ class DurableTrainer(Trainer):
                 f"The model could not be written to {folder}: {reason} Make room. {self._last_checkpoint()}"
             ) from error
 
-    # ---- SIGTERM -----------------------------------------------------------------
+    # ---- SIGTERM and Ctrl-C -----------------------------------------------------------------
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -206,13 +206,14 @@ class DurableTrainer(Trainer):
         return super()._finalize_training(trial, *args, **kwargs)
 
     def _terminate(self) -> None:
+        kind = Interrupted if self._termination.signal == Interrupted.number else Terminated
         message = (
-            f"SIGTERM: stopped after step {self.state.global_step} of {self.state.max_steps}, which is saved. Go on: "
-            f"{resuming_command()}"
+            f"{kind.signal_name}: stopped after step {self.state.global_step} of {self.state.max_steps}, which is "
+            f"saved. Go on: {resuming_command()}"
         )
         if self.is_world_process_zero():
             logger.warning(message)
-        raise Terminated(message)
+        raise kind(message)
 
     # ---- Data loading ------------------------------------------------------------
 

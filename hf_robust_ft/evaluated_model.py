@@ -59,24 +59,6 @@ def check_whole(model: nn.Module) -> None:
         )
 
 
-def count_classes(classifier: PixelClassifier, pixels: Tensor, attacked: bool) -> int:
-    """K, from a forward on pixels (N, C, H, W).
-
-    Raises:
-        ValueError: a single class, or, where it is to be attacked, logits without a gradient.
-    """
-    with torch.enable_grad():
-        logits = classifier(pixels.clone().requires_grad_())
-    if logits.shape[1] < 2:
-        raise ValueError("The model has 1 class: there is nothing to confuse it with, so no attack can fool it.")
-    if attacked and not logits.requires_grad:
-        raise ValueError(
-            "The model's logits have no gradient with respect to its input, so no attack can find its way: look for "
-            "detach(), numpy or no_grad in its forward, and call this outside of torch.inference_mode()."
-        )
-    return logits.shape[1]
-
-
 @contextmanager
 def nan_refused(classifier: PixelClassifier, where: str) -> Iterator[None]:
     """Raise a ValueError after the block if a forward in it gave NaN, which `argmax` takes for the first class."""

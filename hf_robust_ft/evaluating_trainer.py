@@ -1,6 +1,5 @@
 """The evaluation of `AdversarialTrainer`: what `evaluate()` adds to Trainer's, its report and its pictures."""
 
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,26 +12,28 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_robust_ft.attacks import APGD, attack_mode
-from hf_robust_ft.batch_checks import check_batch
+from hf_robust_ft.batch_checks import check_batch, check_first_batch
+from hf_robust_ft.batches import first_images
 from hf_robust_ft.class_names import class_names
 from hf_robust_ft.convergence import AUTO, Convergence, with_convergence
 from hf_robust_ft.data.sources import loaded_facts
 from hf_robust_ft.evaluation_record import EvaluationRecord
-from hf_robust_ft.pixels import PixelClassifier, PixelSpace, extract_logits
+from hf_robust_ft.model_calls import extract_logits
+from hf_robust_ft.pixels import PixelClassifier, PixelSpace, input_dtype
+from hf_robust_ft.precision import evaluated_in, half_of
 from hf_robust_ft.protocols import attack_on_grid, attack_standing
 from hf_robust_ft.publishing_trainer import PublishingTrainer
 from hf_robust_ft.random_state import random_state_kept
-from hf_robust_ft.reporting import save_examples
-from hf_robust_ft.reporting.evidence import EXAMPLE_FILES
-from hf_robust_ft.reporting.example_pairs import FILE_NAME as EXAMPLE_PAIRS
+from hf_robust_ft.readable_logs import print_readable_eps
+from hf_robust_ft.rehearsal import count_classes, stated_classes
+from hf_robust_ft.reporting import choose_examples, save_examples
+from hf_robust_ft.reporting.examples import remove_examples
 from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import build_report
 from hf_robust_ft.sample_ids import SAMPLE_ID
-from hf_robust_ft.trust_checks import CHECKED_IMAGES, TrustCheck, run_trust_checks
+from hf_robust_ft.trust_checks import TrustCheck, run_trust_checks
 
-logger = logging.getLogger(__name__)
-
-SHOWN_EXAMPLES = 4  # attacked images beside the card
+SHOWN_EXAMPLES = 4  # attacked images beside the card, of the first images of the evaluation
 
 
 class EvaluatingTrainer(PublishingTrainer):
@@ -44,14 +45,34 @@ class EvaluatingTrainer(PublishingTrainer):
 
     def __init__(self, *args: Any, pixel_space: PixelSpace, **kwargs: Any):
         self.pixel_space = pixel_space
-        self._examples: list[tuple[Tensor, Tensor]] = []
         self._class_names: list[str] = []
+        self._examples: tuple[Tensor, Tensor, Tensor] | None = None  # pixels, labels, smallest fooling eps
         self._evaluation: EvaluationRecord | None = None
+        self._rehearsed: tuple[nn.Module | None, int | None, bool] = None, None, False
         super().__init__(*args, **kwargs)
+        print_readable_eps(self.callback_handler, self.args.norm)
 
     @property
     def num_labels(self) -> int | None:
-        return getattr(getattr(self.model, "config", None), "num_labels", None)
+        """K: the width of the logits once there were any; before, what the config says, if a weight has that size."""
+        model, count, _ = self._rehearsed
+        return count if model is self.model else stated_classes(self.model)
+
+    def _rehearse(self, inputs: Mapping[str, Any], attacked: bool) -> None:
+        """Learn K from two images and, where the model is to be attacked, that attacks find a gradient; once a model.
+
+        Raises:
+            ValueError: a batch an attack cannot work on, a single class, or no gradient.
+        """
+        model, _, has_gradient = self._rehearsed
+        if model is self.model and (not attacked or (has_gradient and not torch.is_inference_mode_enabled())):
+            return
+        check_batch(inputs, self.pixel_space)
+        few = first_images(inputs, 2)
+        pixels = self.pixel_space.to_pixels(few["pixel_values"]).clamp(0, 1)
+        with random_state_kept(), attack_mode(self.model, freeze=not self.is_fsdp_enabled):
+            count = count_classes(self._classifier(few), pixels, attacked)
+        self._rehearsed = self.model, count, attacked
 
     def _classifier(self, inputs: Mapping[str, Any], model: nn.Module | None = None) -> PixelClassifier:
         """What is attacked: the unwrapped model, given everything of the batch but its images and labels.
@@ -85,13 +106,16 @@ class EvaluatingTrainer(PublishingTrainer):
         return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        if self._evaluation is None or inputs.get("labels") is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
-        check_batch(inputs, self.pixel_space, self.num_labels)
-        loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
-        self._evaluation.num_classes = extract_logits(logits).shape[1]
+        if self._evaluation is None or inputs.get("labels") is None:
+            return super().prediction_step(model, self._as_stored(inputs), prediction_loss_only, ignore_keys)
+        self._rehearse(inputs, attacked=self._evaluation.epsilons[-1] > 0)
+        check = check_batch if self._evaluation.gathered else check_first_batch
+        check(inputs, self.pixel_space, self.num_labels)
+        loss, logits, labels = super().prediction_step(model, self._as_stored(inputs), False, ignore_keys)
         classifier = self._classifier(inputs)
+        clean = self._clean_logits(classifier, inputs)
+        self._evaluation.num_classes = clean.shape[1]
         pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
         with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
             outcome = attack_on_grid(
@@ -101,13 +125,13 @@ class EvaluatingTrainer(PublishingTrainer):
                 threat_model=self.args.threat_model,
                 epsilons=self._evaluation.epsilons,
                 attack=self.args.eval_attack,
-                clean_predictions=extract_logits(logits).argmax(1),
+                clean_predictions=clean.argmax(1),
                 # FSDP's forward waits for every rank: no rank may attack fewer images than the others.
                 survivors_only=not self.is_fsdp_enabled and not classifier.model_inputs,
             )
-        if not classifier.model_inputs:
-            self._evaluation.keep_for_checks(pixels, inputs["labels"])
         self._evaluation.own.append((outcome.smallest_eps, outcome.wrong_classes))
+        if not classifier.model_inputs:
+            self._evaluation.keep_first(pixels, inputs["labels"])
         found = (inputs["labels"], outcome.smallest_eps, outcome.wrong_classes)
         self._evaluation.add(self.accelerator.gather_for_metrics(found))
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
@@ -145,6 +169,27 @@ class EvaluatingTrainer(PublishingTrainer):
                 )
             evaluation.add(self.accelerator.gather_for_metrics((inputs["labels"], *evaluation.own[number])))
 
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self._evaluation is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self._evaluation.outputs = outputs
+        return (loss, outputs) if return_outputs else loss
+
+    def _clean_logits(self, classifier: PixelClassifier, inputs: Mapping[str, Any]) -> Tensor:
+        """Those of the evaluation's own forward: what Trainer returns is all outputs in their order, or fewer."""
+        outputs, self._evaluation.outputs = self._evaluation.outputs, None
+        if outputs is not None:
+            return extract_logits(outputs)
+        with torch.no_grad(), self.compute_loss_context_manager():  # a compute_loss of the user's, without ours
+            return classifier(self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1))
+
+    def _as_stored(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch with images of the dtype that a model stored in half precision takes."""
+        if half_of(self.model) is None or "pixel_values" not in inputs:
+            return dict(inputs)
+        return {**inputs, "pixel_values": inputs["pixel_values"].to(input_dtype(self.model))}
+
     def _robustness_metrics(self, evaluation: EvaluationRecord, prefix: str) -> dict[str, float]:
         if not evaluation.gathered:
             return {}
@@ -163,7 +208,7 @@ class EvaluatingTrainer(PublishingTrainer):
         metrics = {f"{prefix}_clean_accuracy": report.clean_accuracy}
         if len(report.epsilons) > 1:
             self._keep_report(report)
-            self._examples = [] if self.is_fsdp_enabled else evaluation.kept[:1]
+            self._examples = None if self.is_fsdp_enabled or not evaluation.kept else evaluation.first_images()
             metrics[f"{prefix}_adversarial_accuracy"] = report.adversarial_accuracy
             metrics[f"{prefix}_expected_robustness"] = report.expected_robustness
             if rounds is not None:
@@ -175,7 +220,7 @@ class EvaluatingTrainer(PublishingTrainer):
         # FSDP's forward waits for every rank, and checks attack as many images as happen to be correct.
         if self.is_in_train or self.is_fsdp_enabled or len(evaluation.epsilons) == 1 or not evaluation.kept:
             return []
-        pixels, labels = (torch.cat(parts)[:CHECKED_IMAGES] for parts in zip(*evaluation.kept, strict=True))
+        pixels, labels, _ = evaluation.first_images()
         with attack_mode(self.model):
             checks = run_trust_checks(
                 self._classifier({}),
@@ -190,36 +235,29 @@ class EvaluatingTrainer(PublishingTrainer):
         return checks if evaluation.rounds is None else with_convergence(checks, evaluation.rounds)
 
     def _evaluated_in(self) -> dict[str, str]:
-        """The half precision of this evaluation, that of training included: attacks are weaker in it."""
-        precision = self.accelerator.mixed_precision
-        if not self.is_in_train:
-            precision = "bf16" if self.args.bf16_full_eval else "fp16" if self.args.fp16_full_eval else precision
-        if precision == "no":
-            return {}
-        if not self.is_in_train and self.is_world_process_zero():
-            logger.warning(
-                "Measured in %s: attacks find fewer errors than in fp32, so robust accuracy may be points too high. "
-                "For the figure in fp32 run hf-robust-ft evaluate on the saved model.",
-                precision,
-            )
-        return {"evaluated_in": precision}
+        """The half precision of this evaluation, that of training and of the weights included."""
+        autocast = self.accelerator.mixed_precision
+        warns = not self.is_in_train and self.is_world_process_zero()
+        return evaluated_in(self.model, None if autocast == "no" else autocast, warn=warns)
 
     def _metadata(self) -> dict[str, Any]:
         """What a report says of the training."""
         raise NotImplementedError
 
     def _write_examples(self, folder: str) -> None:
-        for old in (*Path(folder).glob(EXAMPLE_FILES), *Path(folder, EXAMPLES).glob(EXAMPLE_PAIRS)):  # of other weights
-            old.unlink()
-        if not self._examples:
+        remove_examples(Path(folder, EXAMPLES))  # of other weights
+        if self._examples is None:
             return
-        pixels, labels = (torch.cat(parts)[:SHOWN_EXAMPLES] for parts in zip(*self._examples, strict=True))
+        pixels, labels, smallest = self._examples
+        candidates, fell = choose_examples(smallest.tolist(), SHOWN_EXAMPLES, self.args.seed)
         save_examples(
             self._classifier({}),
-            pixels,
-            labels,
+            pixels[candidates],
+            labels[candidates],
             os.path.join(folder, EXAMPLES),
             threat_model=self.args.threat_model,
             attack=replace(self.args.eval_attack, steps=self.robustness_report.attack["steps"]),
             class_names=self._class_names,
+            fell=fell,
+            count=SHOWN_EXAMPLES,
         )

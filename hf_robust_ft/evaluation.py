@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 import hf_robust_ft
 from hf_robust_ft.attacks import APGD, attack_mode, autoattack, fast_memory_format
 from hf_robust_ft.attacks.autoattack import check_autoattack, check_num_classes
-from hf_robust_ft.batch_checks import check_batch
-from hf_robust_ft.batches import NumberedBatches
+from hf_robust_ft.batch_checks import check_batch, check_first_batch
+from hf_robust_ft.batches import NumberedBatches, of_one_size
 from hf_robust_ft.convergence import (
     AUTO,
     STEPS_LIMIT,
@@ -26,11 +26,13 @@ from hf_robust_ft.convergence import (
     parse_attack_steps,
     with_convergence,
 )
-from hf_robust_ft.evaluated_model import as_classifier, count_classes, nan_refused
+from hf_robust_ft.evaluated_model import as_classifier, nan_refused
 from hf_robust_ft.losses import get_loss
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.precision import SHORT_NAMES, autocast_dtype, evaluated_in
 from hf_robust_ft.protocols import attack_standing, evaluation_attack, get_protocol, resolve_epsilons
+from hf_robust_ft.rehearsal import count_classes
 from hf_robust_ft.reports import RobustnessReport, build_report
 from hf_robust_ft.results_store import ResultsStore, batch_checksum, model_fingerprint
 from hf_robust_ft.shared_work import SharedWork
@@ -114,6 +116,7 @@ def evaluate_robustness(
         work = _Work(classifier, pixel_space, threat_model, grid, attack, protocol, seed, autoattack)
         if device is not None:
             classifier.to(device)
+        autocast = autocast_dtype(work.device)
         with (
             attack_mode(classifier),
             fast_memory_format(classifier) as memory_format,
@@ -144,7 +147,10 @@ def evaluate_robustness(
         checks=found_checks,
         convergence=None if rounds is None else rounds.described(),
         class_names=class_names,
-        metadata={"memory_format": memory_format},
+        metadata={
+            "memory_format": memory_format,
+            **evaluated_in(classifier, SHORT_NAMES.get(autocast), processes.rank == 0),
+        },
     )
 
 
@@ -219,7 +225,7 @@ class _Work:
         """The store for all that a batch's record depends on besides its images; none without a folder."""
         if folder is None:
             return nullcontext()
-        autocast = torch.is_autocast_enabled(self.device.type)
+        autocast = autocast_dtype(self.device)
         settings = {
             "protocol": self.protocol,
             "threat_model": str(self.threat_model),
@@ -228,11 +234,11 @@ class _Work:
             "autoattack": self.autoattack,
             "seed": self.seed,
             "batch_size": batches.batch_size,
-            "pixel_space": dataclasses.asdict(self.pixel_space),
-            "normalisation": dataclasses.asdict(self.classifier.pixel_space),
+            "pixel_space": self.pixel_space.settings(),
+            "normalisation": self.classifier.pixel_space.settings(),
             "model_inputs": sorted(self.classifier.model_inputs),
             "model": model_fingerprint(self.classifier.model),
-            "autocast": str(torch.get_autocast_dtype(self.device.type)) if autocast else None,
+            "autocast": None if autocast is None else str(autocast),
             "hf_robust_ft": hf_robust_ft.__version__,
             "torch": torch.__version__,
         } | ({"rounds_done": self.rounds_done} if self.rounds_done else {})
@@ -288,7 +294,8 @@ class _Work:
 
     def prepare(self, batch: Any, first: int) -> tuple[Tensor, Tensor]:
         """Pixels in [0, 1] and labels of a batch that an attack can work on; `first` is its first image's index."""
-        check_batch(batch, self.pixel_space, self.num_labels, first=first)
+        check = check_first_batch if first == 0 else check_batch
+        check(batch, self.pixel_space, self.num_labels, first=first)
         pixels = self.pixel_space.to_pixels(batch["pixel_values"].to(self.device)).clamp(0, 1)
         if self.num_labels is None:  # a plain module tells its number of classes only by its logits
             self.num_labels = count_classes(self.classifier, pixels[:1], attacked=self.threat_model.eps > 0)
@@ -356,7 +363,7 @@ class _Work:
         return asked.tolist()
 
     def trust_checks(self, batches: NumberedBatches, check_converged: bool) -> list[TrustCheck]:
-        """The checks on the first images."""
+        """The checks on the first images, of these on those as large as the first."""
         prepared, count = [], 0
         for _, first, batch in batches.of_process():
             prepared.append(self.prepare(batch, first))
@@ -365,7 +372,7 @@ class _Work:
                 break
         if not prepared:
             return []
-        pixels, labels = (torch.cat(parts)[:CHECKED_IMAGES] for parts in zip(*prepared, strict=True))
+        pixels, labels = of_one_size(prepared, CHECKED_IMAGES)
         return run_trust_checks(
             self.classifier,
             pixels,

@@ -20,7 +20,8 @@ class EvaluationRecord:
         self.own: list[tuple[Tensor, Tensor]] = []  # smallest eps and wrong classes of this process's batches
         self.num_classes: int | None = None  # the width of the logits
         self.gathered: list[tuple[Tensor, ...]] = []
-        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.kept: list[tuple[Tensor, Tensor, int]] = []  # with the number of their batch
+        self.outputs: Any = None  # the model's, of the batch at hand
 
     def add(self, found: tuple[Tensor, ...]) -> None:
         self.gathered.append(tuple(values.cpu() for values in found))
@@ -34,7 +35,14 @@ class EvaluationRecord:
             self.gathered = []
         return attack
 
-    def keep_for_checks(self, pixels: Tensor, labels: Tensor) -> None:
-        """Keep the first images of this process for the trust checks."""
-        if sum(len(kept) for _, kept in self.kept) < CHECKED_IMAGES:
-            self.kept.append((pixels, labels))
+    def keep_first(self, pixels: Tensor, labels: Tensor) -> None:
+        """Keep this process's first images of one size, of the last batch in `own`, for trust checks and pictures."""
+        missing = CHECKED_IMAGES - sum(len(labels) for _, labels, _ in self.kept)
+        if missing > 0 and (not self.kept or pixels.shape[1:] == self.kept[0][0].shape[1:]):
+            self.kept.append((pixels[:missing], labels[:missing], len(self.own) - 1))
+
+    def first_images(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels, labels and smallest fooling eps, as found so far, of what was kept."""
+        pixels, labels = (torch.cat([kept[part] for kept in self.kept]) for part in (0, 1))
+        smallest = torch.cat([self.own[number][0][: len(some)] for _, some, number in self.kept])
+        return pixels, labels, smallest

@@ -18,7 +18,7 @@ from hf_robust_ft.launching import check_launch
 from hf_robust_ft.reporting.evidence import REPORT_NAME
 from hf_robust_ft.resuming import TrainingRecord, check_resumed, run_settings, training_settings
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments, at_most, describe_model
-from hf_robust_ft.run_record import environment_facts, resolved_recipe, write_run_record
+from hf_robust_ft.run_record import environment_facts, own_place, resolved_recipe, write_run_record
 from hf_robust_ft.trainer import AdversarialTrainer
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 
@@ -141,7 +141,8 @@ def fine_tune(
         facts["resumed_with_changes"] = forced
     facts["recipe"] = resolved_recipe(model_args, data_args, args)
     if trainer.is_world_process_zero():
-        write_run_record(args.output_dir, facts["recipe"], facts | environment_facts())
+        own_recipe = resolved_recipe(model_args, data_args, args, place=own_place)
+        write_run_record(args.output_dir, own_recipe, facts | environment_facts())
     failed = None
     try:
         trainer.train(resume_from_checkpoint=resume)

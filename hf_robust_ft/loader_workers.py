@@ -1,4 +1,4 @@
-"""The processes that load data: they outlive a SIGTERM that the whole job gets, and their death is told clearly."""
+"""The processes that load data: they outlive a signal that the whole job gets, and their death is told clearly."""
 
 import re
 import signal
@@ -19,25 +19,26 @@ SETTLING = 0.5
 
 
 @dataclass(frozen=True)
-class IgnoringSigterm:
+class IgnoringSignals:
     """A `worker_init_fn` that lets a worker live until its training process ends it.
 
-    Schedulers signal every process of a job. Without workers, training could not reach the end of its step to save; a
-    worker whose training process is gone ends by itself.
+    Schedulers and terminals signal every process of a job. Without workers, training could not reach the end of its
+    step to save; a worker whose training process is gone ends by itself.
     """
 
     then: Callable[[int], Any] | None
 
     def __call__(self, worker: int) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         if self.then is not None:
             self.then(worker)
 
 
 def shield_workers(loader: DataLoader) -> DataLoader:
-    """Let the workers that a loader will start ignore SIGTERM; the loader itself."""
+    """Let the workers that a loader will start ignore SIGTERM and Ctrl-C; the loader itself."""
     if getattr(loader, "num_workers", 0) > 0:
-        shielded = IgnoringSigterm(loader.worker_init_fn)
+        shielded = IgnoringSignals(loader.worker_init_fn)
         # accelerate starts workers from the loader that it wraps, and copies the outer one to skip batches.
         for each in (loader, getattr(loader, "base_dataloader", loader)):
             each.worker_init_fn = shielded

@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_dist
 from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.protocols import evaluation_attack, get_protocol, resolve_epsilons
-from hf_robust_ft.reporting import save_examples, write_evidence
+from hf_robust_ft.reporting import choose_examples, save_examples, write_evidence
+from hf_robust_ft.reporting.examples import remove_examples
+from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.run_arguments import TRUST_HELP, DataArguments, at_most, check_model_name, describe_model
 from hf_robust_ft.run_record import environment_facts
@@ -82,7 +85,11 @@ class EvaluationArguments:
         },
     )
     save_examples: int = field(
-        default=0, metadata={"help": "Write strips of image, adversarial example and difference for so many images."}
+        default=0,
+        metadata={
+            "help": "Write strips of image, adversarial example and difference for so many images that were right, "
+            "half of which fell."
+        },
     )
 
     def __post_init__(self):
@@ -166,9 +173,10 @@ def measure(
     }
     report = report.with_metadata(**facts, **environment_facts(), command=command)
     if options.output_dir and state.is_main_process:
-        classifier = PixelClassifier(model, pixel_space)
         attack = replace(attack, steps=report.attack["steps"])
-        draw = _examples(options, classifier, dataset, names, threat_model=threat_model, attack=attack)
+        how = {"threat_model": threat_model, "attack": attack, "class_names": names}
+        classifier = PixelClassifier(model, pixel_space)
+        draw = partial(_write_examples, options, classifier, dataset, report, data_args.split_seed, how)
         write_evidence(report, options.output_dir, examples=draw if options.save_examples else None)
     return state, report
 
@@ -189,24 +197,32 @@ def _device(wanted: str | None, state: PartialState) -> torch.device:
         raise ValueError(f"device {wanted!r} cannot be used here: {reason}. Give cpu, cuda, cuda:1 or mps.") from None
 
 
-def _examples(
-    options: EvaluationArguments, classifier: PixelClassifier, dataset: Dataset, names: list[str], **how: Any
-) -> Callable[[], Any]:
-    """Makes strips of the first images, as `save_examples` does."""
-
-    def draw() -> None:
-        batch = stack_examples([dataset[index] for index in range(min(options.save_examples, len(dataset)))])
-        save_examples(
-            classifier,
-            classifier.pixel_space.to_pixels(batch["pixel_values"]).clamp(0, 1),
-            batch["labels"],
-            os.path.join(options.output_dir, "examples"),
-            class_names=names,
-            batch_size=options.batch_size,
-            **how,
-        )
-
-    return draw
+def _write_examples(
+    options: EvaluationArguments,
+    classifier: PixelClassifier,
+    dataset: Dataset,
+    report: RobustnessReport,
+    seed: int,
+    how: dict[str, Any],
+) -> None:
+    """Strips of images that were right and fell, and that stood, as `save_examples` makes them."""
+    folder = Path(options.output_dir, EXAMPLES)
+    candidates, fell = choose_examples(report.smallest_epsilons, options.save_examples, seed)
+    if not candidates:
+        remove_examples(folder)
+        print("No image is right without an attack, so there are no examples to show.")
+        return
+    batch = stack_examples([dataset[index] for index in candidates])
+    save_examples(
+        classifier,
+        classifier.pixel_space.to_pixels(batch["pixel_values"]).clamp(0, 1),
+        batch["labels"],
+        folder,
+        fell=fell,
+        count=options.save_examples,
+        batch_size=options.batch_size,
+        **how,
+    )
 
 
 def _warn_of_another_split(model: str, data: dict) -> None:

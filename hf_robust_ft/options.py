@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from hf_robust_ft.file_names import as_file_name, check_output_dir
 from hf_robust_ft.models import BACKBONES
 from hf_robust_ft.recipes import build_parser, compose_recipes, shipped_recipes
 from hf_robust_ft.schedules import SCHEDULES
+from hf_robust_ft.tuning import TuningArguments
 
 BASE_RECIPE = "paper_default"  # of train and search, unless --config names others
 RUNS = Path("runs")
@@ -29,6 +30,7 @@ COMMON_TRAINER_ARGUMENTS = (
     "gradient_accumulation_steps", "bf16", "seed", "dataloader_num_workers", "save_strategy",
     "resume_from_checkpoint", "push_to_hub", "hub_model_id", "report_to",
 )  # fmt: skip
+TUNING_TITLE = "fine-tuning"
 TRAINER_TITLE = "training (transformers.Trainer)"
 
 
@@ -55,6 +57,7 @@ def parse_options(
     titles: Sequence[str],
     description: str,
     base_recipe: str | None = None,
+    hidden: Collection[str] = (),
 ) -> Options:
     """Read a command's recipes and flags.
 
@@ -65,6 +68,7 @@ def parse_options(
         titles: what `--help` puts above the options of each.
         description: what the command does.
         base_recipe: read where no `--config` is given.
+        hidden: options that `--help` does not offer, for what the command does anyway or has no use for.
 
     Raises:
         ValueError: an unknown option, recipe or recipe key, `--schedule` beside `--eps_schedule`, or what the
@@ -87,10 +91,11 @@ def parse_options(
         recipe,
         **named,
         description=f"{description} Values come from recipes, YAML files of the options below; flags override them.",
-        epilog=f"Shipped recipes: {', '.join(shipped_recipes())}. A number that a recipe sets is unset by 'none'.",
+        epilog=(f"Shipped recipes: {', '.join(shipped_recipes())}. " if trains else "")
+        + "A number that a recipe sets is unset by 'none'.",
     )
-    _add_for_help(parser, base_recipe, trains)
-    _tidy_help(parser, types, titles, everything=known.help_all or not trains)
+    _add_for_help(parser, base_recipe, trains, hidden)
+    _tidy_help(parser, types, titles, hidden, everything=known.help_all or not trains)
     if known.help_all:
         parser.parse_args(["--help"])
     seen, unknown = parser.parse_known_args(arguments)
@@ -187,15 +192,15 @@ def _unknown_option(unknown: Sequence[str], parser: HfArgumentParser) -> str:
     return f"Unknown option {unknown[0]}.{hint}"
 
 
-def _add_for_help(parser: HfArgumentParser, base_recipe: str | None, trains: bool) -> None:
+def _add_for_help(parser: HfArgumentParser, base_recipe: str | None, trains: bool, hidden: Collection[str]) -> None:
     """Options that were taken out of the arguments before, and belong to no dataclass: for --help alone."""
     without = f" (without any: {base_recipe})" if base_recipe else ""
     parser.add_argument(
         "--config",
         default=argparse.SUPPRESS,
         metavar="RECIPE",
-        help="A YAML file, or the name of a shipped recipe. May be given several times: later ones override earlier "
-        f"ones{without}.",
+        help=f"A YAML file{', or the name of a shipped recipe' if trains else ''}. May be given several times: later "
+        f"ones override earlier ones{without}.",
     )
     if trains:
         parser.add_argument(
@@ -204,6 +209,7 @@ def _add_for_help(parser: HfArgumentParser, base_recipe: str | None, trains: boo
             default=argparse.SUPPRESS,
             help="Show all of Trainer's arguments as well.",
         )
+    if trains and "schedule" not in hidden:
         parser.add_argument(
             "--schedule",
             default=argparse.SUPPRESS,
@@ -212,15 +218,19 @@ def _add_for_help(parser: HfArgumentParser, base_recipe: str | None, trains: boo
         )
 
 
-def _tidy_help(parser: HfArgumentParser, types: Sequence[type], titles: Sequence[str], everything: bool) -> None:
+def _tidy_help(
+    parser: HfArgumentParser, types: Sequence[type], titles: Sequence[str], hidden: Collection[str], everything: bool
+) -> None:
     """Show options in groups, and Trainer's common ones only; hide the other hundred unless asked."""
-    inherited = {entry.name for entry in dataclasses.fields(TrainingArguments)}
-    home = {
-        entry.name: TRAINER_TITLE if entry.name in inherited and issubclass(each, TrainingArguments) else title
-        for each, title in zip(types, titles, strict=True)
-        for entry in dataclasses.fields(each)
-    }
-    groups = {title: parser.add_argument_group(title) for title in dict.fromkeys([*titles, *home.values()])}
+    home, order = {}, []
+    for each, title in zip(types, titles, strict=True):
+        order.append(title)
+        home |= {entry.name: title for entry in dataclasses.fields(each)}
+        for base, own_title in ((TuningArguments, TUNING_TITLE), (TrainingArguments, TRAINER_TITLE)):
+            if issubclass(each, base):
+                order.append(own_title)
+                home |= {entry.name: own_title for entry in dataclasses.fields(base)}
+    groups = {title: parser.add_argument_group(title) for title in order}
     options = parser._action_groups[1]
     for action in list(options._group_actions):
         if action.dest not in home:
@@ -228,5 +238,6 @@ def _tidy_help(parser: HfArgumentParser, types: Sequence[type], titles: Sequence
         options._group_actions.remove(action)
         title = home[action.dest]
         groups[title]._group_actions.append(action)
-        if not everything and title == TRAINER_TITLE and action.dest not in COMMON_TRAINER_ARGUMENTS:
+        rare = not everything and title == TRAINER_TITLE and action.dest not in COMMON_TRAINER_ARGUMENTS
+        if rare or action.dest in hidden:
             action.help = argparse.SUPPRESS

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_PROBE_COLOURS = ((0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255), (37, 101, 202))
+from hf_robust_ft.model_calls import extract_logits, needs_keyword
+from hf_robust_ft.processor_maps import map_of
 
 
 @lru_cache
@@ -17,20 +18,29 @@ def _channel_constant(values: tuple[float, ...], device: torch.device, dtype: to
         return torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
 
 
+@lru_cache
+def _channel_order(channels: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(channels, device=device)
+
+
 @dataclass(frozen=True)
 class PixelSpace:
     """The per-channel affine map of an image processor: `pixel_values = (pixels - mean) / std`.
 
     Args:
-        mean: one value per channel, in pixel units of [0, 1].
-        std: one positive value per channel, in pixel units of [0, 1].
+        mean: one value per channel of `pixel_values`, in pixel units of [0, 1].
+        std: one positive value per channel of `pixel_values`, in pixel units of [0, 1].
+        channels: which channel of the pixels each channel of `pixel_values` shows, e.g. (2, 1, 0) where a model takes
+            BGR; None where their order is the same.
 
     Raises:
-        ValueError: different lengths, or a std that is not positive.
+        ValueError: different lengths, a std that is not positive, or channels that are no order of them.
     """
 
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    channels: tuple[int, ...] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
@@ -40,16 +50,40 @@ class PixelSpace:
             raise ValueError(
                 f"PixelSpace needs one mean and one positive std per channel, got mean={self.mean}, std={self.std}."
             )
+        if self.channels is None:
+            return
+        order = tuple(int(channel) for channel in self.channels)
+        if sorted(order) != list(range(len(self.mean))):
+            raise ValueError(
+                f"channels must be an order of the {len(self.mean)} channels, 0 to {len(self.mean) - 1} once each; got "
+                f"{self.channels}."
+            )
+        object.__setattr__(self, "channels", None if list(order) == sorted(order) else order)
+
+    def __repr__(self) -> str:
+        order = "" if self.channels is None else f", channels={self.channels}"
+        return f"PixelSpace(mean={self.mean}, std={self.std}{order})"
+
+    def settings(self) -> dict[str, list]:
+        """As plain JSON values: `mean` and `std`, and `channels` where their order changes."""
+        order = {} if self.channels is None else {"channels": list(self.channels)}
+        return {"mean": list(self.mean), "std": list(self.std), **order}
 
     def to_pixels(self, pixel_values: Tensor) -> Tensor:
         """Undo the normalisation: (N, C, H, W) model inputs to float32 pixels in [0, 1], up to rounding."""
         pixel_values = pixel_values.float()
         mean, std = self._constants(pixel_values)
-        return pixel_values * std + mean
+        pixels = pixel_values * std + mean
+        if self.channels is None:
+            return pixels
+        back = tuple(self.channels.index(channel) for channel in range(len(self.channels)))
+        return pixels.index_select(-3, _channel_order(back, pixels.device))
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Normalise (N, C, H, W) pixels in [0, 1] as the processor does."""
         mean, std = self._constants(pixels)
+        if self.channels is not None:
+            pixels = pixels.index_select(-3, _channel_order(self.channels, pixels.device))
         return (pixels - mean) / std
 
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,69 +101,33 @@ class PixelSpace:
 
     @classmethod
     def from_processor(cls, processor: Any) -> "PixelSpace":
-        """Read the map off an image processor and verify it on constant-colour images.
+        """The map of an image processor, found by trying it on plain colours and verified on other images.
 
-        Understands transformers image processors (`image_mean`, `image_std`, `do_normalize`, `do_rescale`,
-        `rescale_factor`), transformers' timm wrapper (`data_config`) and processors that hold one as
-        `image_processor`.
+        Takes transformers' image processors, its timm wrapper, what holds one as `image_processor`, and whatever is
+        called as they are.
 
         Raises:
-            ValueError: no normalisation found, or the processor does something that is no per-channel affine map.
+            ValueError: it makes no `pixel_values` (1, 3, H, W) of an image, or is no affine map of each channel (in
+                any order of them).
         """
-        processor = getattr(processor, "image_processor", processor)
-        space = cls(*_read_mean_and_std(processor))
-        error = _largest_probe_error(processor, space)
-        if error is None or error > 1e-5:
-            found = "its output has no constant channels" if error is None else f"it is off by {error:.2g}"
-            raise ValueError(
-                f"{type(processor).__name__} is not the per-channel map (pixel - mean) / std with "
-                f"mean={space.mean} and std={space.std}: on constant-colour images {found}. "
-                "Pass the map your transform really applies: pixel_space=PixelSpace(mean=(...), std=(...))."
-            )
-        return space
+        found = map_of(getattr(processor, "image_processor", processor))
+        return cls(found.mean, found.std, found.channels)
 
 
-def _read_mean_and_std(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if hasattr(processor, "data_config"):
-        return tuple(processor.data_config["mean"]), tuple(processor.data_config["std"])
-    if not hasattr(processor, "image_mean") and not hasattr(processor, "do_rescale"):
-        raise ValueError(
-            f"{type(processor).__name__} has neither image_mean/image_std nor a timm data_config, so its "
-            "normalisation is unknown. Pass an image processor (AutoImageProcessor.from_pretrained(...)), or state "
-            "the map yourself: pixel_space=PixelSpace(mean=(...), std=(...))."
-        )
-    normalizes = getattr(processor, "do_normalize", True)
-    mean = processor.image_mean if normalizes else (0.0, 0.0, 0.0)
-    std = processor.image_std if normalizes else (1.0, 1.0, 1.0)
-    # Most processors map byte 255 to 1; those that do not shift the scale of mean and std.
-    white = 255 * processor.rescale_factor if getattr(processor, "do_rescale", True) else 255.0
-    if abs(white - 1) < 1e-6:
-        white = 1.0
-    return tuple(value / white for value in mean), tuple(value / white for value in std)
-
-
-def _largest_probe_error(processor: Any, space: PixelSpace) -> float | None:
-    """How far the processor is from `space` on plain-colour images; None if its output is not one colour."""
-    from PIL import Image
-
-    images = [Image.new("RGB", (256, 256), colour) for colour in _PROBE_COLOURS]
-    outputs = torch.cat([torch.as_tensor(processor(image, return_tensors="pt")["pixel_values"]) for image in images])
-    if outputs.ndim != 4 or outputs.shape[1] != 3:
-        return None
-    flat = outputs.float().flatten(2)
-    if (flat.amax(2) - flat.amin(2)).max() > 1e-5:
-        return None
-    colours = torch.tensor(_PROBE_COLOURS).float() / 255
-    expected = space.from_pixels(colours[:, :, None, None]).flatten(1)
-    return ((flat[:, :, 0] - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+def input_dtype(model: nn.Module) -> torch.dtype | None:
+    """The floating dtype of the model's first convolution, which embeds images, or else of its first parameter."""
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    first = next((parameter for parameter in parameters if parameter.ndim == 4), parameters[0] if parameters else None)
+    return None if first is None else first.dtype
 
 
 class PixelClassifier(nn.Module):
     """A classifier on pixels in [0, 1] that returns a plain logits tensor: the shape attack libraries expect.
 
     Args:
-        model: a transformers, PEFT, timm or plain module from normalised images to logits, as a tensor, a tuple
-            that starts with it, or an output with a `logits` entry.
+        model: a transformers, PEFT, timm or plain module from normalised images to logits, which stand in its output
+            as `model_calls.extract_logits` says. It is given them as the first argument, or as `pixel_values=` where
+            its forward has that parameter elsewhere.
         pixel_space: the normalisation the model expects.
         model_inputs: further keyword arguments for every call of the model.
 
@@ -144,33 +142,14 @@ class PixelClassifier(nn.Module):
         self.model = model
         self.pixel_space = pixel_space or PixelSpace()
         self.model_inputs = model_inputs or {}
+        self._by_keyword = needs_keyword(model)
         self.training = model.training
 
     def forward(self, pixels: Tensor) -> Tensor:
         inputs = self.pixel_space.from_pixels(pixels)
-        parameter = next(self.model.parameters(), None)
-        if parameter is not None and parameter.is_floating_point():
-            inputs = inputs.to(parameter.dtype)  # bf16 and fp16 evaluation; the pixels themselves stay float32
+        dtype = input_dtype(self.model)
+        if dtype is not None:
+            inputs = inputs.to(dtype)  # bf16 and fp16 evaluation; the pixels themselves stay float32
+        if self._by_keyword:
+            return extract_logits(self.model(pixel_values=inputs, **self.model_inputs))
         return extract_logits(self.model(inputs, **self.model_inputs))
-
-
-def extract_logits(outputs: Any) -> Tensor:
-    """The logits (N, K) of a model output: a tensor, a tuple starting with it, or a mapping with `logits`.
-
-    Raises:
-        ValueError: there are none, or they are not of shape (N, K).
-    """
-    logits = outputs
-    if isinstance(outputs, dict):  # ModelOutput is one
-        logits = outputs.get("logits")
-    elif isinstance(outputs, (tuple, list)):
-        logits = outputs[0] if outputs else None
-    if not isinstance(logits, Tensor):
-        held = list(outputs) if isinstance(outputs, dict) else type(outputs).__name__
-        raise ValueError(
-            f"The model returned no logits but {held}. Use a classification model, "
-            "e.g. AutoModelForImageClassification.from_pretrained(...)."
-        )
-    if logits.ndim != 2:
-        raise ValueError(f"Logits must have shape (N, K), got {tuple(logits.shape)}: is this an image classifier?")
-    return logits

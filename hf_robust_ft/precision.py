@@ -1,9 +1,10 @@
-"""What half precision may do to an attack: inputs that leave the ball, gradients that are lost."""
+"""What half precision may do: models that train in it unasked, inputs that leave the ball, gradients that are lost."""
 
 import logging
+from collections import Counter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_robust_ft.attacks import GradientMeter
 from hf_robust_ft.pixels import PixelSpace
@@ -12,6 +13,63 @@ from hf_robust_ft.threat_models import ThreatModel, format_eps
 logger = logging.getLogger(__name__)
 
 TOLERATED = 0.01  # share of the gradients that may be lost without a warning
+
+
+SHORT_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def half_of(model: nn.Module) -> str | None:
+    """The precision below float32 that most such parameters of a model have ("fp16", "bf16"); None without any."""
+    counts = Counter(parameter.dtype for parameter in model.parameters() if _is_half(parameter.dtype))
+    if not counts:
+        return None
+    dtype = counts.most_common(1)[0][0]
+    return SHORT_NAMES.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def _is_half(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point and torch.finfo(dtype).eps > torch.finfo(torch.float32).eps
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What the caller's autocast makes of forwards there; None without one."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+def check_parameter_precision(model: nn.Module) -> None:
+    """Raise a ValueError if a parameter of a model to be trained is stored in less than float32, frozen or not.
+
+    transformers 5 loads a checkpoint in the dtype it was stored in, and nobody need have asked for it.
+    """
+    dtypes = [parameter.dtype for parameter in model.parameters()]
+    half = Counter(str(dtype).removeprefix("torch.") for dtype in dtypes if _is_half(dtype))
+    if half:
+        found = ", ".join(f"{count} of {len(dtypes)} in {name}" for name, count in half.most_common())
+        raise ValueError(
+            f"The model's parameters are stored in half precision ({found}), in which small updates are lost and "
+            "attacks are weaker. Load it with from_pretrained(..., dtype=torch.float32), or call model.float() before "
+            "training; for speed set bf16=True, which keeps the weights in float32. (Evaluation takes it as it is.)"
+        )
+
+
+def evaluated_in(model: nn.Module, autocast: str | None = None, warn: bool = True) -> dict[str, str]:
+    """`evaluated_in` for a report's metadata, where attacks run in half precision and are weaker; else nothing.
+
+    Args:
+        autocast: "bf16" or "fp16", where forwards are cast to it; a model stored in half precision goes before.
+        warn: also log it.
+    """
+    precision = half_of(model) or autocast
+    if precision is None:
+        return {}
+    if warn:
+        logger.warning(
+            "Measured in %s: attacks find fewer errors than in fp32, so robust accuracy may be points too high. "
+            "For the figure in fp32 run hf-robust-ft evaluate on the saved model%s.",
+            precision,
+            ", or evaluate model.float()" if half_of(model) else "",
+        )
+    return {"evaluated_in": precision}
 
 
 def check_input_precision(pixel_values: Tensor, pixel_space: PixelSpace, threat_model: ThreatModel) -> None:

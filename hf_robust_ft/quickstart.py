@@ -76,7 +76,8 @@ def quickstart(output_dir: str | Path, *, compare: bool = False, seeds: Sequence
 
 def _run(name: str, seed: int, folder: Path) -> tuple[RobustnessReport, list[dict]]:
     types = (ModelArguments, DataArguments, AdversarialTrainingArguments)
-    changes = {**COMPARED[name], "seed": seed, "output_dir": str(folder)}
+    # The same command goes on with a run that was stopped, and trains a finished one no second time.
+    changes = {**COMPARED[name], "seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "auto"}
     model_args, data_args, args = parse_recipe(types, "quickstart", overrides=changes)
     metadata = {
         "model_name": f"EfficientNet-Lite0 on digits, {name}",

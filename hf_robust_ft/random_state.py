@@ -1,4 +1,4 @@
-"""Work on the side that leaves the global random state as it was, so that what comes after draws the same numbers."""
+"""Random numbers beside the global random state, so that what comes after draws the same ones."""
 
 import random
 from collections.abc import Iterator
@@ -27,3 +27,20 @@ def random_state_kept() -> Iterator[None]:
     finally:
         random.setstate(own)
         np.random.set_state(numpys)
+
+
+class KeyedGenerator:
+    """A generator that starts anew wherever its key changes: what is drawn depends on the key alone."""
+
+    def __init__(self):
+        self._generator: torch.Generator | None = None
+        self._key: tuple[int, ...] | None = None
+
+    def at(self, device: torch.device, *key: int) -> torch.Generator:
+        """The generator of a device, seeded by the key (not negative) where that is not the one of the last call."""
+        if self._generator is None or self._generator.device != device:
+            self._generator, self._key = torch.Generator(device), None
+        if self._key != key:
+            self._generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+            self._key = key
+        return self._generator

@@ -15,6 +15,7 @@ from hf_robust_ft.metrics.robustness.curve import survival_expectation, trapezoi
 from hf_robust_ft.metrics.robustness.robustness import Robustness
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import distribution_spec, parse_distribution
 from hf_robust_ft.metrics.robustness.threat_distributions import grid_weights
+from hf_robust_ft.plain_text import one_line
 from hf_robust_ft.threat_models import ThreatModel, format_eps
 from hf_robust_ft.trust_checks import TrustCheck, summary
 
@@ -144,19 +145,22 @@ class RobustnessReport:
             lines.append(f"{'autoattack accuracy':<22} {self.autoattack_accuracy:7.2%}   {where}")
         for name, value in self.distributions.items():
             lines.append(f"{'expected robustness':<22} {value:7.2%}   for eps ~ {name}")
+        if precision := self.metadata.get("evaluated_in"):
+            lines.append(
+                f"measured in {precision}: attacks find fewer errors than in fp32, robust figures may be too high"
+            )
         return "\n".join(lines)
 
     def class_table(self) -> str:
         """The scores by class as lines of text."""
-        width = max(len(row["class"]) for row in self.per_class)
+        names = [one_line(row["class"]) for row in self.per_class]
+        width = max(map(len, names))
         lines = [f"{'class':<{width}}  images    clean  adversarial  expected"]
-        for row in self.per_class:
+        for name, row in zip(names, self.per_class, strict=True):
             clean, adversarial, expected = (
                 row[key] for key in ("clean_accuracy", "adversarial_accuracy", "expected_robustness")
             )
-            lines.append(
-                f"{row['class']:<{width}}  {row['samples']:6}  {clean:7.1%}  {adversarial:11.1%}  {expected:8.1%}"
-            )
+            lines.append(f"{name:<{width}}  {row['samples']:6}  {clean:7.1%}  {adversarial:11.1%}  {expected:8.1%}")
         return "\n".join(lines)
 
     def check_lines(self) -> str:

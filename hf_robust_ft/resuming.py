@@ -14,6 +14,7 @@ from hf_robust_ft.run_arguments import DataArguments, ModelArguments
 from hf_robust_ft.run_record import differences, resolved_recipe
 from hf_robust_ft.threat_models import format_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
+from hf_robust_ft.tuning.batch_norm import AS_TRAINER
 from hf_robust_ft.validation_curves import STATE
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,10 @@ NOT_TRAINING = (
     "logging_strategy", "logging_steps", "save_strategy", "save_steps", "remove_unused_columns",
     "max_eval_samples", "stream_eval_samples",
 )  # fmt: skip
+
+
+# How checkpoints were trained that are older than the setting.
+_BEFORE_IT_WAS_ASKED = {"batch_norm": AS_TRAINER}
 
 
 class TrainingRecord(TrainerCallback, ExportableState):
@@ -98,7 +103,7 @@ def check_resumed(checkpoint: str | bool, wanted: Mapping[str, Any], args: Adver
     if not record.get("training"):
         logger.warning("%s does not say what it was trained with, so changed settings would go unnoticed.", checkpoint)
         return []
-    before = record["settings"] | record["training"]
+    before = _BEFORE_IT_WAS_ASKED | record["settings"] | record["training"]
     both = [name for name in before if name in wanted]
     changed = differences({name: before[name] for name in both}, {name: wanted[name] for name in both})
     if not changed:
@@ -122,6 +127,6 @@ def _read_record(path: str) -> dict[str, Any]:
 
 
 def _comparable(*options: Any) -> dict[str, Any]:
-    recipe = resolved_recipe(*options, unset=True)
+    recipe = resolved_recipe(*options, unset=True, place=lambda path: os.path.basename(os.path.abspath(path)))
     kept = {name: value for name, value in recipe.items() if name not in NOT_TRAINING}
     return json.loads(json.dumps(kept, default=str))

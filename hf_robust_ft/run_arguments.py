@@ -17,6 +17,8 @@ from hf_robust_ft.models.backbones import nearest_names
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.models.heads import HEADS
 from hf_robust_ft.models.open_clip_checkpoints import PREFIX
+from hf_robust_ft.run_record import portable_place
+from hf_robust_ft.source_names import nothing_here
 
 TRUST_HELP = "Run Python code that the model's repository brings. Read it first, and fix --model_revision."
 
@@ -69,6 +71,12 @@ class DataArguments:
         given = {"shuffle_buffer": self.shuffle_buffer, "eval_samples": self.stream_eval_samples}
         return self.streaming and Streaming(**{name: count for name, count in given.items() if count is not None})
 
+    @property
+    def local_paths(self) -> dict[str, str]:
+        """Which of the arguments are files or folders of this machine, with their paths."""
+        ours = self.dataset in SPECS or self.dataset == "digits"
+        return {} if ours or not os.path.exists(self.dataset) else {"dataset": self.dataset}
+
     def load(self, require_train: bool = True) -> DatasetDict:
         """The splits train, validation and test, with columns `image` and `label`, and `facts` for the report."""
         options = {"name": self.dataset_config, "revision": self.dataset_revision}
@@ -99,8 +107,9 @@ class DataArguments:
         if spec is not None:  # its splits follow from the spec
             splitting |= {"validation_size": None, "test_size": None}
         facts = {"splitting": splitting, "skipped_images": _without_folders(loaded.pop("skipped_images", {}))}
-        if os.path.exists(self.dataset) and spec is None and self.dataset != "digits":
+        if self.local_paths:
             facts["dataset"] = Path(self.dataset).resolve().name
+            facts["dataset_path"] = portable_place(self.dataset)
         else:
             facts |= {
                 "dataset": spec.hub_id if spec else self.dataset,
@@ -158,6 +167,14 @@ class ModelArguments:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}. Valid: {', '.join(valid)}.")
         _check_count("max_train_samples", self.max_train_samples)
 
+    @property
+    def local_paths(self) -> dict[str, str]:
+        """Which of the arguments are files or folders of this machine, with their paths."""
+        ours = (*BACKBONES, *EMBEDDED_MODELS)
+        named = {"model": self.model, "architecture": self.architecture or ""}
+        paths = {name: os.path.expanduser(path) for name, path in named.items() if path not in ours}
+        return {name: path for name, path in paths.items() if os.path.exists(path)}
+
     def load(self, label_names: Sequence[str], seed: int) -> tuple[PreTrainedModel, Any]:
         """The classifier for these classes and its image processor."""
         given = {
@@ -193,20 +210,20 @@ def check_model_name(name: str, revision: str | None = None) -> None:
     if revision and name not in BACKBONES and os.path.exists(os.path.expanduser(name)):
         raise ValueError(f"{name} lies on this machine and has no revision {revision!r}: leave model_revision out.")
     if name.startswith(("/", "~", "./", "../")) and not os.path.exists(os.path.expanduser(name)):
-        raise ValueError(f"There is no file or folder {name}.")
+        raise ValueError(nothing_here(name))
     known = [*BACKBONES, *EMBEDDED_MODELS]
     if name in known or "/" in name or name.startswith(PREFIX) or os.path.exists(os.path.expanduser(name)):
         return
     raise ValueError(
-        f"Unknown model {name!r}. Nearest: {nearest_names(name, known)}. Or give a Hub id (timm/resnet18.a1_in1k), "
-        "open_clip:NAME, a checkpoint folder or a weight file."
+        f"{nothing_here(name)} Unknown model {name!r}. Nearest: {nearest_names(name, known)}. Or give a Hub id "
+        "(timm/resnet18.a1_in1k), open_clip:NAME, a checkpoint folder or a weight file."
     )
 
 
 def describe_model(model_id: str) -> dict[str, Any]:
     """What a report says of the model that training started from; a local path is named without its folders."""
-    licence = {"base_model_license": BACKBONES[model_id].licence} if model_id in BACKBONES else {}
-    return describe_source(model_id) | licence
+    known = BACKBONES.get(model_id) or EMBEDDED_MODELS.get(model_id)
+    return describe_source(model_id) | ({"base_model_license": known.licence} if known else {})
 
 
 def _check_count(name: str, count: int | None) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import yaml
 from transformers import TrainingArguments
+
+import hf_robust_ft
 
 RECIPE_NAME = "recipe.yaml"
 RECORD_NAME = "provenance.json"
@@ -34,6 +36,9 @@ RECORDED_ARGUMENTS = (
 # How a run was started, not what it is; nobody trusts code because a recipe says so.
 OF_ONE_LAUNCH = ("force_resume", "trust_remote_code")
 
+# Arguments that may name a file or folder of this machine.
+LOCAL_PLACES = ("dataset", "model", "architecture")
+
 # What a report's metadata holds of a run beside its settings; `provenance.json` repeats it.
 RECORDED_FACTS = (
     "command", "recipes", "seeds", "dataset", "dataset_config", "dataset_revision", "dataset_commit", "splitting",
@@ -43,9 +48,9 @@ RECORDED_FACTS = (
 
 def library_versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    versions = {"python": platform.python_version()}
+    # Ours of the code that runs: a source checkout has no metadata, or those of another one.
+    versions = {"python": platform.python_version(), "hf_robust_ft": hf_robust_ft.__version__}
     for package in (
-        "hf_robust_ft",
         "torch",
         "torchvision",
         "transformers",
@@ -94,17 +99,20 @@ def _environment() -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def resolved_recipe(*options: Any, unset: bool = False) -> dict[str, Any]:
+def resolved_recipe(*options: Any, unset: bool = False, place: Callable[[str], str] | None = None) -> dict[str, Any]:
     """The settings of a run, whatever they came from, as a recipe for `hf-robust-ft train --config`.
 
     Args:
-        options: dataclasses of arguments; of `TrainingArguments`' own fields, `RECORDED_ARGUMENTS`.
+        options: dataclasses of arguments; of `TrainingArguments`' own fields, `RECORDED_ARGUMENTS`. What their
+            `local_paths`, if they have any, names are files and folders of this machine.
         unset: give also what is None by default and was left so.
+        place: how such a path is written (default: `portable_place`).
     """
     inherited = {entry.name for entry in dataclasses.fields(TrainingArguments)}
     recipe = {}
     for each in options:
         trains = isinstance(each, TrainingArguments)
+        paths = getattr(each, "local_paths", {})
         for entry in dataclasses.fields(each):
             if (
                 not entry.init
@@ -113,21 +121,55 @@ def resolved_recipe(*options: Any, unset: bool = False) -> dict[str, Any]:
             ):
                 continue
             value = getattr(each, entry.name)
-            if unset or value is not None or entry.default is not None:
+            if entry.name in paths:
+                recipe[entry.name] = (place or portable_place)(paths[entry.name])
+            elif unset or value is not None or entry.default is not None:
                 recipe[entry.name] = _plain(value)
     return recipe
 
 
+def own_place(path: str) -> str:
+    """A file or folder as this machine finds it from any working directory."""
+    return os.path.abspath(path)
+
+
+def portable_place(path: str) -> str:
+    """A file or folder without what names this machine: a path below the working directory, of others the last part.
+
+    It starts with a dot, so that nobody takes it for a name of the Hub or of this package.
+
+    >>> portable_place("data/cifar"), portable_place("../cifar"), portable_place("/home/me/cifar/")
+    ('./data/cifar', './cifar', './cifar')
+    """
+    path = os.path.normpath(path)
+    if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
+        path = os.path.basename(os.path.abspath(path))
+    return path if path == os.curdir else os.path.join(os.curdir, path)
+
+
+def portable_recipe(text: str) -> str:
+    """A `recipe.yaml` for other machines: absolute paths in it by `portable_place`, every other line as it is."""
+    lines = []
+    for line in text.splitlines(keepends=True):
+        name, _, value = line.partition(": ")
+        if name in LOCAL_PLACES:
+            path = yaml.safe_load(value)
+            if isinstance(path, str) and os.path.isabs(path):
+                line = yaml.safe_dump({name: portable_place(path)}, allow_unicode=True, width=float("inf"))
+        lines.append(line)
+    return "".join(lines)
+
+
 def _plain(value: Any) -> Any:
-    """As YAML writes it; a path of this machine by its last part."""
+    """As YAML writes it; an absolute path by its last part."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, str) and (os.path.isabs(value) or os.path.exists(os.path.expanduser(value))):
-        return os.path.basename(os.path.abspath(os.path.expanduser(value)))
+    if isinstance(value, str) and os.path.isabs(value):
+        return os.path.basename(os.path.normpath(value))
     return value
 
 
@@ -155,7 +197,7 @@ def write_run_record(folder: str | Path, recipe: Mapping[str, Any] | None, facts
     folder.mkdir(parents=True, exist_ok=True)
     if recipe is not None:
         head = "# What this run was trained with; hf-robust-ft train --config recipe.yaml repeats it.\n"
-        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=float("inf"))
         (folder / RECIPE_NAME).write_text(head + text, encoding="utf-8")
     record = {name: facts[name] for name in RECORDED_FACTS if facts.get(name) is not None}
     (folder / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

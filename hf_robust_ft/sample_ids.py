@@ -41,3 +41,17 @@ class IdentifyingCollator:
             raise ValueError(f"An example has no {SAMPLE_ID!r}, but {held}. {HOW_TO_ADD}")
         numbers = [content_id(each.encode()) if isinstance(each, str) else int(each) for each in ids]
         return {**self.collate(examples), SAMPLE_ID: torch.tensor(numbers, dtype=torch.int64)}
+
+
+def check_identified(ids: torch.Tensor | None, batch: Mapping[str, Any]) -> None:
+    """Raise unless a batch came with the ids of its images.
+
+    Raises:
+        ValueError: it did not; a data loader of the user's own has another collator.
+    """
+    if ids is None:
+        raise ValueError(
+            f"A per-sample schedule needs the {SAMPLE_ID!r} of every image, and this batch holds {sorted(batch)}: a "
+            "get_train_dataloader of your own leaves them out. Return super().get_train_dataloader() there, or give "
+            "your loader collate_fn=IdentifyingCollator(self.data_collator) from hf_robust_ft.sample_ids."
+        )

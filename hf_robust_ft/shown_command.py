@@ -48,13 +48,23 @@ def resuming_command() -> str:
     is_ours = Path(sys.argv[0]).name == "hf-robust-ft" or (spec is not None and spec.name == "hf_robust_ft.__main__")
     if not is_ours:
         return "trainer.train(resume_from_checkpoint=True)"
+    return command_to_go_on(sys.argv[1:])
+
+
+def command_to_go_on(argv: Sequence[str], checkpoint: str = "last") -> str:
+    """A command line of ours to give after one that was stopped: `train` has to be told to resume, others do so.
+
+    Args:
+        argv: what was given after the program's name.
+        checkpoint: "last", or "auto" where there may be none yet.
+    """
     program = ["hf-robust-ft"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         program = ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "hf_robust_ft"]
-    flag = ["--resume_from_checkpoint", "last"]
-    argv = sys.argv[1:]
-    goes_on = argv[:1] != ["train"] or any(argv[at : at + 2] in (flag, [flag[0], "auto"]) for at in range(len(argv)))
-    return shown_command(program, argv if goes_on else [*argv, *flag], folders=True)
+    flag = "--resume_from_checkpoint"
+    known = ([flag, checkpoint], [flag, "auto"])
+    goes_on = argv[:1] != ["train"] or any(list(argv[at : at + 2]) in known for at in range(len(argv)))
+    return shown_command(program, argv if goes_on else [*argv, flag, checkpoint], folders=True)
 
 
 def _names_secret(word: str) -> bool:

@@ -1,10 +1,11 @@
-"""SIGTERM, which schedulers send before they take a machine away: training saves a checkpoint and ends.
+"""SIGTERM, which schedulers send before they take a machine away, and Ctrl-C: training saves a checkpoint and ends.
 
 Not by transformers' `enable_jit_checkpoint`: there each process decides by its own clock, so several wait for each
 other for ever; it saves in the middle of an accumulated step, from where a resumed run differs; with
 `save_total_limit=1` the end of training may delete what it saved; and the script goes on as if training were done.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-EXIT_CODE = 128 + signal.SIGTERM
+HANDLED = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}  # where nobody else does
 
 
 class Terminated(SystemExit):
@@ -26,16 +27,24 @@ class Terminated(SystemExit):
     unfinished model.
     """
 
+    number, signal_name = signal.SIGTERM, "SIGTERM"
+
     def __init__(self, message: str):
-        super().__init__(EXIT_CODE)
+        super().__init__(128 + self.number)
         self.message = message
 
     def __str__(self) -> str:
         return self.message
 
 
+class Interrupted(Terminated, KeyboardInterrupt):
+    """The same by Ctrl-C: exit code 130, and a `KeyboardInterrupt` for a script that waits for one."""
+
+    number, signal_name = signal.SIGINT, "Ctrl-C"
+
+
 class TerminationCallback(TrainerCallback):
-    """Asks for a checkpoint once SIGTERM came to this process or, of several, to any.
+    """Asks for a checkpoint once SIGTERM or Ctrl-C came to this process or, of several, to any.
 
     It saves after the optimizer step at hand, and after the evaluation of an epoch that ends with it. Several processes
     agree by a number that each sends after every step and reads after the next, over a gloo group of its own: nothing
@@ -43,30 +52,32 @@ class TerminationCallback(TrainerCallback):
 
     Attributes:
         ends_now: whether training is to end once what it has asked for is saved, on all processes alike.
+        signal: what came, as all processes know it; 0 for nothing.
     """
 
     def __init__(self):
         self.ends_now = self._is_due = False
-        self._came = False
+        self.signal = self._came = 0
         self._group: Any = None
         self._sent: tuple[Any, torch.Tensor] | None = None
 
     @contextmanager
     def listening(self, timeout: timedelta) -> Iterator[None]:
-        """Take SIGTERM for a while; a handler that someone else has installed stays.
+        """Take SIGTERM and Ctrl-C for a while; a handler that someone else has installed stays.
 
         Args:
             timeout: after which processes that do not answer end in an error, here and in training's own collectives:
                 whoever began the process group (a `PartialState()` anywhere before) may not have known it.
         """
-        self.ends_now = self._is_due = self._came = False
-        takes = threading.current_thread() is threading.main_thread()
-        takes = takes and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        self.ends_now = self._is_due = False
+        self.signal = self._came = 0
+        in_main = threading.current_thread() is threading.main_thread()
+        taken = [number for number, usual in HANDLED.items() if in_main and signal.getsignal(number) is usual]
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.set_timeout(timeout)
             self._group = dist.new_group(backend="gloo", timeout=timeout)
-        if takes:
-            signal.signal(signal.SIGTERM, self._remember)
+        for number in taken:
+            signal.signal(number, self._remember)
         try:
             yield
         except BaseException as error:
@@ -74,8 +85,8 @@ class TerminationCallback(TrainerCallback):
                 self._group = self._sent = None
             raise
         finally:
-            if takes:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number in taken:
+                signal.signal(number, HANDLED[number])
             if self._group is not None:
                 if self._sent is not None:
                     self._sent[0].wait()
@@ -83,7 +94,11 @@ class TerminationCallback(TrainerCallback):
                 self._group = self._sent = None
 
     def _remember(self, number: int, frame: Any) -> None:
-        self._came = True
+        self._came = max(self._came, number)
+        if number == signal.SIGINT:
+            signal.signal(number, HANDLED[number])  # whoever presses it again does not want to wait
+            if os.environ.get("RANK", "0") == "0":  # a step may take long; `print` is not safe in a handler
+                os.write(2, b"\nCtrl-C: saving a checkpoint after this step; Ctrl-C again stops at once.\n")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._is_due = self._is_due or self._any_came()
@@ -102,12 +117,12 @@ class TerminationCallback(TrainerCallback):
     def _any_came(self) -> bool:
         """Whether it had come to any when this was last asked; of a single process, by now."""
         if self._group is None:
-            return self._came
-        came = False
+            self.signal = self._came
+            return self.signal > 0
         if self._sent is not None:
             work, number = self._sent
             work.wait()
-            came = number.item() > 0
-        number = torch.tensor(float(self._came))
-        self._sent = dist.all_reduce(number, group=self._group, async_op=True), number
-        return came
+            self.signal = int(number.item())
+        number = torch.tensor(self._came)
+        self._sent = dist.all_reduce(number, dist.ReduceOp.MAX, group=self._group, async_op=True), number
+        return self.signal > 0

@@ -53,6 +53,15 @@ def format_eps(eps: float) -> str:
     return f"{eps:.6g}"
 
 
+def readable_eps(eps: float, norm: str = "Linf") -> str:
+    """A radius for people, to three digits: under Linf in 255ths, as papers have them, also where none is whole.
+
+    >>> readable_eps(0.08 / 255), readable_eps(4 / 255), readable_eps(0.5, "L2")
+    ('0.08/255', '4/255', '0.5')
+    """
+    return f"{255 * eps:.3g}/255" if norm == "Linf" and eps > 0 else f"{eps:.3g}"
+
+
 def default_epsilons(eps: float, norm: str = "Linf") -> list[float]:
     """The evaluation grid: under Linf the paper's, every 1/255 up to `eps`, which always ends the grid.
 

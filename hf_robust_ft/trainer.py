@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -13,29 +12,36 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from hf_robust_ft import trainer_checks
+from hf_robust_ft.attack_reach import AttackReach
+from hf_robust_ft.attack_watch import AttackWatch
 from hf_robust_ft.attacked_model import model_for_attack, settle_loss
 from hf_robust_ft.attacks import APGD, AttackResult, attack_mode, use_memory_format
-from hf_robust_ft.batch_checks import CheckedCollator, check_batch
-from hf_robust_ft.callbacks import EpsilonSchedulerCallback
-from hf_robust_ft.evaluating_trainer import EvaluatingTrainer
+from hf_robust_ft.batch_checks import CheckedCollator, check_first_batch
+from hf_robust_ft.batches import first_images
+from hf_robust_ft.best_model import SelectingTrainer
 from hf_robust_ft.launching import check_sharding
 from hf_robust_ft.overfitting_guard import CHECKED_IMAGES as GUARDED_IMAGES
 from hf_robust_ft.overfitting_guard import OverfittingGuard
+from hf_robust_ft.pixel_space_sources import find_pixel_space
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.precision import GradientReport, check_input_precision
+from hf_robust_ft.random_state import KeyedGenerator
 from hf_robust_ft.resuming import TrainingRecord, check_resumed, training_settings, with_record
 from hf_robust_ft.run_record import environment_facts
-from hf_robust_ft.sample_ids import SAMPLE_ID, IdentifyingCollator
+from hf_robust_ft.sample_ids import SAMPLE_ID, IdentifyingCollator, check_identified
 from hf_robust_ft.shown_command import script_command
-from hf_robust_ft.threat_models import format_eps
+from hf_robust_ft.threat_models import readable_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
+from hf_robust_ft.training_batches import batch_sizes
+from hf_robust_ft.tuning.batch_norm import BatchNormPolicy
 
 
-class AdversarialTrainer(EvaluatingTrainer):
+class AdversarialTrainer(SelectingTrainer):
     """`Trainer` whose `compute_loss` sees the batch after an attack at the scheduled eps.
 
     Takes `Trainer`'s arguments, of which `args` must be `AdversarialTrainingArguments`; the normalisation of
-    `pixel_values` is read from `processing_class`, the checkpoint's image processor, or given as `pixel_space`.
+    `pixel_values` is read from `processing_class`, the checkpoint's image processor, given as `pixel_space`, or else
+    found where data or model state it, which is logged (`find_pixel_space`).
 
     `evaluate()` adds `clean_accuracy` and, when `args.robust_eval` says so, `adversarial_accuracy` and
     `expected_robustness`; the whole curve is then in `robustness_report`. Every log carries `eps`.
@@ -44,6 +50,7 @@ class AdversarialTrainer(EvaluatingTrainer):
         TypeError: `args` are plain `TrainingArguments`.
         ValueError: no or no usable image processor, reentrant checkpointing, DeepSpeed ZeRO-3, more than one
             `EpsilonSchedulerCallback`, or data an attack cannot work on.
+        RuntimeError: in training, a subclass whose `compute_loss` or `training_step` does not call this one's.
     """
 
     def __init__(
@@ -66,21 +73,25 @@ class AdversarialTrainer(EvaluatingTrainer):
     ):
         args = AdversarialTrainingArguments(output_dir="tmp_trainer") if args is None else args
         trainer_checks.check_args(args)
-        pixel_space = trainer_checks.resolve_pixel_space(pixel_space, processing_class)
+        data = (train_dataset, *trainer_checks.datasets_of(eval_dataset))
+        pixel_space = find_pixel_space(pixel_space, processing_class, model, data)
         trainer_checks.check_best_metric(args, compute_metrics is not None, eval_dataset)
-        for dataset in (train_dataset, *datasets_of(eval_dataset)):
+        for dataset in data:
             trainer_checks.check_dataset(dataset, args, has_collator=data_collator is not None)
+        self._attack_watch = AttackWatch(self, AdversarialTrainer)
+        callbacks = trainer_checks.with_guard(trainer_checks.with_scheduler(callbacks, args), args)
+        own = [self._attack_watch, BatchNormPolicy(args.batch_norm), AttackReach()]
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator,
+            data_collator=trainer_checks.collator_in_use(data_collator),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             model_init=model_init,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
-            callbacks=with_record(trainer_checks.with_guard(trainer_checks.with_scheduler(callbacks, args), args)),
+            callbacks=[*own, *with_record(callbacks)],
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
@@ -89,43 +100,32 @@ class AdversarialTrainer(EvaluatingTrainer):
         check_sharding(args, self.is_fsdp_enabled)
         trainer_checks.check_model(self.model)
         trainer_checks.check_labels(train_dataset, self.num_labels, at_least=2)
-        for dataset in datasets_of(eval_dataset):
+        for dataset in trainer_checks.datasets_of(eval_dataset):
             trainer_checks.check_labels(dataset, self.num_labels)
         if self.model_init is None:
             use_memory_format(self.model, args.memory_format_in_use)
         self._for_attack: tuple[nn.Module, nn.Module] | None = None  # the model, and what attacks run through
         self._first_batch_checked = False
         self._gradients = GradientReport()
-        self._attack_generator: torch.Generator | None = None
-        self._attack_generator_step = -1
+        self._random_starts = KeyedGenerator()
         trainer_checks.check_schedule(self.scheduler_callback, train_dataset, eval_dataset)
 
-    @property
-    def scheduler_callback(self) -> EpsilonSchedulerCallback:
-        """The live scheduler. Resuming may rebuild callbacks, so it is looked up each time."""
-        found = [entry for entry in self.callback_handler.callbacks if isinstance(entry, EpsilonSchedulerCallback)]
-        if len(found) != 1:
-            raise ValueError(f"AdversarialTrainer needs exactly one EpsilonSchedulerCallback, found {len(found)}.")
-        return found[0]
-
-    @property
-    def current_eps(self) -> float:
-        """The budget of the step at hand, in pixel units of [0, 1]; the mean of the images' own, if they have such."""
-        return self.scheduler_callback.current_eps
+    def _callbacks(self, kind: type) -> list:
+        """The live ones of a kind. Resuming may rebuild callbacks, so they are looked up each time."""
+        return [entry for entry in self.callback_handler.callbacks if isinstance(entry, kind)]
 
     @property
     def overfitting_guard(self) -> OverfittingGuard | None:
-        """The live guard over few-step attacks, looked up as `scheduler_callback`; None without `attack_guard`."""
-        found = [entry for entry in self.callback_handler.callbacks if isinstance(entry, OverfittingGuard)]
-        return found[0] if found else None
+        """The live guard over few-step attacks; None without `attack_guard`."""
+        return next(iter(self._callbacks(OverfittingGuard)), None)
 
     def describe_position(self) -> str:
-        return f"{super().describe_position()} (eps {format_eps(self.current_eps)})"
+        return f"{super().describe_position()} (eps {readable_eps(self.current_eps, self.args.norm)})"
 
     @property
     def training_record(self) -> TrainingRecord:
-        """What checkpoints say they were trained with; looked up each time, as the scheduler."""
-        return next(entry for entry in self.callback_handler.callbacks if isinstance(entry, TrainingRecord))
+        """What checkpoints say they were trained with."""
+        return self._callbacks(TrainingRecord)[0]
 
     # ---- Training ----------------------------------------------------------------
 
@@ -160,20 +160,28 @@ class AdversarialTrainer(EvaluatingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ):
+        self._attack_watch.note(model.training)
         ids = inputs.get(SAMPLE_ID)
         if ids is not None:
             inputs = {key: value for key, value in inputs.items() if key != SAMPLE_ID}  # not for the model
+        labels = inputs.get("labels")  # Trainer takes them out where it computes the loss itself
         if model.training:
             if not self._first_batch_checked:
                 self._check_first_batch(inputs)
             scheduler = self.scheduler_callback
             guard = self.overfitting_guard
             attack = self.args.train_attack_at(1.0 if guard and guard.fell_back else scheduler.current_attack_share)
-            if scheduler.alpha.is_per_sample and scheduler.peak_eps > 0:
+            has_own_eps = scheduler.alpha.is_per_sample and scheduler.peak_eps > 0
+            self._callbacks(BatchNormPolicy)[0].hold(self.model, attacks=has_own_eps or scheduler.current_eps > 0)
+            if has_own_eps:
+                check_identified(ids, inputs)
                 inputs = {**inputs, "pixel_values": self._attack_at_own_eps(inputs, ids, attack)}
             elif scheduler.current_eps > 0:
                 inputs = {**inputs, "pixel_values": self._attack(inputs, scheduler.current_eps, attack)}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            self._callbacks(AttackReach)[0].see(outputs, labels, self.args.attack_loss)
+        return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -227,6 +235,8 @@ class AdversarialTrainer(EvaluatingTrainer):
             self.log({"attack_guard_fell_back_at": step})
 
     def _normalised(self, result: AttackResult, inputs: Mapping[str, Tensor]) -> Tensor:
+        if self._first_batch_checked:  # not of the rehearsal
+            self._callbacks(AttackReach)[0].found(result)
         return self.pixel_space.from_pixels(result.adversarial).to(inputs["pixel_values"].dtype)
 
     def _attacked(self, inputs: Mapping[str, Tensor], eps: float | Tensor, attack: APGD) -> AttackResult:
@@ -244,19 +254,15 @@ class AdversarialTrainer(EvaluatingTrainer):
 
     def _generator(self, device: torch.device) -> torch.Generator:
         """Random starts depend on (seed, rank, step) alone, never on what else draws random numbers."""
-        if self._attack_generator is None or self._attack_generator.device != device:
-            self._attack_generator, self._attack_generator_step = torch.Generator(device), -1
-        if self._attack_generator_step != self.state.global_step:
-            key = (self.args.seed, self.args.process_index, self.state.global_step)
-            self._attack_generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
-            self._attack_generator_step = self.state.global_step
-        return self._attack_generator
+        return self._random_starts.at(device, self.args.seed, self.args.process_index, self.state.global_step)
 
     def _check_first_batch(self, inputs: Mapping[str, Any]) -> None:
         """Check what the attack needs now, not when the schedule first raises eps hours later."""
         if self.args.torch_compile:
             settle_loss(self.model)
-        check_batch(inputs, self.pixel_space, self.num_labels)
+        self._rehearse(inputs, attacked=self.args.threat_model.eps > 0)
+        trainer_checks.check_labels(self.train_dataset, self.num_labels)
+        check_first_batch(inputs, self.pixel_space, self.num_labels)
         check_input_precision(inputs["pixel_values"], self.pixel_space, self.args.threat_model)
         if self.args.threat_model.eps > 0:
             self._attack(first_images(inputs, 2), self.args.threat_model.eps, APGD(steps=1, random_start=False))
@@ -265,17 +271,23 @@ class AdversarialTrainer(EvaluatingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         logs["eps"] = self.current_eps
         if "loss" in logs:
+            logs |= self._callbacks(AttackReach)[0].once()
             logs |= self._gradients.once(self.accelerator.mixed_precision)
         super().log(logs, start_time)
         # evaluate() returns this dict, whose figures were not measured at the training eps.
         del logs["eps"]
 
-    def _metadata(self) -> dict[str, Any]:
+    def described_training(self) -> dict[str, Any]:
+        """What a report says of the training: its settings, and what came of those that watch it."""
         training = self.scheduler_callback.described(self.args.training_settings())
         if (guard := self.overfitting_guard) is not None:
             training["attack_guard"] = guard.described()
+        reach = self._callbacks(AttackReach)[0].described()
+        return training | batch_sizes(self) | self.described_weights() | reach
+
+    def _metadata(self) -> dict[str, Any]:
         seeds = {"seed": self.args.seed} | ({} if self.args.data_seed is None else {"data_seed": self.args.data_seed})
-        metadata = {"training": training, "seeds": seeds, **environment_facts()}
+        metadata = {"training": self.described_training(), "seeds": seeds, **environment_facts()}
         if self.training_record.changes:
             metadata["resumed_with_changes"] = self.training_record.changes
         if (command := script_command()) is not None:
@@ -284,17 +296,3 @@ class AdversarialTrainer(EvaluatingTrainer):
         if name and not os.path.exists(name):  # a Hub id, not a folder of this machine
             metadata["base_model"] = name
         return metadata
-
-
-def first_images(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """A batch of its first `count` images only."""
-    size = len(inputs["labels"])
-    return {
-        key: value[:count] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
-        for key, value in inputs.items()
-    }
-
-
-def datasets_of(eval_dataset: Any) -> list:
-    """The datasets in Trainer's `eval_dataset`: several by name, one, or none."""
-    return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]

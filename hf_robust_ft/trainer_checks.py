@@ -1,17 +1,19 @@
 """What `AdversarialTrainer` refuses at construction, before any compute is spent."""
 
+from collections.abc import Callable
 from typing import Any
 
 import datasets
 import numpy as np
 from torch import nn
-from transformers import TrainingArguments
+from transformers import DefaultDataCollator, TrainingArguments, default_data_collator
 
+from hf_robust_ft.batches import PairCollator
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.file_names import check_output_dir
 from hf_robust_ft.launching import ZERO_3_REFUSED, check_launch
 from hf_robust_ft.overfitting_guard import OverfittingGuard
-from hf_robust_ft.pixels import PixelSpace
+from hf_robust_ft.rehearsal import stated_classes
 from hf_robust_ft.sample_ids import HOW_TO_ADD, SAMPLE_ID
 from hf_robust_ft.threat_models import format_eps
 from hf_robust_ft.training_args import AdversarialTrainingArguments
@@ -37,22 +39,15 @@ def check_args(args: TrainingArguments) -> None:
     check_launch(args)
 
 
-def resolve_pixel_space(pixel_space: PixelSpace | None, processing_class: Any) -> PixelSpace:
-    """The normalisation of `pixel_values`: the one given, or the image processor's, verified."""
-    if pixel_space is not None:
-        if not isinstance(pixel_space, PixelSpace):
-            raise ValueError(
-                f"pixel_space must be a PixelSpace, got {type(pixel_space).__name__}: give PixelSpace(mean, std), or "
-                "the image processor as processing_class."
-            )
-        return pixel_space
-    if processing_class is None:
-        raise ValueError(
-            "AdversarialTrainer needs to know how pixel_values were normalised. Pass the checkpoint's image "
-            "processor, processing_class=AutoImageProcessor.from_pretrained(...), or the map itself, "
-            "pixel_space=PixelSpace(mean=(...), std=(...))."
-        )
-    return PixelSpace.from_processor(processing_class)
+def datasets_of(eval_dataset: Any) -> list:
+    """The datasets in Trainer's `eval_dataset`: several by name, one, or none."""
+    return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+
+
+def collator_in_use(given: Callable | None) -> Callable:
+    """The data collator given, or Trainer's default, which takes torchvision's pairs here as well."""
+    is_default = given is None or given is default_data_collator or isinstance(given, DefaultDataCollator)
+    return PairCollator(given or default_data_collator) if is_default else given
 
 
 def check_dataset(dataset: Any, args: TrainingArguments, has_collator: bool) -> None:
@@ -83,8 +78,7 @@ def check_model(model: nn.Module) -> None:
             raise ValueError(REENTRANT_REFUSED)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("Every parameter of the model is frozen (requires_grad=False): there is nothing to train.")
-    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
-    if num_labels is not None and num_labels < 2:
+    if (num_labels := stated_classes(model)) is not None and num_labels < 2:
         raise ValueError(
             f"The model has {num_labels} class: there is nothing to confuse it with. Load it with num_labels=<classes>."
         )
@@ -98,14 +92,19 @@ MEASURED = ("loss", "clean_accuracy", "adversarial_accuracy", "expected_robustne
 def check_best_metric(args: TrainingArguments, has_metrics: bool, eval_dataset: Any) -> None:
     """Raise if the best model is to be told by what no evaluation will measure: Trainer finds out after an epoch."""
     metric = args.metric_for_best_model
-    if metric is None or has_metrics or isinstance(eval_dataset, dict) or args.eval_strategy == "no":
+    if metric is None or args.eval_strategy == "no":
         return
     name = metric.removeprefix("eval_")
-    if name not in MEASURED:
-        raise ValueError(
-            f"metric_for_best_model={metric!r} is not measured: without compute_metrics there are "
-            f"{', '.join(MEASURED[:4])}."
-        )
+    if isinstance(eval_dataset, dict):
+        measured = [(each, name.removeprefix(f"{each}_")) for each in eval_dataset if name.startswith(f"{each}_")]
+        is_known = any(has_metrics or rest in MEASURED for _, rest in measured)
+        valid = [f"eval_{each}_{what}" for each in eval_dataset for what in MEASURED[:4]]
+        why = "there are several eval_datasets, each with its own"
+    else:
+        is_known, valid = has_metrics or name in MEASURED, MEASURED[:4]
+        why = "without compute_metrics there are"
+    if not is_known:
+        raise ValueError(f"metric_for_best_model={metric!r} is not measured: {why} {', '.join(valid)}.")
 
 
 def check_labels(dataset: Any, num_labels: int | None, at_least: int = 1) -> None:

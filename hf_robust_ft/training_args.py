@@ -14,6 +14,7 @@ from hf_robust_ft.protocols import evaluation_attack, resolve_epsilons
 from hf_robust_ft.schedules import SCHEDULES, PerSample, Schedule, build_schedule, parse_schedule_args
 from hf_robust_ft.threat_models import ThreatModel
 from hf_robust_ft.tuning import TuningArguments
+from hf_robust_ft.tuning.batch_norm import FROZEN, check_policy
 
 GRANULARITIES = ("epoch", "step")
 ROBUST_EVAL = ("end", "epoch", "no")
@@ -89,6 +90,14 @@ class AdversarialTrainingArguments(TuningArguments):
         },
     )
     attack_guard_every: int = field(default=50, metadata={"help": "Steps between its checks."})
+    batch_norm: str = field(
+        default=FROZEN,
+        metadata={
+            "help": "Statistics that BatchNorm normalises by in a training step: 'frozen' (the checkpoint's; weights "
+            "and biases train), 'frozen_from_attack' (as they are once eps leaves 0), 'trainer' (the batch's, as plain "
+            "Trainer: of the robustness that 10 attack steps then show, little is left under 100)."
+        },
+    )
     memory_format: str = field(
         default="keep",
         metadata={
@@ -118,6 +127,21 @@ class AdversarialTrainingArguments(TuningArguments):
         default=False,
         metadata={"help": "Resume a checkpoint of other settings."},
     )
+    # Trainer's own, of which ours does something else.
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on from a checkpoint: its folder, 'last' (newest complete one in output_dir) or 'auto' (the "
+            "same, if there is one)."
+        },
+    )
+    push_to_hub: bool = field(
+        default=False,
+        metadata={
+            "help": "Once measured, publish checkpoint, report, pictures and card as hub_model_id, and compare what "
+            "arrived."
+        },
+    )
 
     def __post_init__(self):
         for name, valid in (
@@ -132,6 +156,7 @@ class AdversarialTrainingArguments(TuningArguments):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         self.eval_attack_steps = parse_attack_steps(self.eval_attack_steps, "eval_attack_steps")
         check_steps_limit(self.eval_attack_steps_limit, "eval_attack_steps_limit")
+        check_policy(self.batch_norm)
         # Each of these raises on what it cannot be built from.
         schedule = self._build_schedules()
         _ = self.train_attack, self.eval_attack, self.evaluation_grid
@@ -141,11 +166,12 @@ class AdversarialTrainingArguments(TuningArguments):
         check_can_observe(schedule, self)
         if self.memory_format == "channels_last" and self._uses_fsdp:
             raise ValueError("FSDP shards contiguous weights only: set memory_format='auto' or 'keep'.")
-        metric = (self.metric_for_best_model or "").removeprefix("eval_")
-        if metric in ("adversarial_accuracy", "expected_robustness") and self.robust_eval != "epoch":
+        if is_robust_metric(self.metric_for_best_model) and (
+            self.robust_eval != "epoch" or len(self.evaluation_grid) == 1
+        ):
             raise ValueError(
                 f"metric_for_best_model={self.metric_for_best_model!r} is only measured during training with "
-                f"robust_eval='epoch', got robust_eval={self.robust_eval!r}."
+                f"robust_eval='epoch' and eps above 0, got robust_eval={self.robust_eval!r}, eps={self.eps}."
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -230,9 +256,10 @@ class AdversarialTrainingArguments(TuningArguments):
         """What a report says of the training: the protocol, not every argument."""
         names = (
             "norm", "eps", "eps_schedule", "schedule_start", "schedule_end", "schedule_granularity", "attack_steps",
-            "attack_loss", "attack_random_start", "num_train_epochs", "max_steps", "per_device_train_batch_size",
-            "gradient_accumulation_steps", "world_size", "learning_rate", "weight_decay", "warmup_steps", "adam_beta1",
-            "adam_beta2", "label_smoothing_factor", "seed", "bf16", "fp16",
+            "attack_loss", "attack_random_start", "batch_norm", "num_train_epochs", "max_steps",
+            "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "learning_rate",
+            "weight_decay", "warmup_steps", "adam_beta1", "adam_beta2", "label_smoothing_factor", "seed", "bf16",
+            "fp16",
         )  # fmt: skip
         settings = {name: getattr(self, name) for name in names} | self.tuning_settings()
         unused = {"tf32": None, "schedule_args": None, "schedule_overshoot": 1.0, "attack_steps_schedule": "constant"}
@@ -242,6 +269,11 @@ class AdversarialTrainingArguments(TuningArguments):
         if "attack_steps_schedule" in settings:
             settings |= {"attack_steps_args": self.attack_steps_args, "attack_steps_min": self.attack_steps_min}
         return {**settings, "optim": str(self.optim.value), "lr_scheduler_type": str(self.lr_scheduler_type.value)}
+
+
+def is_robust_metric(name: str | None) -> bool:
+    """Whether a metric of `evaluate()`, of any of several data sets, is measured under attack."""
+    return (name or "").endswith(("adversarial_accuracy", "expected_robustness"))
 
 
 def check_overshoot(overshoot: float) -> None:

@@ -141,7 +141,6 @@ def make_args(tmp_path):
             "save_strategy": "no",
             "logging_strategy": "epoch",
             "disable_tqdm": True,
-            "dataloader_pin_memory": False,
             "use_cpu": True,
         }
         if cls is AdversarialTrainingArguments:

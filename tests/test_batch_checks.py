@@ -1,5 +1,7 @@
 import pytest
 import torch
+from torchvision.transforms.v2 import InterpolationMode, RandomErasing
+from torchvision.transforms.v2.functional import resize
 
 from hf_robust_ft import PixelSpace
 from hf_robust_ft.batch_checks import check_batch
@@ -68,3 +70,32 @@ def test_missing_columns_are_named(content):
 def test_wrong_channels_are_refused():
     with pytest.raises(ValueError, match=r"must have shape \(N, 3, H, W\)"):
         check_batch(batch(pixel_values=torch.rand(4, 1, 8, 8)), SPACE)
+
+
+IMAGENET = PixelSpace((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize("size", [[100, 100], [40, 40]])
+def test_a_float_resize_that_overshoots_is_named_with_its_cure(size):
+    edges = torch.zeros(4, 3, 64, 64)
+    edges[..., 16:48, 16:48] = 1
+    resized = resize(edges, size, interpolation=InterpolationMode.BICUBIC)
+    with pytest.raises(ValueError, match=r"leave the range.* to 1\..*bicubic or lanczos.*uint8.*clamp\(0, 1\)"):
+        check_batch(batch(pixel_values=IMAGENET.from_pixels(resized)), IMAGENET)
+    check_batch(batch(pixel_values=IMAGENET.from_pixels(resized.clamp(0, 1))), IMAGENET)
+
+
+@pytest.mark.parametrize("value", ["random", -3.0, 9.0])
+def test_erasing_after_normalize_is_named_with_its_cure(value):
+    torch.manual_seed(0)
+    erase = RandomErasing(p=1.0, value=value, scale=(0.1, 0.15))
+    values = torch.stack([erase(image) for image in IMAGENET.from_pixels(torch.rand(4, 3, 32, 32))])
+    with pytest.raises(ValueError, match=r"leave the range of pixels.*RandomErasing.* after Normalize: put it before"):
+        check_batch(batch(pixel_values=values), IMAGENET)
+
+
+def test_a_normalisation_that_is_another_one_is_not_taken_for_a_resize():
+    for values in (IMAGENET.from_pixels(torch.rand(4, 3, 8, 8)), torch.rand(4, 3, 8, 8) * 255):
+        with pytest.raises(ValueError) as refused:
+            check_batch(batch(pixel_values=values), SPACE)
+        assert "bicubic" not in str(refused.value) and "pixel_space=PixelSpace" in str(refused.value)

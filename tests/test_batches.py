@@ -1,10 +1,14 @@
 import itertools
+from functools import partial
 
 import pytest
 import torch
+from conftest import assert_same_weights, weights
+from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler
-from transformers import BatchFeature
+from transformers import BatchFeature, default_data_collator
 
+from hf_robust_ft import AdversarialTrainer, PixelSpace
 from hf_robust_ft.batches import NumberedBatches, stack_examples
 
 
@@ -158,3 +162,44 @@ def test_each_process_knows_how_many_images_it_gets(count, world_size):
         for rank in range(world_size):
             brought = sum(len(batch["labels"]) for _, _, batch in batches.of_process(rank, world_size))
             assert batches.images_of_process(rank, world_size) == brought
+
+
+class Pairs(torch.utils.data.Dataset):
+    """As torchvision's datasets: `(image, label)`."""
+
+    def __init__(self, picture=None):
+        self.images = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        self.picture = picture
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.picture or self.images[index], index % 4
+
+
+@pytest.mark.parametrize("collate", [None, default_data_collator])
+def test_pairs_train_as_examples_by_name_do(make_model, make_trainer, collate):
+    named = [{"pixel_values": image, "labels": label} for image, label in (Pairs()[index] for index in range(16))]
+    trained = []
+    for data in (Pairs(), named):
+        trainer = make_trainer(
+            make_model(), train_dataset=data, eval_dataset=data, data_collator=collate, num_train_epochs=1,
+            eps_schedule="constant", processing_class=None,
+            trainer_cls=partial(AdversarialTrainer, pixel_space=PixelSpace()),
+        )  # fmt: skip
+        trainer.train()
+        trained.append((weights(trainer.model), trainer.evaluate()["eval_adversarial_accuracy"]))
+    assert_same_weights(trained[0][0], trained[1][0])
+    assert trained[0][1] == trained[1][1]
+
+
+@pytest.mark.parametrize("collate", [None, stack_examples])
+def test_pairs_without_tensors_are_refused_with_the_cure(make_model, make_trainer, collate):
+    data = Pairs(Image.new("RGB", (16, 16)))
+    trainer = make_trainer(
+        make_model(), train_dataset=data, eval_dataset=data, data_collator=collate, processing_class=None,
+        trainer_cls=partial(AdversarialTrainer, pixel_space=PixelSpace()),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"of \(Image, int\)\. .*ToTensor\(\) and Normalize"):
+        trainer.train()

@@ -57,7 +57,7 @@ def test_optimizer_steps_are_counted_not_micro_batches():
 
 
 def test_too_short_a_run_warns_and_says_so_if_no_attack_will_run():
-    with pytest.warns(UserWarning, match="reaches only eps=0.0267712 of 8/255"):
+    with pytest.warns(UserWarning, match="reaches only eps=6.83/255 of 8/255"):
         run(EpsilonSchedulerCallback("8/255"), 10, 3)
     with pytest.warns(UserWarning, match=r"no attack will run at all.*schedule_granularity='step'"):
         run(EpsilonSchedulerCallback("8/255"), 10, 1)
@@ -210,3 +210,30 @@ def test_the_save_of_an_epochs_last_step_waits_for_its_evaluation():
 def test_training_that_ended_far_below_the_target_says_so():
     with pytest.warns(UserWarning, match=r"'auto' ended at eps=0 of 8/255.*change schedule_args"):
         adaptive(EpsilonSchedulerCallback("8/255", **AUTO | {"schedule_args": {"latest": 0.97}}), [0.5] * 4)
+
+
+@pytest.mark.parametrize(
+    ("callback", "first"),  # optimizer steps of 40 (10 epochs) after which the largest eps has been trained at
+    [
+        (EpsilonSchedulerCallback("8/255"), 33),  # T2 = 0.74 lies within epoch 8, so epoch 9 is the first at eps_g
+        (EpsilonSchedulerCallback("8/255", granularity="step"), 31),
+        (EpsilonSchedulerCallback("8/255", "constant"), 1),
+        (EpsilonSchedulerCallback("8/255", "linear_warmup", end=1.0, granularity="step"), 40),  # comes to 39/40 of it
+        (EpsilonSchedulerCallback("8/255", "uniform"), 1),
+    ],
+    ids=["hinge", "by step", "constant", "never whole", "drawn"],
+)
+def test_when_the_largest_eps_of_a_training_is_reached(callback, first):
+    run(callback, steps_per_epoch=4, epochs=10)
+    reached = [step for step in range(1, 41) if callback.has_peaked(step, 40)]
+    assert reached == list(range(first, 41))
+    assert callback.trained_eps == pytest.approx(EPS, rel=0.03)
+
+
+def test_images_with_their_own_eps_have_peaked_with_the_first_of_them():
+    callback = EpsilonSchedulerCallback("8/255", "per_sample", schedule_args={"levels": 2}, granularity="step")
+    run(callback, steps_per_epoch=4, epochs=1)
+    callback.record(["a", "b"], [False, True])
+    assert not callback.has_peaked(1, 4)
+    callback.record(["a", "b"], [False, True])
+    assert callback.has_peaked(2, 4)

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
+import hf_robust_ft
 import hf_robust_ft.evaluation as evaluation
-from hf_robust_ft import AttackResult, RobustnessReport
+from hf_robust_ft import AttackResult, RobustnessReport, cli
 from hf_robust_ft.cli import main
 from hf_robust_ft.models.timm_classifier import build_timm_classifier
 
@@ -19,7 +20,7 @@ def train_flags(checkpoint, imagefolder, tmp_path):
     return [
         "--model", checkpoint, "--dataset", imagefolder, "--output_dir", str(tmp_path / "run"), "--eps", "8/255",
         "--num_train_epochs", "4", "--per_device_train_batch_size", "8", "--validation_size", "0.25",
-        "--attack_steps", "2", "--eval_attack_steps", "2", "--use_cpu", "--dataloader_pin_memory", "false",
+        "--attack_steps", "2", "--eval_attack_steps", "2", "--use_cpu",
         "--disable_tqdm", "true",
     ]  # fmt: skip
 
@@ -265,7 +266,7 @@ def test_help_is_short_and_grouped(capsys):
         main(["train", "--help"])
     text = capsys.readouterr().out
     assert (
-        "threat model, schedule, attacks and fine-tuning" in text
+        "threat model, schedule and attacks" in text
         and "--schedule" in text
         and "--eps_schedule" in text
         and "--learning_rate" in text
@@ -412,3 +413,71 @@ def test_bad_evaluation_options_are_one_line(evaluate_flags, capsys, measured, c
         main([*evaluate_flags, *changes])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and "Traceback" not in error and measured == []
+
+
+def test_the_version_is_the_codes(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"hf-robust-ft {hf_robust_ft.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (lambda: int("eight"), True),
+        (lambda: {}["nothing"], True),
+        (lambda: Path("/no/such/file").read_text(), False),
+        (lambda: hf_robust_ft.ThreatModel("Linf", "4"), False),
+    ],
+    ids=["failed", "unforeseen", "system", "refused"],
+)
+def test_a_traceback_is_offered_where_nobody_worded_the_error(monkeypatch, capsys, fault, told):
+    monkeypatch.setitem(cli.COMMANDS, "evaluate", lambda argv: fault())
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate"])
+    assert stop.value.code == 2 and ("HF_ROBUST_FT_TRACEBACK" in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(
+    ("words", "again"),
+    [
+        (["train", "--model", "swin"], "hf-robust-ft train --model swin --resume_from_checkpoint auto"),
+        (["evaluate", "--model", "runs/a"], "hf-robust-ft evaluate --model runs/a"),
+    ],
+)
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(monkeypatch, capsys, words, again):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, words[0], interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.strip() == f"hf-robust-ft {words[0]}: stopped by Ctrl-C. Go on: {again}"
+
+
+def test_help_comes_in_the_order_of_what_matters(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    order = ["--norm ", "--eps ", "--eps_schedule ", "--attack_steps ", "--head_learning_rate ", "--learning_rate "]
+    places = [text.index(f"\n  {option}") for option in order]
+    assert places == sorted(places)
+    text = " ".join(text.split())
+    assert "--no_ema_warmup Switch --ema_warmup off. --ema_use" in text
+    assert "--push_to_hub Once measured, publish checkpoint, report, pictures and card" in text
+    assert "--resume_from_checkpoint RESUME_FROM_CHECKPOINT Go on from a checkpoint: its folder, 'last'" in text
+
+
+def test_evaluate_offers_nothing_of_training(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    text = capsys.readouterr().out
+    assert "--no_trust_checks" in text
+    assert not [word for word in ("stream", "shuffle", "paper_default", "Shipped") if word in text]
+
+
+def test_a_model_below_the_bar_is_called_so_in_the_last_line(evaluate_flags, tmp_path, capsys):
+    main([*evaluate_flags, "--eps", "64/255", "--output_dir", str(tmp_path / "out")])
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("Not robust at Linf 64/255: ")
+    assert "**Not robust at Linf 64/255**" in (tmp_path / "out" / "README.md").read_text()

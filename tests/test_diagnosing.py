@@ -198,13 +198,15 @@ def test_finished_runs_are_diagnosed_without_training(kept_runs, trained, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--epsilons", "1/255", "2/255", "3/255"], "epsilons need 0 (standard fine-tuning"),
-        (["--epsilons", "0", "0.0"], "at least one budget above it"),
+        (["--epsilons", "0", "0.0"], "epsilons need at least one budget above 0"),
         (["--epsilons", "0", "4", "8"], "Did you mean eps='4/255'"),
         (["--epsilons", "0", "4/255", "8/510"], "fix-4_255-seed0 would be trained twice"),
         (["--threshold", "5"], "the paper's 5 % is 0.05"),
         (["--eps", "4/255"], "--eps: {command} trains every run at a constant eps"),
         (["--schedule-start=0.1"], "Leave it out"),
+        (["--max_eval_samples", "5"], "--max_eval_samples: {command} never measures the test split"),
+        (["--robust_eval", "no", "--eps=1"], "and attacks nothing there; --eps: {command} trains every run at a"),
+        (["--push_to_hub"], "keeps the runs' curves, not their models"),
         (["--resume_from_checkpoint", "last"], "goes on by itself where it was interrupted"),
         (["--norm", "L2"], "give --epsilons for L2"),
         (["--max_steps", "5"], "counted in epochs"),
@@ -215,14 +217,18 @@ def test_bad_sweeps_are_refused_before_training(flags, trained, tmp_path, capsys
     assert not trained and not (tmp_path / "sweep").exists()
 
 
-def test_too_few_runs_for_a_correlation_are_refused_before_training(flags, trained, capsys):
-    error = refused(["diagnose", *flags, "--epsilons", "0", "8/255"], capsys)
-    assert "at least 3 runs, got 2 (standard-seed0, fix-8_255-seed0). Give more --epsilons or --seeds" in error
-    assert not trained
+def test_standard_fine_tuning_is_added_and_two_runs_tell_delay_and_drop(flags, trained, tmp_path, capsys):
+    main(["diagnose", *flags, "--epsilons", "8/255"])
+    assert trained == ["standard-seed0", "fix-8_255-seed0"]
+    found = json.loads((tmp_path / "sweep" / "diagnosis.json").read_text())
+    assert [run["eps"] for run in found["runs"]] == [0, 8 / 255] and found["correlation"] is None
+    assert found["runs"][1]["severity"] == found["runs"][0]["final_accuracy"] - found["runs"][1]["final_accuracy"]
+    assert all((tmp_path / "sweep" / name).is_file() for name in NAMES)
+    assert "A correlation of delay and drop needs 3 runs" in capsys.readouterr().out
 
 
 def test_bad_runs_are_refused(kept_runs, tmp_path, capsys):
-    assert "at least 3 runs" in refused(["diagnose", "--runs", *kept_runs[:2]], capsys)
+    assert "There is no fix run" in refused(["diagnose", "--runs", kept_runs[0]], capsys)
     assert "Given twice: run0.json" in refused(["diagnose", "--runs", *kept_runs, kept_runs[0]], capsys)
     ValidationCurve("dogs", 1 / 255, tuple(range(1, 11)), (0.5,) * 10, 10, {"dataset": "dogs"}).to_json(
         tmp_path / "dogs.json"
@@ -281,6 +287,7 @@ def test_help_tells_the_options(command, more, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0 and "option_strings" not in printed  # what a bare % in a help text turns into
     assert "--threshold THRESHOLD Validation accuracy above which a run has adapted" in printed
+    assert "--eps_schedule" not in printed and "--push_to_hub" not in printed  # what they refuse
     assert ("--epsilons" in printed) == (not more) and ("--recipe" in printed) == (command == "calibrate")
     assert "--runs" in printed
 

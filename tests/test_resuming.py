@@ -33,6 +33,7 @@ OTHER_SETTINGS = [
     ({"num_train_epochs": 3}, "num_train_epochs 2 there, 3 now"),
     ({"learning_rate": 1e-4, "attack_steps": 3}, "attack_steps 2 there, 3 now; learning_rate 0.001 there, 0.0001"),
     ({"head_learning_rate": 1e-2}, "head_learning_rate None there, 0.01 now"),
+    ({"batch_norm": "trainer"}, "batch_norm 'frozen' there, 'trainer' now"),
     ({"seed": 1}, "seed 42 there, 1 now"),
     ({"bf16": True}, "bf16 False there, True now; mixed_precision 'no' there, 'bf16' now"),
     ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha None there, 5.0 now"),
@@ -92,6 +93,19 @@ def test_what_was_forced_is_remembered_by_checkpoints_and_report(make_trainer, h
     assert again.robustness_report.metadata["resumed_with_changes"] == ["seed 42 there, 1 now"]
 
 
+def test_a_checkpoint_from_before_batch_norm_was_a_setting_was_trained_as_trainer_does(make_trainer, half_done):
+    checkpoint, _ = half_done
+    path = f"{checkpoint}/trainer_state.json"
+    with open(path) as file:
+        state = json.load(file)
+    del state["stateful_callbacks"][TrainingRecord.__name__]["attributes"]["training"]["batch_norm"]
+    with open(path, "w") as file:
+        json.dump(state, file)
+    with pytest.raises(ValueError, match="batch_norm 'trainer' there, 'frozen' now"):
+        resume(make_trainer, checkpoint)
+    resume(make_trainer, checkpoint, batch_norm="trainer")
+
+
 def test_a_checkpoint_from_before_this_record_goes_on_and_the_log_says_so(make_trainer, half_done, caplog):
     checkpoint, whole = half_done
     path = f"{checkpoint}/trainer_state.json"
@@ -114,7 +128,7 @@ def test_the_command_line_refuses_and_forces(imagefolder, checkpoint, tmp_path, 
     flags = [
         "train", "--model", checkpoint, "--dataset", imagefolder, "--output_dir", str(run), "--eps", "8/255",
         "--num_train_epochs", "2", "--per_device_train_batch_size", "8", "--attack_steps", "1",
-        "--use_cpu", "--robust_eval", "no", "--dataloader_pin_memory", "false", "--disable_tqdm", "true",
+        "--use_cpu", "--robust_eval", "no", "--disable_tqdm", "true",
         "--validation_size", "0.25", "--logging_steps", "3",
     ]  # fmt: skip
     main(flags)

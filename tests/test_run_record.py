@@ -1,12 +1,14 @@
 import dataclasses
 import json
 import subprocess
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import yaml
 from transformers import TrainingArguments
 
-from hf_robust_ft import AdversarialTrainingArguments
+import hf_robust_ft
+from hf_robust_ft import AdversarialTrainingArguments, run_record
 from hf_robust_ft.recipes import parse_recipe
 from hf_robust_ft.run_arguments import DataArguments, ModelArguments
 from hf_robust_ft.run_record import (
@@ -14,6 +16,8 @@ from hf_robust_ft.run_record import (
     environment_facts,
     git_state,
     hardware,
+    own_place,
+    portable_recipe,
     resolved_recipe,
     write_run_record,
 )
@@ -40,11 +44,56 @@ def test_a_resolved_recipe_gives_the_same_arguments(recipe, tmp_path):
             assert getattr(one, name) == getattr(other, name), name
 
 
-def test_places_on_this_machine_are_named_without_their_folders(tmp_path):
-    (tmp_path / "photos").mkdir()
-    recipe = resolved_recipe(ModelArguments(str(tmp_path)), DataArguments(str(tmp_path / "photos")))
-    assert recipe["dataset"] == "photos" and recipe["model"] == tmp_path.name
-    assert str(tmp_path) not in yaml.safe_dump(recipe)
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Data in `data/photos` and `cub200`, a checkpoint and a weight file; and decoys of all in another folder."""
+    for top in ("here", "there"):
+        for folder in ("data/photos", "cub200", "models/vit", "r50"):
+            (tmp_path / top / folder).mkdir(parents=True)
+        (tmp_path / top / "weights.pt").write_bytes(b"")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path
+
+
+@pytest.mark.parametrize("named", ["data/photos", "./data/photos", "../here/data/photos", "{here}/data/photos"])
+def test_a_recipe_leads_back_to_the_same_places_from_anywhere(places, monkeypatch, named):
+    named = named.format(here=places / "here")
+    options = ModelArguments("weights.pt", architecture="models/vit"), DataArguments(named)
+    write_run_record(places / "run", resolved_recipe(*options, place=own_place), {})
+    for folder in ("here", "there"):
+        monkeypatch.chdir(places / folder)
+        again = parse_recipe((ModelArguments, DataArguments), places / "run" / "recipe.yaml", {})
+        found = [again[1].dataset, again[0].model, again[0].architecture]
+        assert found == [str(places / "here" / path) for path in ("data/photos", "weights.pt", "models/vit")]
+
+
+def test_a_recipe_for_others_names_no_folder_of_this_machine_and_nothing_of_the_hub(places):
+    for named, shown in (("data/photos", "./data/photos"), (str(places / "here/data/photos"), "./photos")):
+        options = ModelArguments(str(places / "here/models/vit")), DataArguments(named)
+        recipe = resolved_recipe(*options)
+        assert (recipe["dataset"], recipe["model"]) == (shown, "./vit")
+        assert str(places) not in yaml.safe_dump(recipe)
+    write_run_record(places, resolved_recipe(*options, place=own_place) | {"prompts": ["a: b"]}, {})
+    published = portable_recipe((places / "recipe.yaml").read_text() + "seed: 3 # mine\n")
+    assert str(places) not in published and published.endswith("seed: 3 # mine\n")
+    assert yaml.safe_load(published) == {**recipe, "prompts": ["a: b"], "seed": 3}
+
+
+def test_a_folder_called_like_one_of_our_names_is_not_meant(places):
+    recipe = resolved_recipe(ModelArguments("r50"), DataArguments("cub200"), place=own_place)
+    assert (recipe["model"], recipe["dataset"]) == ("r50", "cub200")
+    recipe = resolved_recipe(ModelArguments("./r50"), DataArguments("./cub200"))
+    assert (recipe["model"], recipe["dataset"]) == ("./r50", "./cub200")
+
+
+def test_a_published_recipe_without_its_folders_is_an_error_that_says_so(places, monkeypatch, tmp_path):
+    recipe = resolved_recipe(ModelArguments("models/vit"), DataArguments("data/photos"))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"There is no file or folder \./data/photos here"):
+        DataArguments(recipe["dataset"]).load()
+    with pytest.raises(ValueError, match=r"There is no file or folder \./models/vit here"):
+        ModelArguments(recipe["model"])
 
 
 def test_the_commit_is_that_of_the_folder_one_works_in(tmp_path):
@@ -72,3 +121,11 @@ def test_the_record_holds_facts_and_no_more(tmp_path, monkeypatch):
     text = (tmp_path / "provenance.json").read_text()
     assert json.loads(text)["command"] == "hf-robust-ft train" and "transforms" not in text
     assert "hidden-value" not in text and not (tmp_path / "recipe.yaml").exists()
+
+
+def test_the_version_is_told_from_source_too(monkeypatch):
+    def uninstalled(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(run_record, "version", uninstalled)
+    assert run_record.library_versions()["hf_robust_ft"] == hf_robust_ft.__version__

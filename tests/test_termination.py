@@ -1,4 +1,4 @@
-"""SIGTERM saves what a resumed run goes on from, and ends the process."""
+"""SIGTERM and Ctrl-C save what a resumed run goes on from, and end the process."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from hf_robust_ft.checkpoints import fault_of
 from hf_robust_ft.cli import main
-from hf_robust_ft.termination import Terminated
+from hf_robust_ft.termination import Interrupted, Terminated
 
 SCHEDULES = {
     "hinge": {"gradient_accumulation_steps": 2, "ema_decay": 0.9, "attack_random_start": True},
@@ -71,6 +71,34 @@ def test_one_that_comes_too_late_for_a_step_is_not_lost(make_trainer, make_model
     with pytest.raises(Terminated, match="step 6 of 6"):
         trainer.train()
     assert fault_of(tmp_path / "out" / "checkpoint-6") is None
+
+
+class CtrlCAt(TrainerCallback):
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        for _ in range(self.steps.count(state.global_step + 1)):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_does_the_same(make_trainer, make_model, tmp_path, caplog, capfd):
+    trainer = make_trainer(make_model(), callbacks=[CtrlCAt(2)], robust_eval="no")
+    with pytest.raises(KeyboardInterrupt) as stop:
+        trainer.train()
+    assert isinstance(stop.value, Interrupted) and stop.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert "Ctrl-C: stopped after step 2 of" in caplog.text and "resume_from_checkpoint=True" in caplog.text
+    assert "Ctrl-C again stops at once" in capfd.readouterr().err
+    assert fault_of(tmp_path / "out" / "checkpoint-2") is None
+
+
+def test_a_second_ctrl_c_waits_for_nothing(make_trainer, make_model, tmp_path):
+    trainer = make_trainer(make_model(), callbacks=[CtrlCAt(2, 2)], robust_eval="no")
+    with pytest.raises(KeyboardInterrupt) as stop:
+        trainer.train()
+    assert not isinstance(stop.value, Interrupted) and not list((tmp_path / "out").glob("checkpoint-*"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_another_handler_stays(make_trainer, make_model):

@@ -22,7 +22,7 @@ def accuracy(prediction):
     "changes", [{}, {"label_smoothing_factor": 0.1}, {"bf16": True}], ids=["plain", "smooth", "bf16"]
 )
 def test_at_eps_zero_training_is_bitwise_the_plain_trainers(make_trainer, make_model, make_args, kind, changes):
-    ours = make_trainer(make_model(kind, dropout=0.1), eps="0", eval_epsilons=None, **changes)
+    ours = make_trainer(make_model(kind, dropout=0.1), eps="0", eval_epsilons=None, batch_norm="trainer", **changes)
     ours.train()
     args = make_args(TrainingArguments, **changes)
     plain = make_trainer(make_model(kind, dropout=0.1), trainer_cls=Trainer, args=args)
@@ -37,7 +37,7 @@ def test_the_first_phase_of_a_hinge_is_bitwise_the_plain_trainers(make_trainer, 
         def on_epoch_end(self, args, state, control, **kwargs):
             control.should_training_stop = True
 
-    ours = make_trainer(make_model("resnet"), callbacks=[StopAfterEpoch()])
+    ours = make_trainer(make_model("resnet"), callbacks=[StopAfterEpoch()], batch_norm="trainer")
     plain = make_trainer(
         make_model("resnet"), trainer_cls=Trainer, args=make_args(TrainingArguments), callbacks=[StopAfterEpoch()]
     )
@@ -107,11 +107,10 @@ def test_attack_leaves_batchnorm_dropout_modes_and_gradients_alone(make_trainer,
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_accumulated_batches_equal_one_large_batch(make_trainer, make_model, kind, train_without_batch_statistics):
+def test_accumulated_batches_equal_one_large_batch(make_trainer, make_model, kind):
     first, second = (
         make_trainer(
             make_model(kind),
-            trainer_cls=train_without_batch_statistics,
             eps_schedule="constant",
             per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulation,
@@ -127,20 +126,6 @@ def test_accumulated_batches_equal_one_large_batch(make_trainer, make_model, kin
         assert torch.allclose(one.float(), other.float(), atol=2e-5), name
 
 
-@pytest.fixture
-def train_without_batch_statistics():
-    """A trainer whose BatchNorm uses running statistics: otherwise a batch of 1 is another model than one of 8."""
-
-    class Fixed(AdversarialTrainer):
-        def compute_loss(self, model, inputs, *args, **kwargs):
-            for module in model.modules():
-                if isinstance(module, torch.nn.BatchNorm2d):
-                    module.eval()
-            return super().compute_loss(model, inputs, *args, **kwargs)
-
-    return Fixed
-
-
 def test_plain_trainer_scales_the_loss_of_a_resnet_wrongly(make_args, make_trainer, make_model):
     """The upstream trap that ours mends: accumulated batches are summed, not averaged."""
 
@@ -153,7 +138,7 @@ def test_plain_trainer_scales_the_loss_of_a_resnet_wrongly(make_args, make_train
         "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "learning_rate": 0.0, "num_train_epochs": 1,
     }  # fmt: skip
     plain = logged_loss(Trainer, make_args(TrainingArguments, **settings))
-    ours = logged_loss(AdversarialTrainer, make_args(eps="0", eval_epsilons=None, **settings))
+    ours = logged_loss(AdversarialTrainer, make_args(eps="0", eval_epsilons=None, batch_norm="trainer", **settings))
     assert plain == pytest.approx(4 * ours, rel=1e-3)
 
 
@@ -285,11 +270,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(make_trainer,
     compute_loss = Trainer.compute_loss
 
     def poisoned(self, model, inputs, *args, **kwargs):
-        loss = compute_loss(self, model, inputs, *args, **kwargs)
+        loss, outputs = compute_loss(self, model, inputs, *args, **kwargs)
         if self.state.global_step == 5:
             self.weights_before = weights(self.model)
             loss = loss * value
-        return loss
+        return loss, outputs
 
     monkeypatch.setattr(Trainer, "compute_loss", poisoned)
     with pytest.raises(FloatingPointError, match=r"after step 5 \(eps 8/255\).*checkpoint-4"):

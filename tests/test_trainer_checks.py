@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import NUM_CLASSES
 from datasets import Dataset
-from transformers import MobileViTImageProcessor, TrainingArguments
+from transformers import ImageGPTImageProcessor, TrainingArguments
 
 from hf_robust_ft import AdversarialTrainer, EpsilonSchedulerCallback, PixelSpace
 from hf_robust_ft.batches import stack_examples
@@ -30,15 +30,16 @@ def test_plain_training_arguments_are_refused_with_the_cure(build, make_args):
 
 
 def test_a_missing_processor_is_refused_and_a_pixel_space_serves(build):
+    ready = [{"pixel_values": torch.zeros(3, 16, 16), "labels": label} for label in range(4)]
     with pytest.raises(ValueError, match=r"processing_class=AutoImageProcessor"):
-        build(processing_class=None)
+        build(processing_class=None, train_dataset=ready, eval_dataset=ready)
     space = PixelSpace((0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
     assert build(processing_class=None, pixel_space=space).pixel_space == space
 
 
-def test_a_processor_that_is_no_affine_map_is_refused(build):
-    with pytest.raises(ValueError, match="is not the per-channel map"):
-        build(processing_class=MobileViTImageProcessor())
+def test_a_processor_that_is_no_map_is_refused(build):
+    with pytest.raises(ValueError, match="its normalisation is unknown"):
+        build(processing_class=ImageGPTImageProcessor())
 
 
 def test_reentrant_checkpointing_is_refused(build, make_args, make_model):
@@ -56,6 +57,28 @@ def test_zero_3_from_a_launcher_is_refused(build, make_args):
     args.deepspeed_plugin = type("Plugin", (), {"zero_stage": 3})()
     with pytest.raises(ValueError, match="ZeRO-3"):
         build(args=args)
+
+
+@pytest.mark.parametrize("metric", ["eval_b_accuracy", "eval_c_loss", "clean_accuracy", "loss"])
+def test_a_best_metric_that_no_eval_set_gives_is_refused(build, make_args, dataset, metric):
+    args = make_args(metric_for_best_model=metric, eval_strategy="epoch")
+    with pytest.raises(ValueError, match=rf"{metric}.*several eval_datasets.*eval_a_loss.*eval_b_clean_accuracy"):
+        build(args=args, eval_dataset={"a": dataset, "b": dataset})
+
+
+@pytest.mark.parametrize("metric", ["b_loss", "eval_a_clean_accuracy", "eval_b_adversarial_accuracy"])
+def test_a_best_metric_of_one_eval_set_is_taken(build, make_args, dataset, metric):
+    args = make_args(metric_for_best_model=metric, eval_strategy="epoch", robust_eval="epoch")
+    build(args=args, eval_dataset={"a": dataset, "b": dataset})
+    own = make_args(metric_for_best_model="eval_a_f1", eval_strategy="epoch")
+    build(args=own, eval_dataset={"a": dataset}, compute_metrics=lambda prediction: {"f1": 0.0})
+
+
+@pytest.mark.parametrize("metric", ["adversarial_accuracy", "eval_b_adversarial_accuracy", "b_expected_robustness"])
+@pytest.mark.parametrize("changes", [{}, {"robust_eval": "epoch", "eps": "0", "eval_epsilons": None}])
+def test_a_robust_best_metric_needs_robust_evaluations(make_args, metric, changes):
+    with pytest.raises(ValueError, match="robust_eval='epoch' and eps above 0"):
+        make_args(metric_for_best_model=metric, eval_strategy="epoch", **changes)
 
 
 def test_a_lazy_transform_needs_its_columns(build, make_args):

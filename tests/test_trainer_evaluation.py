@@ -1,9 +1,15 @@
 """What the report of `AdversarialTrainer.evaluate` holds."""
 
+from collections import namedtuple
+from functools import partial
+
 import pytest
+import torch
 from conftest import assert_same_weights, weights
+from transformers.modeling_outputs import ImageClassifierOutput
 
 import hf_robust_ft.evaluating_trainer
+from hf_robust_ft import AdversarialTrainer, PixelSpace, ThreatModel, evaluate_robustness
 from hf_robust_ft.trust_checks import OPENINGS, run_trust_checks
 
 
@@ -56,3 +62,75 @@ def test_what_is_measured_in_half_precision_says_so(make_trainer, caplog, tmp_pa
     rounded = make_trainer(output_dir=str(tmp_path / "rounded"), bf16_full_eval=True)
     rounded.evaluate()
     assert rounded.robustness_report.metadata["evaluated_in"] == "bf16"
+
+
+class FeaturesFirst(torch.nn.Module):
+    """Right about every image of one grey; `features` point the other way. `form` makes the output of its entries."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.scale, self.form = torch.nn.Parameter(torch.ones(())), form
+
+    def forward(self, pixel_values, labels=None):
+        grey = pixel_values.mean((1, 2, 3))
+        logits = self.scale * 10 * torch.stack([grey * (k / 4) - (k / 4) ** 2 / 2 for k in range(4)], 1)
+        loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+        return self.form(loss, -logits, logits)
+
+
+def as_dict(loss, features, logits):
+    return {"features": features, "logits": logits} | ({} if loss is None else {"loss": loss})
+
+
+def as_tuple(loss, features, logits):
+    return tuple(each for each in (loss, features[:, :, None], logits) if each is not None)
+
+
+FORMS = {
+    "dict": as_dict,
+    "named tuple": namedtuple("Named", "loss features logits"),
+    "hidden states": lambda loss, features, logits: ImageClassifierOutput(loss, logits, (features, features)),
+    "tuple": as_tuple,
+}
+GREYS = [{"pixel_values": torch.full((3, 8, 8), k / 4), "labels": k} for k in range(4)]
+
+
+class OwnLoss(AdversarialTrainer):
+    """Without ours where nothing is attacked."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = model(**inputs)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("changes", [{}, {"per_device_eval_batch_size": 3}], ids=["one batch", "two"])
+def test_clean_accuracy_is_that_of_the_logits_wherever_they_stand(make_trainer, form, changes):
+    trainer = make_trainer(
+        FeaturesFirst(FORMS[form]),
+        trainer_cls=partial(AdversarialTrainer, pixel_space=PixelSpace()),
+        eval_dataset=GREYS,
+        **changes,
+    )
+    assert trainer.evaluate()["eval_clean_accuracy"] == 1
+    threat_model = ThreatModel("Linf", "8/255")
+    assert evaluate_robustness(trainer.model, GREYS, threat_model=threat_model, progress=False).clean_accuracy == 1
+
+
+def test_what_others_make_of_the_outputs_does_not_matter(make_trainer):
+    """`compute_metrics` gets what it gets from plain Trainer; what it leaves out is measured all the same."""
+    seen = []
+    model, ours = (
+        FeaturesFirst(as_dict),
+        {"eval_dataset": GREYS, "compute_metrics": lambda found: seen.append(found) or {}},
+    )
+    space = {"pixel_space": PixelSpace()}
+    for kind in (AdversarialTrainer, OwnLoss):
+        trainer = make_trainer(model, trainer_cls=partial(kind, **space), **ours)
+        assert trainer.evaluate()["eval_clean_accuracy"] == 1
+        features, logits = seen[-1].predictions
+        assert (features == -logits).all() and (logits.argmax(1) == seen[-1].label_ids).all()
+        assert trainer.evaluate(ignore_keys=["logits"])["eval_clean_accuracy"] == 1
+        assert (seen[-1].predictions == features).all()

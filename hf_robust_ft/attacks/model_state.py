@@ -23,7 +23,8 @@ def attack_mode(model: nn.Module, freeze: bool = True) -> Iterator[None]:
         freeze: leave it off under FSDP, which keeps copies of parameters whose gradient flag would not come back.
     """
     modes = [(module, module.training) for module in model.modules()]
-    frozen = [parameter for parameter in model.parameters() if freeze and parameter.requires_grad]
+    # Made under inference mode, a parameter never gets its flag back; no gradient passes it either way.
+    frozen = [each for each in model.parameters() if freeze and each.requires_grad and not each.is_inference()]
     try:
         model.eval()
         for module, training in modes:

@@ -1,7 +1,6 @@
 """Any image classification schema -> the columns `image` (upright RGB) and `label` (a `ClassLabel`)."""
 
 import logging
-import os
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -31,12 +30,6 @@ def find_columns(features: Features, dataset_id: str, image: str | None, label: 
         raise ValueError(f"Column {images[0]!r} of {dataset_id} holds {features[images[0]]}, not images.")
     labels = [label] if label else [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     labels = labels or [name for name in LABEL_NAMES if name in features]
-    if not labels and os.path.isdir(dataset_id):
-        raise ValueError(
-            f"{dataset_id} has no label column among {list(features)}: an imagefolder needs two class folders or more, "
-            "train/<class>/<image>, without folders inside them or a metadata file. Otherwise name the column to use: "
-            "label_column."
-        )
     if len(labels) != 1:
         found = "no label column" if not labels else f"several label columns, {labels}"
         raise ValueError(f"{dataset_id} has {found} among {list(features)}. Name the one to use: label_column.")

@@ -6,6 +6,7 @@ from typing import Any
 from PIL import Image as PILImage
 
 from hf_robust_ft.data.augmentation import AUGMENTATION_WORDS
+from hf_robust_ft.pixels import PixelSpace
 
 
 def describe_transforms(processor: Any, augmentation: str = "none") -> dict[str, Any]:
@@ -18,10 +19,11 @@ def describe_transforms(processor: Any, augmentation: str = "none") -> dict[str,
     Returns:
         `train` and `eval`, lists of steps in words; `resize` (`shortest_edge`, or `height` and `width`), `crop`
         (`height`, `width`), `interpolation`, `mean` and `std` as values, None where the processor does no such thing;
+        `channels` where it changes their order (2, 1, 0: to blue, green, red), whose mean and std are in that order;
         `text`, a sentence or two for a card.
 
     Raises:
-        ValueError: unknown augmentation.
+        ValueError: unknown augmentation, or a processor that `PixelSpace.from_processor` refuses.
     """
     if augmentation not in AUGMENTATION_WORDS:
         raise ValueError(f"Unknown augmentation {augmentation!r}. Valid: {', '.join(AUGMENTATION_WORDS)}.")
@@ -34,7 +36,9 @@ def describe_transforms(processor: Any, augmentation: str = "none") -> dict[str,
     if values["crop"]:
         evaluation.append(f"centre crop {values['crop']['height']} x {values['crop']['width']}")
     evaluation.append("pixels in [0, 1]")
-    if values["mean"]:
+    if "channels" in values:
+        evaluation.append(f"channels as {' '.join('RGB'[channel] for channel in values['channels'])}")
+    if values["mean"] and set(values["mean"] + values["std"]) != {0.0, 1.0}:
         evaluation.append(f"normalisation with mean {_rounded(values['mean'])} and std {_rounded(values['std'])}")
     words = AUGMENTATION_WORDS[augmentation]
     training = [evaluation[0], *words, *evaluation[1:]]
@@ -58,13 +62,12 @@ def _processor_values(processor: Any) -> dict[str, Any]:
         resize = {"shortest_edge": int(edge / crop_pct)} if edge < 384 else {"height": edge, "width": edge}
         crop = {"height": edge, "width": edge} if edge < 384 else None
     resample = setting("do_resize", "resample")
-    mean, std = (setting("do_normalize", name) for name in ("image_mean", "image_std"))
+    space = PixelSpace.from_processor(processor)  # settings do not tell of a second scaling or another order
     return {
         "resize": resize,
         "crop": crop,
         "interpolation": None if resample is None else PILImage.Resampling(int(resample)).name.lower(),
-        "mean": None if mean is None else [float(value) for value in mean],
-        "std": None if std is None else [float(value) for value in std],
+        **({"mean": None, "std": None} if space == PixelSpace() else space.settings()),
     }
 
 

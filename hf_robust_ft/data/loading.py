@@ -47,6 +47,7 @@ def load_image_dataset(
     The paper's datasets (`SPECS`) have the paper's splits. In any other, a split without labels (all -1, as in Hub
     competitions) counts as missing; a missing test split is the validation split if there is one, else a stratified
     part of train; a missing validation split is a stratified part of train. What was split off or left out is logged.
+    Of a folder of images, `hf_robust_ft.data.image_folders` says which folders are splits and which classes.
 
     Args:
         dataset_id: one of the paper's (`caltech256`, `cub200`, `stanford_dogs`, `stanford_cars`, `fgvc_aircraft`),

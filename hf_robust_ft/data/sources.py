@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,17 +13,19 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.utils.info_utils import NonMatchingSplitsSizesError
-from huggingface_hub import constants
+from huggingface_hub import DatasetCard, constants
 from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.file_download import repo_folder_name
 
 from hf_robust_ft.data.digits import load_digits_dataset
+from hf_robust_ft.data.image_folders import find_image_files
 from hf_robust_ft.data.specs import SPECS, nearest_names
+from hf_robust_ft.data.table_folders import check_tables
 from hf_robust_ft.downloads import disk_full, error_chain, verify_download
+from hf_robust_ft.source_names import HubAnswer, ask_hub, nothing_here
 
 EMBEDDED_DATASETS = {"digits": load_digits_dataset}
-_NO_IMAGES = {".csv", ".db", ".ini", ".json", ".jsonl", ".md", ".parquet", ".txt", ".xml"}  # beside images, on purpose
 
 logger = logging.getLogger(__name__)
 
@@ -54,40 +55,58 @@ def load_source(dataset_id: str, load_options: dict[str, Any]) -> dict[str, Data
         return _load("parquet", dataset_id, {"data_files": {"train": path}, **load_options})
     if looks_like_path and not os.path.isdir(path):
         raise ValueError(
-            f"{dataset_id} is not a folder or parquet file. Give one, with train/<class>/<image>, or a Hub dataset id."
+            f"{nothing_here(dataset_id)} {dataset_id} is not a folder or parquet file. Give one, with "
+            "train/<class>/<image>, or a Hub dataset id."
         )
     if os.path.isfile(os.path.join(path, "dataset_dict.json")):
         if load_options:
             raise ValueError(f"{dataset_id} was written by save_to_disk and takes no {sorted(load_options)}.")
         return dict(DatasetDict.load_from_disk(path))
-    splits = _load(path, dataset_id, load_options)
     if os.path.isdir(path):
-        _warn_of_unread_files(path, dataset_id)
-    if not os.path.isdir(path) and not load_options.get("streaming"):
+        return _load_folder(path, dataset_id, load_options)
+    _check_on_hub(dataset_id, load_options)
+    splits = _load(path, dataset_id, load_options)
+    if not load_options.get("streaming"):
         verify_download(
             dataset_id, repo_type="dataset", revision=load_options.get("revision"), token=load_options.get("token")
         )
     return splits
 
 
-def _warn_of_unread_files(path: str, dataset_id: str) -> None:
-    """`datasets` passes over what it knows no image by its ending, and over broken links, without a word."""
-    unread: Counter[str] = Counter()
-    for folder, _, files in os.walk(path):
-        endings = {name: os.path.splitext(name)[1].lower() for name in files if not name.startswith(".")}
-        if set(endings.values()).isdisjoint(ImageFolder.EXTENSIONS):
-            continue
-        for name, ending in endings.items():
-            if not os.path.exists(os.path.join(folder, name)):
-                unread["broken links"] += 1
-            elif ending not in ImageFolder.EXTENSIONS and ending not in _NO_IMAGES:
-                unread[ending or "no ending"] += 1
-    if unread:
-        counts = ", ".join(f"{ending} ({count})" for ending, count in unread.most_common(8))
-        logger.warning(
-            "%s: %d files beside the images are not read: %s. Convert or rename those that are images.",
-            dataset_id, unread.total(), counts,
-        )  # fmt: skip
+def _check_on_hub(dataset_id: str, load_options: dict[str, Any]) -> None:
+    """Raise where the Hub lacks a dataset, or does not answer and nothing of it is cached."""
+    answer = ask_hub(dataset_id, "dataset", load_options.get("token"))
+    if answer is HubAnswer.ABSENT:
+        raise _absent(dataset_id, "The Hub has no dataset of that name that your token may read")
+    prepared = Path(load_options.get("cache_dir") or datasets.config.HF_DATASETS_CACHE) / dataset_id.replace("/", "___")
+    downloaded = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=dataset_id, repo_type="dataset")
+    if answer is HubAnswer.SILENT and not prepared.is_dir() and not downloaded.is_dir():
+        raise _unanswered(dataset_id, "no connection")
+
+
+def _load_folder(path: str, dataset_id: str, load_options: dict[str, Any]) -> dict[str, Dataset | IterableDataset]:
+    """A local folder of images, or of tables of them."""
+    if not os.path.isabs(dataset_id) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", dataset_id):
+        logger.warning("%s is read from the folder of that name here, not from the Hub.", dataset_id)
+    found = None
+    if "data_files" not in load_options and not _has_configurations(path):  # else their author says what is what
+        folder = os.path.join(path, load_options.get("data_dir") or "")
+        found = find_image_files(folder, dataset_id)
+        if found is None:
+            check_tables(folder, dataset_id)
+    if found is None:
+        return _load(path, dataset_id, load_options)
+    options = {name: value for name, value in load_options.items() if name != "data_dir"}
+    splits = _load(path, dataset_id, options | found.load_options())
+    if not load_options.get("streaming"):
+        found.check_all_read(splits)
+    return splits
+
+
+def _has_configurations(path: str) -> bool:
+    """Whether the folder's dataset card maps files to splits."""
+    card = os.path.join(path, "README.md")
+    return os.path.isfile(card) and bool(DatasetCard.load(card, ignore_metadata_errors=True).data.get("configs"))
 
 
 def loaded_commit(dataset: Dataset | IterableDataset) -> str | None:
@@ -157,11 +176,25 @@ def _explained(error: Exception, dataset_id: str) -> Exception:
             f"{dataset_id} could not be read: {causes[-1]}. If a download was cut off, load it again with "
             "download_mode='force_redownload'."
         )
-    near = nearest_names(dataset_id) if "/" not in dataset_id else []
-    known = f" Did you mean {' or '.join(near)}?" if near else f" Known names: {', '.join((*SPECS, 'digits'))}."
     if isinstance(error, ConnectionError):
-        return ConnectionError(f"{dataset_id} is not cached, and the Hub does not answer: {error}.{known}")
-    return ValueError(
-        f"{str(error).rstrip('.')}.{known} Otherwise give a Hub id (owner/name) that exists and that your token may "
-        "read, or a local folder."
+        return _unanswered(dataset_id, str(error))
+    return _absent(dataset_id, str(error).rstrip("."))
+
+
+def _unanswered(dataset_id: str, reason: str) -> ConnectionError:
+    return ConnectionError(
+        f"{nothing_here(dataset_id)} {dataset_id} is not cached, and the Hub does not answer: {reason}."
+        f"{_known(dataset_id)}"
     )
+
+
+def _absent(dataset_id: str, reason: str) -> ValueError:
+    return ValueError(
+        f"{nothing_here(dataset_id)} {reason}.{_known(dataset_id)} Otherwise give a Hub id (owner/name) that exists "
+        "and that your token may read, or a local folder."
+    )
+
+
+def _known(dataset_id: str) -> str:
+    near = nearest_names(dataset_id) if "/" not in dataset_id else []
+    return f" Did you mean {' or '.join(near)}?" if near else f" Known names: {', '.join((*SPECS, 'digits'))}."

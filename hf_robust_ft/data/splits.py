@@ -10,7 +10,12 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from hf_robust_ft.data.columns import plain_labels
 from hf_robust_ft.data.specs import DatasetSpec
 
-VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+# What splits are called, on the Hub and as folders.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +69,20 @@ def stratified_sample(dataset: Dataset, count: int, seed: int) -> Dataset:
     return dataset.select(rng.permutation(_draw(_labels(dataset), count, rng)))
 
 
+def split_called(name: str) -> str | None:
+    """Which split goes by this name, in capitals or not.
+
+    >>> split_called("Val"), split_called("bullet_train")
+    ('validation', None)
+    """
+    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
+
+
 def canonical_names(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """The splits with the validation split called `validation`."""
-    validation = next((name for name in VALIDATION_NAMES if name in splits), None)
-    return {"validation" if name == validation else str(name): split for name, split in splits.items()}
+    """The splits by their names in `SPLIT_NAMES`; of several for one, the first there keeps it."""
+    found = {split: next((name for name in names if name in splits), None) for split, names in SPLIT_NAMES.items()}
+    renamed = {name: split for split, name in found.items()}
+    return {renamed.get(name, str(name)): split for name, split in splits.items()}
 
 
 def split_by_spec(splits: Mapping[str, Dataset], spec: DatasetSpec, seed: int) -> DatasetDict:
@@ -118,6 +133,8 @@ def with_all_splits(
     level: int = logging.WARNING,
 ) -> DatasetDict:
     """Train, validation and test; what is missing is split off train, by class, and said so."""
+    if unused := sorted(set(splits) - set(SPLIT_NAMES)):
+        logger.warning("%s: its splits %s are not used.", dataset_id, ", ".join(unused))
     train, validation, test = (splits.get(name) for name in ("train", "validation", "test"))
     if test is None and validation is not None:
         test, validation = validation, None

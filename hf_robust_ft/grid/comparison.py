@@ -18,6 +18,7 @@ from hf_robust_ft.threat_models import format_eps, parse_eps
 _ORDER = ("standard", "fix", "linear_warmup", "uniform", "auto", "hinge")
 # What the paper tells of its training; batch size, rates and weight decay it does not print.
 _PAPERS_TRAINING = {"num_train_epochs": 50, "attack_steps": 7, "attack_loss": "ce", "augmentation": "paper"}
+_PAPERS_BATCH_NORM = {"batch_norm": "trainer"}  # of r50, the only backbone with any
 _PAPERS_CORNERS = {"schedule_start": 0.24, "schedule_end": 0.74}  # of its schedule, our hinge
 _TIE = 1e-9  # accuracies nearer than this are equal: one image in a million is a thousand times more
 
@@ -259,6 +260,8 @@ def is_measured_as_paper(result: CellResult) -> bool:
 def trained_otherwise(result: CellResult) -> list[str]:
     """What of a cell's training is not the paper's, as far as the paper tells: "num_train_epochs 2 (paper: 50)"."""
     told = _PAPERS_TRAINING | (_PAPERS_CORNERS if result.setting == "hinge" else {})
+    if result.model in ("r50", BACKBONES["r50"].hub_id):
+        told |= _PAPERS_BATCH_NORM
     used = result.configuration
     changed = [name for name, value in told.items() if used.get(name, value) != value]
     fewer = [f"max_train_samples {used['max_train_samples']}"] if "max_train_samples" in used else []

@@ -201,7 +201,7 @@ def _measure(
         class_names=class_names(trainer.model.config),
         progress=not args.disable_tqdm,
     )
-    training = trainer.scheduler_callback.described(args.training_settings())
+    training = trainer.described_training()
     return report.with_metadata(**prepared.facts, split=how.split, training=training, **environment_facts())
 
 

@@ -11,7 +11,7 @@ from hf_robust_ft.schedules import SCHEDULES
 
 PAPER_EPOCHS = 50  # the scale of "hinge:T1,T2", as in the paper's Table 7
 STANDARD = "standard"
-# Never an attack; eps stays the budget that is measured. Bitwise the plain Trainer's training.
+# Never an attack; eps stays the budget that is measured. With batch_norm=trainer bitwise the plain Trainer's training.
 NEVER = {"eps_schedule": "piecewise_linear", "schedule_args": ["points=0:0,1:0"]}
 NAMED = {STANDARD: NEVER, "fix": {"eps_schedule": "constant"}, "sched": {"eps_schedule": "hinge"}}
 SYNONYMS = {"sched": "hinge", "constant": "fix"}  # in tables

@@ -11,6 +11,7 @@ from hf_robust_ft.grid.results import CellResult
 from hf_robust_ft.grid.settings import schedule_epochs, table_name
 from hf_robust_ft.grid.summary import ALL_EPS, REFERENCES, summarise
 from hf_robust_ft.paper.numbers import Scores
+from hf_robust_ft.plain_text import table_cell
 
 TABLES_NAME = "tables.md"
 RESULTS_NAME = "results.json"
@@ -305,5 +306,4 @@ def _alt_text(name: str) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int) -> str:
     """A Markdown table whose first columns hold text and whose others hold numbers."""
     rule = [":---" if column < text_columns else "---:" for column in range(len(head))]
-    escaped = ([cell.replace("|", r"\|") for cell in row] for row in (head, rule, *rows))
-    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
+    return "\n".join(f"| {' | '.join(map(table_cell, row))} |" for row in (head, rule, *rows))

@@ -55,9 +55,9 @@ def with_base_licence(api: HfApi, measured: RobustnessReport) -> RobustnessRepor
     if isinstance(stated, str) and stated != "unknown":
         return measured.with_metadata(base_model_license=stated)
     logger.warning(
-        "The licence of the pretrained weights (%s) is not known, so the card states none; give --license (e.g. "
-        "apache-2.0) if you know it.",
-        base or facts.get("base_model_text") or "not named in the report",
+        "No licence of the pretrained weights%s is known, so the card states none; give --license (e.g. apache-2.0) "
+        "if you know it.",
+        f" ({base})" if base else "",
     )
     return measured
 

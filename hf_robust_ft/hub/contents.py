@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
 from hf_robust_ft.reporting.evidence import CARD_NAME, CURVE_NAME, EXAMPLE_FILES, REPORT_NAME, TRAINING_NAME
-from hf_robust_ft.run_record import RECIPE_NAME, RECORD_NAME
+from hf_robust_ft.run_record import RECIPE_NAME, RECORD_NAME, portable_recipe
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -40,6 +40,23 @@ def published_files(folder: str | Path) -> list[str]:
                 f"{folder / name} is a link to a file outside of {folder}: put a copy there, or remove it."
             )
     return [*checkpoint_files(folder), *evidence, *examples]
+
+
+def published_content(path: Path) -> bytes:
+    """What goes up of a file: all as it is, but a recipe without the folders of this machine."""
+    content = path.read_bytes()
+    return portable_recipe(content.decode()).encode() if path.name == RECIPE_NAME else content
+
+
+@contextmanager
+def files_to_send(folder: Path, files: Sequence[str]) -> Iterator[dict[str, Path]]:
+    """Where what goes up lies, by path in the repository: in `folder`, or beside it where it differs."""
+    sent = {name: folder / name for name in files}
+    with tempfile.TemporaryDirectory() as changed:
+        if RECIPE_NAME in sent and (content := published_content(sent[RECIPE_NAME])) != sent[RECIPE_NAME].read_bytes():
+            sent[RECIPE_NAME] = Path(changed) / RECIPE_NAME
+            sent[RECIPE_NAME].write_bytes(content)
+        yield sent
 
 
 def checkpoint_files(folder: Path) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
+from hf_robust_ft.hub.contents import published_content
 from hf_robust_ft.shown_command import SECRET_NAMES, SECRETS
 
 LEAST_LENGTH = 8  # shorter values are no secrets, and occur by chance
@@ -26,7 +27,7 @@ def check_for_leaks(folder: str | Path, files: Sequence[str], token: str | bool 
     for name in files:
         if not name.endswith(TEXT):
             continue
-        content = (folder / name).read_bytes()
+        content = published_content(folder / name)
         if SECRETS.search(content.decode(errors="replace")) or any(
             len(value) >= LEAST_LENGTH and value.encode() in content for value in secrets
         ):

@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi
 
 from hf_robust_ft.hub.card import check_card, keep_foreign_text, with_base_licence
-from hf_robust_ft.hub.contents import INDEX, PICKLES, PROCESSORS, check_loads, published_files
+from hf_robust_ft.hub.contents import INDEX, PICKLES, PROCESSORS, check_loads, files_to_send, published_files
 from hf_robust_ft.hub.errors import PublishError, cause_to_show, described
 from hf_robust_ft.hub.evidence import check_belongs, read_report, take_report
 from hf_robust_ft.hub.leaks import check_for_leaks
@@ -107,8 +107,8 @@ def publish(
         files = _checked_files(folder, token)
         stale = _stale(held, files, SUPERSEDED + (LEFT_BY_TRAINING if remove_training_files else ()))
         where = {"revision": revision or "main", "create_pr": create_pr}
-        sent = {name: folder / name for name in files}
-        info = upload(api, repo_id, sent, delete=stale, message=commit_message, **where)
+        with files_to_send(folder, files) as sent:
+            info = upload(api, repo_id, sent, delete=stale, message=commit_message, **where)
     except PublishError as error:
         raise type(error)(f"{error} Nothing in {folder} is lost. Go on with: {resume}") from error.__cause__
     except CLIENT_ERRORS as error:

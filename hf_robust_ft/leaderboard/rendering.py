@@ -1,9 +1,8 @@
 """A leaderboard as Markdown, which is also what is printed, and as an HTML page."""
 
-import html
-
 from hf_robust_ft.leaderboard.rankings import Leaderboard, Ranking
 from hf_robust_ft.leaderboard.results import Result
+from hf_robust_ft.plain_text import markdown
 from hf_robust_ft.reporting.page.assets import GENERATOR, render_template
 
 COLUMNS = ("", "model", "expected robustness", "95 % interval", "adversarial", "clean", "trust checks")
@@ -18,12 +17,12 @@ def to_markdown(board: Leaderboard) -> str:
     """The rankings as Markdown tables, aligned to be read as they are, then what could not be read."""
     lines = [f"<!-- {GENERATOR} -->", f"# {TITLE}", "", CAUTION, ""]
     for ranking in board.rankings:
-        lines += [f"## {_escaped(str(ranking.setting))}", "", *_table([COLUMNS, *_rows(ranking, link=True)]), ""]
+        lines += [f"## {markdown(str(ranking.setting))}", "", *_table([COLUMNS, *_rows(ranking, link=True)]), ""]
     if board.left_out:
         lines += [f"Left out: {board.left_out} of other settings.", ""]
     if board.problems:
         lines += ["## Not read, or doubtful", ""]
-        lines += [f"- {_escaped(each.source)}: {_escaped(each.reason)}" for each in board.problems]
+        lines += [f"- {markdown(each.source)}: {markdown(each.reason)}" for each in board.problems]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -52,7 +51,7 @@ def _row(place: int, result: Result, link: bool) -> list[str]:
     def percent(share: float | None) -> str:
         return "" if share is None else f"{100 * share:.2f} %"
 
-    name = _escaped(result.source) if link else result.source
+    name = markdown(result.source) if link else result.source
     checks = {None: "not told", 0: "passed"}.get(result.warnings, f"{result.warnings} warnings")
     return [
         str(place),
@@ -71,11 +70,3 @@ def _table(rows: list) -> list[str]:
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
-
-
-def _escaped(text: str) -> str:
-    """Text of a stranger in Markdown: no markup, no cell's end, no new line."""
-    escaped = html.escape(" ".join(text.split()), quote=False)
-    for mark in "\\|[]`*":
-        escaped = escaped.replace(mark, f"\\{mark}")
-    return escaped

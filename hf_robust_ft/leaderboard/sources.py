@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from hf_robust_ft.leaderboard.results import Result, from_eval_results
 from hf_robust_ft.reporting.evidence import CARD_NAME, REPORT_NAME
 from hf_robust_ft.reporting.model_card import TAG
-from hf_robust_ft.reporting.page.runs import short_names
+from hf_robust_ft.reporting.page.runs import runs_in, short_names
 from hf_robust_ft.reporting.settings import DEFAULT_GRID
 from hf_robust_ft.reports import RobustnessReport
 
@@ -54,14 +54,20 @@ def read_tagged(api: HfApi, tag: str = TAG, limit: int | None = None) -> Found:
 
 
 def read_sources(api: HfApi, sources: Sequence[str]) -> Found:
-    """Results of the repositories or local folders named; one that cannot be read is told with the reason."""
-    folders = [folder for source in sources if (folder := Path(source).expanduser()).is_dir()]
+    """Results of the repositories or local folders named, or of the folders in these; unreadable ones are told."""
+    sources = list(dict.fromkeys(each for source in sources for each in _places(source)))
+    folders = [Path(source) for source in sources if Path(source).is_dir()]
     names = dict(zip(folders, short_names([folder.resolve() / REPORT_NAME for folder in folders]), strict=True))
     return _together([_read_source(api, source, names) for source in sources])
 
 
-def _read_source(api: HfApi, source: str, names: dict[Path, str]) -> Found:
+def _places(source: str) -> list[str]:
     folder = Path(source).expanduser()
+    return list(map(str, runs_in(folder))) if folder.is_dir() else [source]
+
+
+def _read_source(api: HfApi, source: str, names: dict[Path, str]) -> Found:
+    folder = Path(source)
     if folder in names:
         return _read_files(names[folder], *(_existing(folder / name) for name in (REPORT_NAME, CARD_NAME)))
     try:

@@ -24,6 +24,7 @@ class EfficientNetLite:
     index: int
     image_size: int
     extra: str
+    licence = "apache-2.0"  # of the weights, as their package states it
 
     @property
     def architecture(self) -> str:

@@ -6,10 +6,12 @@ import os
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, is_offline_mode
+from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
@@ -32,6 +34,7 @@ from hf_robust_ft.models.transformers_clip import zero_shot_classifier
 from hf_robust_ft.models.trust import SAFETENSORS, no_code, refusals_explained
 from hf_robust_ft.models.weight_files import SUFFIXES, load_weight_file
 from hf_robust_ft.models.zero_shot import DEFAULT_PROMPTS, check_prompts
+from hf_robust_ft.source_names import HubAnswer, ask_hub, nothing_here
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +94,7 @@ def load_image_classifier(
         elif model_id in EMBEDDED_MODELS:
             model, processor = _embedded(model_id, image_size, labels, head, from_pretrained)
         else:
+            _check_there(model_id, from_pretrained)
             with _verified(model_id, from_pretrained), refusals_explained(model_id):
                 model, processor = _from_hub(model_id, labels, head, prompts, dict(from_pretrained))
             from_pretrained.pop("dtype", None)
@@ -129,14 +133,14 @@ def _resolve(model_id: str, image_size: int | None, head: str) -> tuple[str, int
     if os.path.exists(model_id) or model_id in EMBEDDED_MODELS or model_id.startswith(PREFIX):
         return model_id, image_size
     if model_id.endswith(SUFFIXES):
-        raise ValueError(f"There is no weight file {model_id}.")
+        raise ValueError(f"There is no weight file {model_id}. {nothing_here(model_id)}")
     if model_id.startswith((".", "/", "~")):
-        raise ValueError(f"{model_id} is not a folder. Give a checkpoint folder, a weight file or a Hub model id.")
+        raise ValueError(f"{nothing_here(model_id)} Give a checkpoint folder, a weight file or a Hub model id.")
     if "/" not in model_id:
         known = [*BACKBONES, *EMBEDDED_MODELS]
         raise ValueError(
-            f"Unknown model {model_id!r}. Nearest: {nearest_names(model_id, known)}. Or give a Hub id "
-            "(timm/resnet18.a1_in1k), open_clip:NAME, a checkpoint folder or a weight file."
+            f"{nothing_here(model_id)} Unknown model {model_id!r}. Nearest: {nearest_names(model_id, known)}. Or give "
+            "a Hub id (timm/resnet18.a1_in1k), open_clip:NAME, a checkpoint folder or a weight file."
         )
     return model_id, image_size
 
@@ -215,6 +219,24 @@ def _from_hub(
     if new_head and not missing and not info["mismatched_keys"]:
         reinitialise_head(model)
     return model, AutoImageProcessor.from_pretrained(model_id, **from_pretrained)
+
+
+def _check_there(model_id: str, options: dict[str, Any]) -> None:
+    """Raise where the Hub lacks a model, or does not answer and nothing of it is cached."""
+    if os.path.exists(model_id) or model_id.startswith(PREFIX) or options.get("local_files_only"):
+        return
+    answer = ask_hub(model_id, "model", options.get("token"))
+    if answer is HubAnswer.ABSENT:
+        raise ValueError(
+            f"{nothing_here(model_id)} {model_id} is not a valid model identifier of the Hub either, or not one that "
+            "your token may read: give a Hub id (owner/name), or a checkpoint folder."
+        )
+    cached = Path(options.get("cache_dir") or constants.HF_HUB_CACHE) / repo_folder_name(
+        repo_id=model_id, repo_type="model"
+    )
+    if not cached.is_dir() and (answer is HubAnswer.SILENT or is_offline_mode()):
+        why = "the Hub does not answer" if answer is HubAnswer.SILENT else "the client is offline (HF_HUB_OFFLINE)"
+        raise ConnectionError(f"{nothing_here(model_id)} {model_id} is not cached, and {why}.")
 
 
 @contextmanager

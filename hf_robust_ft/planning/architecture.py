@@ -130,7 +130,9 @@ def _by_config(checkpoint: str, labels: dict[str, Any], image_size: int | None, 
             f"{checkpoint} is not cached, and a dry run does not use the network. Fetch its configuration once: "
             f"hf download {checkpoint} --include '*config.json' ({str(error).splitlines()[0]})"
         ) from error
-    model = AutoModelForImageClassification.from_config(config, trust_remote_code=options["trust_remote_code"])
+    model = AutoModelForImageClassification.from_config(
+        config, dtype=torch.float32, trust_remote_code=options["trust_remote_code"]
+    )
     if image_size is not None:
         model, processor = resize_input(model, processor, image_size, checkpoint, options)
     return model, processor

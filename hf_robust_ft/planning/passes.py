@@ -138,10 +138,13 @@ def phases(
         input_gradient=sum(gradients * images for (gradients, _), images in passes),
         at_most=length.at_most,
     )
+    checked = min(2, args.train_batch_size) * args.world_size
+    # Once for the number of classes, with the gradient where images are attacked, and then by an attack.
+    gradients, forwards = 0, 1
     if args.threat_model.eps > 0:
-        checked = min(2, args.train_batch_size) * args.world_size
-        runs = attack_passes(APGD(steps=1), num_classes)
-        yield Phase("check of the first batch", checked, forward=runs[1] * checked, input_gradient=runs[0] * checked)
+        gradients, forwards = attack_passes(APGD(steps=1), num_classes)
+        gradients += 1
+    yield Phase("check of the first batch", checked, forward=forwards * checked, input_gradient=gradients * checked)
     visits = evaluations(args, length) * sizes["validation"]
     if visits:
         yield Phase("validation", visits, forward=visits)

@@ -15,6 +15,7 @@ from transformers.hf_argparser import string_to_bool
 from hf_robust_ft.command_parser import CommandParser
 from hf_robust_ft.recipes.yaml_values import load_yaml
 from hf_robust_ft.run_record import OF_ONE_LAUNCH
+from hf_robust_ft.source_names import nearest_places
 
 FOLDER = Path(__file__).parent
 
@@ -38,8 +39,11 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     # By the names themselves: "../x" is no recipe of ours.
     path = FOLDER / f"{recipe}.yaml" if str(recipe) in shipped_recipes() and not _is_file(recipe) else Path(recipe)
     if not _is_file(path):
+        near = [*nearest_places(str(recipe)), *difflib.get_close_matches(str(recipe), shipped_recipes(), n=1)]
+        meant = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(
-            f"There is no recipe {str(recipe)!r}: give a YAML file, or one of {', '.join(shipped_recipes())}."
+            f"There is no recipe {str(recipe)!r}, nor a file of that name.{meant} Give a YAML file, or one of "
+            f"{', '.join(shipped_recipes())}."
         )
     try:
         content = load_yaml(path.read_bytes())
@@ -96,15 +100,19 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Each option once (not again with hyphens), switches by their name alone, no `(default: None)` or `False`."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        if _is_switch(action):
+        if _is_switch(action) or _switches_off(action):
             return action.option_strings[0]
         if action.option_strings and action.nargs != 0:
             return f"{action.option_strings[0]} {self._format_args(action, action.dest.upper())}"
         return super()._format_action_invocation(action)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        is_off = _is_switch(action) and str(action.default) == "False"
+        is_off = (_is_switch(action) and str(action.default) == "False") or _switches_off(action)
         return action.help if action.default is None or is_off else super()._get_help_string(action)
+
+
+def _switches_off(action: argparse.Action) -> bool:
+    return action.nargs == 0 and action.const is False
 
 
 def _is_switch(action: argparse.Action) -> bool:
@@ -129,6 +137,8 @@ def build_parser(types: Sequence[type], recipe: Mapping[str, Any], **parser_opti
     hints = {name: hint for each in types for name, hint in typing.get_type_hints(each).items()}
     may_be_none = {name for name, hint in hints.items() if type(None) in typing.get_args(hint)}
     for action in parser._actions:
+        if _switches_off(action):
+            action.help = f"Switch --{action.dest} off."
         if action.type in (int, float) and action.dest in may_be_none:
             action.type = _number_or_none(action.type)
         elif action.type is string_to_bool and action.nargs is None:  # `bool | None`: --tf32 as --bf16

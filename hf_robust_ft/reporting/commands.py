@@ -22,7 +22,7 @@ def evaluate_command(report: RobustnessReport, model: str, **more: Any) -> str:
     threat_model = ThreatModel(**report.threat_model)
     options = {
         "model": model,
-        "dataset": facts.get("dataset_alias") or facts.get("dataset") or "DATASET",
+        "dataset": facts.get("dataset_alias") or facts.get("dataset_path") or facts.get("dataset") or "DATASET",
         "dataset_config": facts.get("dataset_config"),
         "dataset_revision": facts.get("dataset_commit") if not facts.get("dataset_alias") else None,
         "split": facts.get("split") if facts.get("split") != "test" else None,

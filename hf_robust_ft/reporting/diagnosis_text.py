@@ -1,6 +1,6 @@
 """A diagnosis in words: a table, and a sentence of advice."""
 
-from hf_robust_ft.diagnosis import Diagnosis, RunDiagnosis, ScheduleEpochs, counted
+from hf_robust_ft.diagnosis import FEWEST_POINTS, Diagnosis, RunDiagnosis, ScheduleEpochs, counted
 from hf_robust_ft.threat_models import format_eps
 from hf_robust_ft.validation_curves import PAPER_THRESHOLD
 
@@ -24,7 +24,11 @@ def render_diagnosis(diagnosis: Diagnosis) -> str:
     if diagnosis.never:
         lines.append(f"'never' (in {length} epochs) counts as {length}, a lower bound.")
     found = diagnosis.correlation
-    if found is None:
+    if len(diagnosis.runs) < FEWEST_POINTS:
+        lines.append(
+            f"A correlation of delay and drop needs {FEWEST_POINTS} runs: add some at other eps, or other seeds."
+        )
+    elif found is None:
         lines.append("Delay or drop is the same in all runs, so their correlation is not defined.")
     else:
         lines.append(

@@ -5,13 +5,16 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_robust_ft.plain_text import markdown, one_line
 from hf_robust_ft.protocols import PROTOCOLS
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.licences import licence_metadata
-from hf_robust_ft.reporting.settings import UNNAMED_DATASET, attack_name
+from hf_robust_ft.reporting.reach import LEAST, reach_of, reach_sentence
+from hf_robust_ft.reporting.settings import UNNAMED_DATASET, attack_name, measured_by
+from hf_robust_ft.reporting.verdict import verdict
 from hf_robust_ft.reports import RobustnessReport
-from hf_robust_ft.threat_models import format_eps
+from hf_robust_ft.threat_models import format_eps, parse_eps
 
 TAG = "hf_robust_ft"
 EXAMPLES = "examples"
@@ -48,15 +51,20 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     """
     facts = report.metadata
     norm, eps = report.threat_model["norm"], format_eps(report.threat_model["eps"])
-    attack = attack_name(report.attack)
+    attack = measured_by(report)
     subject_id = None if facts.get("training") else facts.get("base_model")
     subject = facts.get("base_model_text") or facts.get("base_model")
-    title = "Robust image classifier" if facts.get("training") or not subject else f"Robustness of {subject}"
+    found = verdict(report)
+    is_robust = found is None or found.is_robust
+    title = f"Robustness of {subject}"
+    if facts.get("training") or not subject:
+        title = "Robust image classifier" if is_robust else "Image classifier, adversarially fine-tuned"
     dataset = facts.get("dataset_name") or facts.get("dataset") or UNNAMED_DATASET
     setting = {
         "norm": norm, "eps": eps, "attack": attack, "steps": report.attack["steps"], "protocol": report.protocol,
         "samples": report.num_samples,
     }  # fmt: skip
+    reach = reach_of(facts.get("training"))
     results = [
         EvalResult(
             task_type="image-classification",
@@ -79,7 +87,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     more_tags = facts.get("tags", [])
     tags += [more_tags] if isinstance(more_tags, str) else list(more_tags)
     data = ModelCardData(
-        model_name=facts.get("model_name") or title[0].lower() + title[1:],
+        model_name=one_line(facts.get("model_name") or title[0].lower() + title[1:]),
         library_name="transformers",
         pipeline_tag="image-classification",
         **licence_metadata(facts),
@@ -96,7 +104,12 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         facts=facts,
         subject=subject,
         title=facts.get("model_name") or title,
+        verdict=found,
+        is_robust=is_robust,
+        text=markdown,
         training=facts.get("training", {}),
+        reach=None if reach is None else ("" if reach >= LEAST else "**Warning.** ") + reach_sentence(reach),
+        is_undertrained=_is_undertrained(facts.get("training", {})),
         norm=norm,
         eps=eps,
         threat=THREATS[norm].format(eps=eps),
@@ -117,6 +130,13 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         curve=[(format_eps(e), a) for e, a in zip(report.epsilons, report.accuracies, strict=True)],
     )
     return str(card).rstrip() + "\n"
+
+
+def _is_undertrained(training: dict) -> bool:
+    """Whether the weights are of a moment at which eps was still below its target; images' own eps may stay there."""
+    weights_eps = training.get("weights_eps")
+    is_of_all = weights_eps is not None and training.get("eps_schedule") != "per_sample"
+    return is_of_all and parse_eps(weights_eps) < parse_eps(training["eps"]) - 1e-6
 
 
 def _licences(facts: dict) -> str:

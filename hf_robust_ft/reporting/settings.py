@@ -51,7 +51,7 @@ class Setting:
             norm=norm,
             eps=format_eps(eps),
             protocol=report.protocol,
-            attack=attack_name(report.attack, report.convergence),
+            attack=measured_by(report),
             grid=DEFAULT_GRID if is_usual or report.protocol == "exact" else f"{len(report.epsilons)} points",
         )
 
@@ -71,6 +71,12 @@ class Setting:
 def dataset_text(name: str | None, configuration: str | None) -> str:
     """A dataset by its id and, where it has several, its configuration."""
     return (str(name) if name else UNKNOWN) + (f", {configuration}" if name and configuration else "")
+
+
+def measured_by(report: RobustnessReport) -> str:
+    """The attack, "APGD-CE-10 in bf16" where it ran in half precision, in which it is weaker."""
+    precision = report.metadata.get("evaluated_in")
+    return attack_name(report.attack, report.convergence) + (f" in {precision}" if precision else "")
 
 
 def attack_name(attack: Mapping[str, Any], convergence: Mapping[str, Any] | None = None) -> str:

@@ -5,14 +5,17 @@ from torch import nn
 from hf_robust_ft.tuning.arguments import TuningArguments
 from hf_robust_ft.tuning.freezing import freeze_parameters
 from hf_robust_ft.tuning.lora import add_lora
+from hf_robust_ft.wrapped_models import without_wrappers
 
 
 def adapted(model: nn.Module, args: TuningArguments) -> nn.Module:
-    """The model with what `freeze` names frozen, or as a `PeftModel` with adapters of `lora_rank`.
+    """The model, out of a user's wrappers, with what `freeze` names frozen, or a `PeftModel` of it with `lora_rank`.
 
     Raises:
         ValueError: settings that the model cannot follow.
     """
+    # DataParallel's copies of a module compiled in place would all run the first; with torch_compile, Trainer compiles.
+    model = without_wrappers(model, compiles=not args.torch_compile and args.n_gpu <= 1)
     freeze_parameters(model, args.freeze)
     if args.lora_rank is None:
         return model

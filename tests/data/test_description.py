@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as PILImage
-from transformers import CLIPImageProcessor, ConvNextImageProcessor, ViTImageProcessor
+from transformers import (
+    CLIPImageProcessor,
+    ConvNextImageProcessor,
+    EfficientNetImageProcessor,
+    MobileViTImageProcessor,
+    ViTImageProcessor,
+)
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 from hf_robust_ft.data import describe_transforms
@@ -64,6 +70,15 @@ def test_training_and_evaluation_in_words():
     assert json.loads(json.dumps(described)) == described
     plain = describe_transforms(PROCESSORS["timm"]())
     assert plain["train"] == plain["eval"] and plain["text"].endswith("Training images: the same.")
+
+
+def test_what_settings_do_not_tell_is_described_as_it_is():
+    """EfficientNet's processor scales by std twice, MobileViT's gives BGR, and PPLCNet's statistics are BGR's."""
+    twice = describe_transforms(EfficientNetImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3))
+    assert twice["mean"] == [0.5] * 3 and np.allclose(twice["std"], 0.25, atol=1e-6)
+    reversed_order = describe_transforms(MobileViTImageProcessor(do_resize=False, do_center_crop=False))
+    assert reversed_order["channels"] == [2, 1, 0] and reversed_order["eval"][-1] == "channels as B G R"
+    assert "channels" not in describe_transforms(ViTImageProcessor())
 
 
 def test_what_a_processor_does_not_do_is_none():

@@ -23,6 +23,7 @@ from hf_robust_ft.grid.comparison import (
     trained_otherwise,
 )
 from hf_robust_ft.grid.settings import schedule_epochs
+from hf_robust_ft.models.backbones import BACKBONES
 from hf_robust_ft.paper.numbers import Scores
 
 DIGITS = Configuration("efficientnet_lite0", "digits", "4/255")
@@ -193,6 +194,10 @@ def test_what_was_trained_otherwise_than_the_paper_is_told():
     ]
     assert found[1] == ["num_train_epochs 2.0 (paper: 50)", "max_train_samples 64"]
     assert set(found[0]) - set(found[1]) == {"schedule_end 0.6 (paper: 0.74)"}
+    frozen = dataclasses.replace(make_result(setting="fix"), configuration={"batch_norm": "frozen"})
+    for model, told in (("swin", []), ("r50", ["batch_norm frozen (paper: trainer)"])):
+        assert trained_otherwise(dataclasses.replace(frozen, model=model)) == told
+        assert trained_otherwise(dataclasses.replace(frozen, model=BACKBONES[model].hub_id)) == told
 
 
 def test_settings_are_told_apart_and_ordered():

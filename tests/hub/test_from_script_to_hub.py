@@ -25,7 +25,7 @@ data = load_dataset("someone/Colours-4")
 train, test = (with_pixel_values(data[name], processor) for name in ("train", "test"))
 args = AdversarialTrainingArguments(
     "run", eps="8/255", attack_steps=1, eval_attack_steps=1, num_train_epochs=1, use_cpu=True, report_to="none",
-    remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=False, hub_model_id="tester/mine",
+    remove_unused_columns=False, disable_tqdm=True, hub_model_id="tester/mine",
     per_device_eval_batch_size=4, save_strategy="no",
 )
 trainer = AdversarialTrainer(model, args, train_dataset=train, eval_dataset=test, processing_class=processor)

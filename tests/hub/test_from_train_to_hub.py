@@ -31,7 +31,7 @@ COMMANDS = """
 usual = ["--dataset", here + "/colours", "--eps", "8/255"]
 flags = ["--model", here + "/pretrained", *usual, "--output_dir", here + "/run", "--attack_steps", "2",
          "--eval_attack_steps", "2", "--num_train_epochs", "4", "--per_device_train_batch_size", "8",
-         "--validation_size", "0.25", "--use_cpu", "--dataloader_pin_memory", "false", "--disable_tqdm", "true",
+         "--validation_size", "0.25", "--use_cpu", "--disable_tqdm", "true",
          "--push_to_hub", "--hub_model_id", "tester/trained", "--hub_token", TOKEN]
 main(["train", *flags])
 main(["evaluate", "--model", "run", *usual, "--attack_steps", "2", "--output_dir", "evaluation", "--device", "cpu",
@@ -62,7 +62,7 @@ def test_train_publishes_what_publish_would(went):
         f"examples/example_00{number}.png" for number in range(4)
     }
     recipe = yaml.safe_load(trained.files["recipe.yaml"].content)
-    assert recipe["eps"] == "8/255" and recipe["num_train_epochs"] == 4 and recipe["dataset"] == "colours"
+    assert recipe["eps"] == "8/255" and recipe["num_train_epochs"] == 4 and recipe["dataset"] == "./colours"
     record = json.loads(trained.files["provenance.json"].content)
     assert record["command"].startswith("hf-robust-ft train --model pretrained --dataset colours --eps 8/255")
     assert record["seeds"] == {"seed": 42, "split_seed": 0} and record["versions"]["torch"]

@@ -6,6 +6,7 @@ import pytest
 from huggingface_hub import HfApi
 from page_runs import make_report
 
+from hf_robust_ft.cli import main
 from hf_robust_ft.leaderboard import read_sources
 from hf_robust_ft.reporting import render_model_card
 
@@ -22,6 +23,18 @@ def test_folders_of_one_name_are_told_apart(read, tmp_path):
         make_report().to_json(tmp_path / name / "evaluation" / "robustness_report.json")
     results, problems = read(tmp_path / "a" / "evaluation", tmp_path / "b" / "evaluation")
     assert [result.source for result in results] == ["a/evaluation", "b/evaluation"] and not problems
+
+
+def test_a_folder_of_runs_stands_for_them(read, tmp_path, capsys):
+    for name in ("a", "b", "unfinished"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    for seed, name in enumerate(("a", "b")):
+        make_report(seed).to_json(tmp_path / "runs" / name / "robustness_report.json")
+    results, problems = read(tmp_path / "runs", tmp_path / "runs" / "a")  # one that is named twice counts once
+    assert [result.source for result in results] == ["a", "b"] and not problems
+    pytest.importorskip("plotly")
+    main(["report", str(tmp_path / "runs"), "--html", str(tmp_path / "page.html")])
+    assert "2 runs" in capsys.readouterr().out
 
 
 def test_a_card_alone_gives_what_the_report_would(read, tmp_path):

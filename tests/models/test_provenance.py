@@ -1,6 +1,8 @@
 import pytest
 
 from hf_robust_ft.models.provenance import describe_source
+from hf_robust_ft.reporting.licences import licence_metadata
+from hf_robust_ft.run_arguments import describe_model
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,9 @@ def test_embedded_weights_name_their_package():
 def test_no_path_of_this_machine_is_told(tmp_path):
     (tmp_path / "run_1").mkdir()
     assert describe_source(str(tmp_path / "run_1")) == {"base_model_text": "run_1"}
+
+
+def test_the_licence_of_embedded_weights_is_known():
+    facts = describe_model("efficientnet_lite0")
+    assert "Apache-2.0" in facts["base_model_text"]
+    assert licence_metadata(facts) == {"license": "apache-2.0"}

@@ -1,3 +1,5 @@
+import base64
+
 import numpy as np
 import pytest
 import torch
@@ -6,8 +8,10 @@ from PIL import Image
 
 from hf_robust_ft import APGD, PixelClassifier, PixelSpace, ThreatModel
 from hf_robust_ft.batches import stack_examples
-from hf_robust_ft.reporting import save_examples
-from hf_robust_ft.reporting.examples import _plot_strip
+from hf_robust_ft.reporting import choose_examples, save_examples
+from hf_robust_ft.reporting.example_pairs import ExamplePairs
+from hf_robust_ft.reporting.examples import _half_and_half, _plot_strip
+from hf_robust_ft.reporting.page.render import _examples_of
 
 NAMES = ["red", "green", "blue", "yellow"]
 
@@ -79,12 +83,26 @@ def test_norms_whose_pixels_differ_unequally_are_visible(classifier, batch, tmp_
     assert max(abs(difference.min() - 0.5), abs(difference.max() - 0.5)) > 0.3
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
 def test_no_difference_is_grey(tmp_path, channels):
     image = torch.rand((channels, 8, 8), generator=torch.Generator().manual_seed(0))
-    _plot_strip(image, image.clone(), ["red", "red", "red"], "Linf 0", tmp_path / "same.png")
+    _plot_strip(image, image.clone(), ("red: right", "Linf 0: stood"), tmp_path / "same.png")
     clean, adversarial, difference = panels(tmp_path / "same.png")
     assert np.array_equal(clean, adversarial) and np.abs(difference - 0.5).max() < 0.01
+
+
+@pytest.mark.parametrize("channels", [2, 4, 13])
+def test_of_many_channels_the_mean_is_drawn_and_all_are_kept_as_numbers(tmp_path, channels):
+    pixels, labels = torch.rand((2, channels, 8, 8), generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
+    pixels[0] = torch.linspace(0, 1, channels)[:, None, None]  # whose mean is grey
+    options = {"threat_model": ThreatModel("Linf", "8/255"), "attack": APGD(steps=2), "class_names": NAMES}
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * 64, 4))
+    files = save_examples(model, pixels, labels, tmp_path, **options)
+    assert len(files) == 2 and np.abs(panels(files[0])[0] - 0.5).max() < 0.01
+    pairs = ExamplePairs.load(tmp_path / "examples.npz")
+    assert np.array_equal(pairs.clean, pixels.numpy()) and pairs.adversarial.shape == pixels.shape
+    shown = _examples_of("a", pairs)["images"]
+    assert len(base64.b64decode(shown[0]["clean"])) == 8 * 8 * 3 and shown[0]["largestLabel"] == "8/255"
 
 
 def test_the_model_keeps_its_mode_and_files_repeat_byte_for_byte(classifier, batch, tmp_path):
@@ -97,3 +115,51 @@ def test_the_model_keeps_its_mode_and_files_repeat_byte_for_byte(classifier, bat
     )
     assert classifier.training and all(parameter.grad is None for parameter in classifier.parameters())
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_examples_were_right_and_some_fell_and_some_stood():
+    smallest = [0.0] * 50 + [2 / 255] * 40 + [None] * 10
+    candidates, fell = choose_examples(smallest, 4, seed=3)
+    assert len(candidates) == len(set(candidates)) == 16 and sum(fell) == 8
+    assert all(
+        smallest[at] != 0 and (smallest[at] is not None) == down for at, down in zip(candidates, fell, strict=True)
+    )
+    assert choose_examples(smallest, 4, seed=3) == (candidates, fell) != choose_examples(smallest, 4, seed=4)
+    assert choose_examples([0.0, 0.0], 4) == ([], [])
+    assert choose_examples([0.0, float("inf"), 0.1], 4) == ([2, 1], [True, False])
+
+
+def test_strips_are_of_images_that_end_as_the_evaluation_says(classifier, batch, tmp_path):
+    pixels, labels = batch
+    options = {
+        "threat_model": ThreatModel("Linf", "8/255"),
+        "attack": APGD(steps=5, random_start=False, select="fooled"),
+    }
+    right = classifier(pixels).argmax(1) == labels
+    fooled = options["attack"](classifier, pixels, labels, options["threat_model"]).fooled
+    known = {"class_names": NAMES, **options}
+    save_examples(classifier, pixels, labels, tmp_path, **known)  # an earlier one's, which go
+    files = save_examples(classifier, pixels, labels, tmp_path, fell=fooled.tolist(), count=2, **known)
+    pairs = ExamplePairs.load(tmp_path / "examples.npz")
+    assert sorted(tmp_path.glob("*.png")) == files and len(files) == len(pairs.labels) == min(2, int(right.sum()))
+    assert (pairs.labels == pairs.clean_predictions).all()
+    for (before, after), label, ended in zip(
+        pairs.captions(), pairs.labels, pairs.adversarial_predictions, strict=True
+    ):
+        assert before == f"{label}: right"
+        assert after == ("Linf 8/255: stood" if ended == label else f"Linf 8/255: fell, taken for {ended}")
+    assert save_examples(classifier, pixels, labels, tmp_path, fell=(~fooled).tolist(), **known) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_of_them_fell_as_far_as_there_are():
+    assert _half_and_half([1, 2, 3], [4, 5, 6], 4) == [1, 2, 4, 5]
+    assert _half_and_half([1], [4, 5, 6], 4) == [1, 4, 5, 6]
+    assert _half_and_half([1, 2, 3, 9], [4], 4) == [1, 2, 3, 4]
+    assert _half_and_half([], [4], 4) == [4] and _half_and_half([1, 2, 3], [4, 5], 3) == [1, 2, 4]
+
+
+def test_an_image_that_was_wrong_already_says_so():
+    image = np.zeros((1, 3, 4, 4), dtype=np.float32)
+    pairs = ExamplePairs(image, image, np.array(["cat"]), np.array(["dog"]), np.array(["dog"]), "Linf 4/255")
+    assert pairs.captions() == [("cat: wrong already, taken for dog", "Linf 4/255: taken for dog")]

@@ -282,3 +282,18 @@ def test_threat_model_and_protocol_are_told_in_words(full, norm, protocol):
     text = render_model_card(changed)
     assert f"({norm} 0.5)" in text and f"Protocol *{protocol}*" in text
     assert ("every pixel by up to" in text) == (norm == "Linf")
+
+
+@pytest.mark.parametrize(
+    ("lowest", "told"),
+    [
+        (1.0, "- Training saw what its attacks found: at least 100 %"),
+        (0.37, "- **Warning.** Training did not see what its attacks found: over a stretch, 37 %"),
+    ],
+)
+def test_the_card_tells_whether_training_saw_its_attacks(report, lowest, told):
+    assert "its attacks found" not in render_model_card(report)
+    training = {"batch_norm": "trainer", "attack_loss_seen": {"overall": 0.9, "lowest": lowest}}
+    card = render_model_card(report.with_metadata(training=training))
+    assert told in card.partition("## Can these numbers be trusted?")[2]
+    assert "| batch_norm | trainer |" in card

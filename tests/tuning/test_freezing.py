@@ -20,7 +20,9 @@ def test_linear_probing_moves_the_head_alone_and_no_statistics(make_trainer, mak
 
 @pytest.mark.parametrize("kind", ["resnet", "timm"])
 def test_first_stages_stand_still_with_their_statistics_and_the_rest_moves(make_trainer, make_model, kind):
-    trainer = make_trainer(make_model(kind), freeze=1, num_train_epochs=2, eps_schedule="constant")
+    trainer = make_trainer(
+        make_model(kind), freeze=1, num_train_epochs=2, eps_schedule="constant", batch_norm="trainer"
+    )
     depths = layer_numbers(trainer.model, by_stage=True)
     frozen = {name.rpartition(".")[0] for name, depth in depths.items() if depth <= 1}
     before = weights(trainer.model)
@@ -34,7 +36,7 @@ def test_batch_norm_moves_where_it_is_not_asked_to_stand_still(make_trainer, mak
     """A user's own frozen parameters are Trainer's business: its rule is that statistics move."""
     model = make_model("resnet")
     model.resnet.requires_grad_(False)
-    trainer = make_trainer(model, num_train_epochs=1, eps_schedule="constant")
+    trainer = make_trainer(model, num_train_epochs=1, eps_schedule="constant", batch_norm="trainer")
     before = weights(model)
     trainer.train()
     name = "resnet.embedder.embedder.normalization.running_mean"

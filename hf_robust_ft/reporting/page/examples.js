@@ -40,8 +40,8 @@
     paint(find("clean"), example, (i) => clean[i] / 255);
     paint(find("adversarial"), example, (i) => clean[i] / 255 + change(i));
     paint(find("difference"), example, (i) => 0.5 + strength * change(i));
-    find("clean-caption").textContent = `${example.label}, taken for ${example.before}`;
-    find("adversarial-caption").textContent = `${group.threatModel}: taken for ${example.after}`;
+    find("clean-caption").textContent = example.before;
+    find("adversarial-caption").textContent = example.after;
     find("difference-caption").textContent = `largest ${example.largestLabel}`;
     find("example-number").textContent = `${position + 1} of ${group.images.length}`;
     const told = `× ${strength < 10 ? strength.toFixed(1) : Math.round(strength)}`;

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_robust_ft.reporting.reach import REACH
 from hf_robust_ft.reporting.settings import Setting, attack_name
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import format_eps
@@ -33,6 +34,7 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
         "threat model": f"{setting.norm} {setting.eps}",
         "protocol": report.protocol,
         "attack": attack_name(report.attack),
+        "measured in": facts.get("evaluated_in"),
         "grid": _grid_text(report.epsilons),
         "images": report.num_samples,
         "dataset": setting.dataset,
@@ -46,11 +48,20 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
         "model": None if training else subject,
         "schedule of eps": training.get("eps_schedule"),
         "trained at eps": training.get("eps"),
+        "weights": f"of step {training['weights_step']}, trained at eps {training['weights_eps']}"
+        if "weights_step" in training
+        else None,
         "epochs": training.get("num_train_epochs"),
         "seed": training.get("seed"),
+        "BatchNorm statistics": training.get("batch_norm"),
+        "attack loss seen in training": _reach_text(training.get(REACH)),
         "command": facts.get("command"),
         "versions": ", ".join(f"{name} {value}" for name, value in (facts.get("versions") or {}).items()),
     }
+
+
+def _reach_text(reach: dict[str, float] | None) -> str | None:
+    return None if reach is None else f"{reach['overall']:.0%} of what was found, at least {reach['lowest']:.0%}"
 
 
 def _grid_text(epsilons: Sequence[float]) -> str:

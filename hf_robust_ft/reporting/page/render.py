@@ -9,12 +9,14 @@ import numpy as np
 
 from hf_robust_ft.protocols import PROTOCOLS
 from hf_robust_ft.reporting.consistency import check_consistent
-from hf_robust_ft.reporting.example_pairs import ExamplePairs
+from hf_robust_ft.reporting.example_pairs import ExamplePairs, drawable
 from hf_robust_ft.reporting.page.assets import read_asset, render_template
 from hf_robust_ft.reporting.page.protocol_table import protocol_rows
 from hf_robust_ft.reporting.page.runs import Run
+from hf_robust_ft.reporting.reach import LEAST, reach_of, reach_sentence
 from hf_robust_ft.reporting.settings import Setting
-from hf_robust_ft.threat_models import format_eps
+from hf_robust_ft.reporting.verdict import verdict
+from hf_robust_ft.threat_models import format_eps, readable_eps
 
 SCRIPTS = ("robustness.js", "charts.js", "page.js", "examples.js")
 COLOURS = 6  # --run-0 ... of page.css
@@ -108,6 +110,7 @@ def _describe(run: Run, index: int) -> dict[str, Any]:
     }
     if report.protocol == "exact":
         data["smallest"] = sorted(eps for eps in report.smallest_epsilons if eps is not None)
+    reach = reach_of(facts.get("training"))
     subject = facts.get("model_name") or facts.get("base_model_text") or facts.get("base_model")
     return {
         "name": run.name,
@@ -123,6 +126,8 @@ def _describe(run: Run, index: int) -> dict[str, Any]:
         "examples": run.examples,
         "strips": [{"alt": f"{run.name}: {strip.stem}", "uri": _picture(strip)} for strip in run.strips],
         "notes": facts.get("notes") or [],
+        "reach": None if reach is None else {"sentence": reach_sentence(reach), "passed": reach >= LEAST},
+        "verdict": verdict(report),
         "data": data,
     }
 
@@ -163,18 +168,13 @@ def _class_groups(runs: Sequence[dict]) -> list[dict[str, Any]]:
 def _examples_of(name: str, pairs: ExamplePairs) -> dict[str, Any]:
     """The examples as the viewer takes them: image and difference in 8 bits, the latter scaled by its largest value."""
     images = []
-    for clean, adversarial, *names in zip(
-        pairs.clean[:MOST_EXAMPLES],
-        pairs.adversarial[:MOST_EXAMPLES],
-        pairs.labels,
-        pairs.clean_predictions,
-        pairs.adversarial_predictions,
-        strict=False,
-    ):
+    shown = (each[:MOST_EXAMPLES] for each in (pairs.clean, pairs.adversarial, pairs.captions()))
+    for clean, adversarial, (before, after) in zip(*shown, strict=True):
+        largest_of_all = float(np.abs(adversarial - clean).max())  # of any channel, drawn or not
+        clean, adversarial = drawable(clean), drawable(adversarial)
         difference = adversarial - clean
         largest = float(np.abs(difference).max())
         scaled = np.rint(difference * (127 / largest if largest > 0 else 0)).astype(np.int8)
-        label, before, after = map(str, names)
         images.append(
             {
                 "height": clean.shape[1],
@@ -182,16 +182,13 @@ def _examples_of(name: str, pairs: ExamplePairs) -> dict[str, Any]:
                 "clean": _values(np.rint(255 * clean.clip(0, 1)).astype(np.uint8)),
                 "difference": _values(scaled),
                 "largest": largest,
-                "largestLabel": format_eps(float(f"{largest:.3g}"))
-                if largest < 1 / 255
-                else f"{255 * largest:.1f}/255",
-                "label": label,
+                "largestLabel": readable_eps(largest_of_all),
                 "before": before,
                 "after": after,
             }
         )
     left_out = len(pairs.clean) - len(images)
-    return {"name": name, "threatModel": pairs.threat_model, "images": images, "left_out": left_out}
+    return {"name": name, "images": images, "left_out": left_out}
 
 
 def _values(image: np.ndarray) -> str:
@@ -209,7 +206,7 @@ def _timeline_rows(run: Run) -> list[dict[str, str]]:
         for name in ("eps", "clean", "adversarial")
     }
     epochs = sorted({*columns["eps"], *columns["clean"], *columns["adversarial"]} - {"0"}, key=float)
-    shown = {"eps": lambda eps: f"{255 * eps:.2f}/255" if run.report.threat_model["norm"] == "Linf" else f"{eps:.4g}"}
+    shown = {"eps": lambda eps: readable_eps(eps, run.report.threat_model["norm"])}
     return [
         {"epoch": epoch}
         | {

@@ -56,13 +56,13 @@ def read_runs(paths: Sequence[str | Path], names: Sequence[str] | None = None) -
     """The runs in folders with a `robustness_report.json`, or report files themselves.
 
     Args:
-        paths: folders or files.
+        paths: folders, also of such folders, or files.
         names: what the page calls them; by default the folders' names, with their parents' where these are equal.
 
     Raises:
         ValueError: no path, one named twice, no report or a broken one, names of another number or not different.
     """
-    places = [Path(path).expanduser() for path in paths]
+    places = [run for path in paths for run in runs_in(Path(path).expanduser())]
     if not places:
         raise ValueError("Name at least one folder with a robustness_report.json, or a report file.")
     reports = [_find_report(place) for place in places]
@@ -93,6 +93,13 @@ def short_names(reports: Sequence[Path]) -> list[str]:
     return names
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The folder itself or, where it holds no report and its own folders do, these: `runs` stands for `runs/*`."""
+    if (folder / REPORT_NAME).is_file() or not folder.is_dir():
+        return [folder]
+    return sorted(file.parent for file in folder.glob(f"*/{REPORT_NAME}")) or [folder]
+
+
 def _find_report(place: Path) -> Path:
     file = place / REPORT_NAME if place.is_dir() else place
     if file.is_file():
@@ -100,8 +107,8 @@ def _find_report(place: Path) -> Path:
     if not place.is_dir():
         raise ValueError(f"There is no file or folder {place}.")
     raise ValueError(
-        f"{place} holds no {REPORT_NAME}. Measure it: hf-robust-ft evaluate --model {place} --dataset DATASET "
-        f"--output_dir {place}-evaluation, then name {place}-evaluation."
+        f"{place} holds no {REPORT_NAME}, nor do folders in it. Measure it: hf-robust-ft evaluate --model {place} "
+        f"--dataset DATASET --output_dir {place}-evaluation, then name {place}-evaluation."
     )
 
 

@@ -175,3 +175,13 @@ def test_without_plotly_the_error_tells_what_to_install(tmp_path, capsys, monkey
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path / "a.json"), "--html", str(tmp_path / "page.html")])
     assert "pip install 'hf_robust_ft[report]'" in capsys.readouterr().err
+
+
+def test_the_page_tells_whether_training_saw_its_attacks():
+    def shown(**training):
+        return Page(render_page([Run("a", make_report(training=training))])).text
+
+    assert "its attacks found" not in shown(eps="8/255")
+    good, bad = (shown(batch_norm="frozen", attack_loss_seen={"overall": 1.0, "lowest": low}) for low in (1.0, 0.37))
+    assert "Training saw what its attacks found" in good and "100% of what was found, at least 100%" in good
+    assert "Warning. Training did not see what its attacks found: over a stretch, 37 %" in bad

@@ -48,7 +48,7 @@ def test_bad_input_is_refused_by_name(tmp_path):
         (
             [tmp_path / "empty"],
             None,
-            "empty holds no robustness_report.json. Measure it: hf-robust-ft eval",
+            "empty holds no robustness_report.json, nor do folders in it. Measure it: hf-robust-ft eval",
         ),
         ([tmp_path / "none"], None, "There is no file or folder .*none"),
         ([tmp_path / "text.json"], None, "text.json is no JSON file"),

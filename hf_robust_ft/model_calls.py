@@ -1,0 +1,69 @@
+"""How a classifier is called with images, and where in its answer the logits stand."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+_POSITIONAL = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)
+
+
+def needs_keyword(model: nn.Module) -> bool:
+    """Whether images must be given as `pixel_values=`, as Trainer gives them, rather than as the first argument.
+
+    Of a wrapper that hands on whatever it is given (PEFT, `torch.compile`, DDP), the module inside decides.
+    """
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):  # TorchScript
+        return False
+    kinds = [parameter.kind for parameter in parameters.values()]
+    if set(kinds) == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+        inner = list(model.children())
+        return len(inner) == 1 and needs_keyword(inner[0])
+    is_later = "pixel_values" in list(parameters)[1:]
+    return is_later or not kinds or kinds[0] not in _POSITIONAL
+
+
+def extract_logits(outputs: Any) -> Tensor:
+    """The logits (N, K) of a model's output.
+
+    They are the output itself; what it calls `logits` (a dict, a `ModelOutput`, a dataclass, a named tuple), wherever
+    that stands; or the one tensor of two dimensions in a tuple, such as (loss, logits) or (feature map, logits).
+
+    Raises:
+        ValueError: there are none, they are not of shape (N, K), or which of a tuple's tensors they are is unclear.
+    """
+    logits = outputs
+    if isinstance(outputs, Mapping):  # a ModelOutput is one
+        logits = outputs.get("logits")
+    elif hasattr(outputs, "logits"):
+        logits = outputs.logits
+    elif isinstance(outputs, (tuple, list)):
+        logits = _of_tuple(outputs)
+    if not isinstance(logits, Tensor):
+        held = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+        raise ValueError(
+            f"The model returned no logits but {held}. Use a classification model, "
+            "e.g. AutoModelForImageClassification.from_pretrained(...), or one that returns {'logits': ...}."
+        )
+    if logits.ndim != 2:
+        raise ValueError(f"Logits must have shape (N, K), got {tuple(logits.shape)}: is this an image classifier?")
+    return logits
+
+
+def _of_tuple(outputs: tuple | list) -> Tensor | None:
+    tensors = [entry for entry in outputs if isinstance(entry, Tensor)]
+    candidates = [tensor for tensor in tensors if tensor.ndim == 2]
+    if len(candidates) > 1:
+        shapes = ", ".join(str(tuple(each.shape)) for each in candidates)
+        raise ValueError(
+            f"The model returned a tuple with tensors of shape {shapes}: which of them are the logits is unclear. Let "
+            "it return {'logits': ..., ...} or the logits alone."
+        )
+    return candidates[0] if candidates else max(tensors, key=lambda tensor: tensor.ndim, default=None)
