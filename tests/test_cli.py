@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import hf_robust_ft
-import hf_robust_ft.evaluation as evaluation
+import hf_robust_ft.evaluation_work as evaluation_work
 from hf_robust_ft import AttackResult, RobustnessReport, cli
 from hf_robust_ft.cli import main
 from hf_robust_ft.models.timm_classifier import build_timm_classifier
@@ -312,13 +312,13 @@ def evaluate_flags(make_model, processor, imagefolder, tmp_path):
 @pytest.fixture
 def measured(monkeypatch):
     """The numbers of the batches that were attacked."""
-    numbers, original = [], evaluation._Work.measure_batch
+    numbers, original = [], evaluation_work.EvaluationWork.measure_batch
 
     def spy(self, number, *args):
         numbers.append(number)
         return original(self, number, *args)
 
-    monkeypatch.setattr(evaluation._Work, "measure_batch", spy)
+    monkeypatch.setattr(evaluation_work.EvaluationWork, "measure_batch", spy)
     return numbers
 
 
@@ -384,7 +384,7 @@ def test_autoattack_is_printed_and_in_the_card(evaluate_flags, tmp_path, capsys,
     def fools_none(logits_fn, pixels, labels, threat_model, *, seed):
         return AttackResult(pixels, labels < 0, labels.float(), labels)
 
-    monkeypatch.setattr(evaluation, "autoattack", fools_none)
+    monkeypatch.setattr(evaluation_work, "autoattack", fools_none)
     main([*evaluate_flags, "--autoattack", "19", "--eps", "0.001", "--output_dir", str(tmp_path / "out")])
     report = RobustnessReport.from_json(tmp_path / "out" / "robustness_report.json")
     standing = sum(eps is None for eps in report.smallest_epsilons[:19]) / 19

@@ -139,14 +139,14 @@ def test_data_that_change_between_rounds_are_refused(rippled):
 
 
 def test_autoattack_counts_what_no_round_fooled(rippled, monkeypatch):
-    import hf_robust_ft.evaluation as evaluation
+    import hf_robust_ft.evaluation_work as evaluation_work
     from hf_robust_ft import AttackResult
 
     def finds_nothing(logits_fn, pixels, labels, threat_model, seed):
         return AttackResult(pixels, torch.zeros(len(labels), dtype=torch.bool), labels.float(), labels)
 
-    monkeypatch.setattr(evaluation, "autoattack", finds_nothing)
-    monkeypatch.setattr(evaluation, "check_num_classes", lambda count: None)  # two are too few for the real one
+    monkeypatch.setattr(evaluation_work, "autoattack", finds_nothing)
+    monkeypatch.setattr(evaluation_work, "check_num_classes", lambda count: None)  # two are too few for the real one
     report = measure(rippled, autoattack=100)
     assert report.autoattack_accuracy == report.adversarial_accuracy
 

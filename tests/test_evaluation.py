@@ -6,7 +6,7 @@ import torch
 from colour_classifier import ColourClassifier
 from torch.utils.data import DataLoader
 
-import hf_robust_ft.evaluation as evaluation
+import hf_robust_ft.evaluation_work as evaluation_work
 from hf_robust_ft import (
     APGD,
     AttackResult,
@@ -239,7 +239,7 @@ def asked(monkeypatch):
         labels_seen.append(labels.tolist())
         return AttackResult(pixels, labels == 0, labels.float(), labels)
 
-    monkeypatch.setattr(evaluation, "autoattack", stub)
+    monkeypatch.setattr(evaluation_work, "autoattack", stub)
     return labels_seen
 
 

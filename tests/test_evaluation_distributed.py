@@ -9,7 +9,7 @@ from colour_classifier import ColourClassifier
 from conftest import run_script
 from torch.utils.data import DataLoader
 
-import hf_robust_ft.evaluation as evaluation
+import hf_robust_ft.evaluation_work as evaluation_work
 from hf_robust_ft import APGD, AttackResult, PixelSpace, RobustnessReport, ThreatModel, evaluate_robustness
 from hf_robust_ft.batches import stack_examples
 
@@ -65,7 +65,7 @@ from colour_classifier import ColourClassifier
 
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()
-cases.evaluation.autoattack = cases.half_withstand
+cases.evaluation_work.autoattack = cases.half_withstand
 forwards = {}
 for name in cases.CASES:
     cases.judged.clear()
@@ -110,7 +110,7 @@ def both(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 def test_both_processes_return_the_report_of_one(both, dataset, processor, monkeypatch, name):
-    monkeypatch.setattr(evaluation, "autoattack", half_withstand)
+    monkeypatch.setattr(evaluation_work, "autoattack", half_withstand)
     single = measure_case(name, dataset, processor)
     assert single.num_samples == 48 and 0 < single.adversarial_accuracy < single.clean_accuracy
     for rank in (0, 1):

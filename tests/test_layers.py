@@ -46,6 +46,7 @@ LAYERS = [
     ("trust_checks", "protocols", "run_record", "termination", "divergence", "precision"),
     ("reports",),
     ("convergence",),
+    ("evaluation_work",),
     ("evaluation",),
     ("models", "data"),
     ("reporting", "run_arguments", "sharding", "launching", "lone_images"),

@@ -1,0 +1,218 @@
+"""What `evaluate_robustness` does with each batch, and what it keeps of it."""
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import hf_robust_ft
+from hf_robust_ft.attacks import APGD, autoattack
+from hf_robust_ft.attacks.autoattack import check_num_classes
+from hf_robust_ft.batch_checks import check_batch, check_first_batch
+from hf_robust_ft.batches import NumberedBatches, of_one_size
+from hf_robust_ft.evaluated_model import nan_refused
+from hf_robust_ft.losses import get_loss
+from hf_robust_ft.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.precision import autocast_dtype
+from hf_robust_ft.protocols import attack_standing, get_protocol
+from hf_robust_ft.rehearsal import count_classes
+from hf_robust_ft.results_store import ResultsStore, batch_checksum, model_fingerprint
+from hf_robust_ft.shared_work import SharedWork
+from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.trust_checks import CHECKED_IMAGES, TrustCheck, run_trust_checks
+
+# What is kept of a batch: a list each, with an entry per image ("autoattack": per image it was asked for).
+KEYS = ("labels", "smallest_eps", "wrong_classes", "autoattack")
+
+
+@dataclass
+class EvaluationWork:
+    """One evaluation's settings, and what is done with a batch."""
+
+    classifier: PixelClassifier
+    pixel_space: PixelSpace
+    threat_model: ThreatModel
+    epsilons: list[float]
+    attack: APGD
+    protocol: str
+    seed: int
+    autoattack: int
+    num_labels: int | None = None
+    rounds_done: int = 0  # of `Convergence`
+
+    @property
+    def device(self) -> torch.device:
+        parameter = next(self.classifier.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def stored_in(
+        self, folder: str | Path | None, batches: NumberedBatches, processes: SharedWork
+    ) -> AbstractContextManager[ResultsStore | None]:
+        """The store for all that a batch's record depends on besides its images; none without a folder."""
+        if folder is None:
+            return nullcontext()
+        autocast = autocast_dtype(self.device)
+        settings = {
+            "protocol": self.protocol,
+            "threat_model": str(self.threat_model),
+            "epsilons": self.epsilons,
+            "attack": dataclasses.asdict(self.attack),
+            "autoattack": self.autoattack,
+            "seed": self.seed,
+            "batch_size": batches.batch_size,
+            "pixel_space": self.pixel_space.settings(),
+            "normalisation": self.classifier.pixel_space.settings(),
+            "model_inputs": sorted(self.classifier.model_inputs),
+            "model": model_fingerprint(self.classifier.model),
+            "autocast": None if autocast is None else str(autocast),
+            "hf_robust_ft": hf_robust_ft.__version__,
+            "torch": torch.__version__,
+        } | ({"rounds_done": self.rounds_done} if self.rounds_done else {})
+        return ResultsStore(folder, settings, rank=processes.rank, world_size=processes.world_size)
+
+    def all_of(
+        self,
+        batches: NumberedBatches,
+        processes: SharedWork,
+        store: ResultsStore | None,
+        progress: bool,
+        earlier: Mapping[int, dict[str, Any]] | None = None,
+    ) -> dict[int, dict[str, Any]]:
+        """Records by batch number: those of the own batches, computed or, where the store has them, looked up.
+
+        Given the `earlier` round's, what they left standing is attacked.
+        """
+        records = {}
+        bar = tqdm(
+            total=batches.images_of_process(processes.rank, processes.world_size),
+            desc="Robust evaluation" + (f", {self.attack.steps} steps" if earlier is not None else ""),
+            unit="img",
+            disable=not progress or processes.rank > 0,
+        )
+        counts = np.zeros(3)
+        with bar:
+            for number, first, batch in batches.of_process(processes.rank, processes.world_size):
+                processes.check_others()
+                pixels, labels = self.prepare(batch, first)
+                checksum = batch_checksum(batch["pixel_values"], batch["labels"])
+                before = None if earlier is None else earlier[number]
+                record = None if store is None else store.done.get(number)
+                if any(known is not None and known["data"] != checksum for known in (before, record)):
+                    raise ValueError(
+                        f"Batch {number} holds other images or labels than at an earlier pass: the dataset or its "
+                        "transform changed, or is random."
+                        + ("" if store is None else " Choose another results folder.")
+                    )
+                if record is None:
+                    if before is None:
+                        record = self.measure_batch(number, first, pixels, labels)
+                    else:
+                        record = self.measure_again(number, pixels, labels, before)
+                    record["data"] = checksum
+                    if store is not None:
+                        store.append(number, record)
+                records[number] = record
+                smallest = np.array([np.inf if eps is None else eps for eps in record["smallest_eps"]])
+                counts += len(smallest), (smallest > 0).sum(), (smallest > self.epsilons[-1]).sum()
+                bar.set_postfix(clean=f"{counts[1] / counts[0]:.1%}", adversarial=f"{counts[2] / counts[0]:.1%}")
+                bar.update(len(smallest))
+        return records
+
+    def prepare(self, batch: Any, first: int) -> tuple[Tensor, Tensor]:
+        """Pixels in [0, 1] and labels of a batch that an attack can work on; `first` is its first image's index."""
+        check = check_first_batch if first == 0 else check_batch
+        check(batch, self.pixel_space, self.num_labels, first=first)
+        pixels = self.pixel_space.to_pixels(batch["pixel_values"].to(self.device)).clamp(0, 1)
+        if self.num_labels is None:  # a plain module tells its number of classes only by its logits
+            self.num_labels = count_classes(self.classifier, pixels[:1], attacked=self.threat_model.eps > 0)
+            check_batch(batch, self.pixel_space, self.num_labels, first=first)
+            get_loss(self.attack.loss).check_num_classes(self.num_labels)
+            if self.autoattack:
+                check_num_classes(self.num_labels)
+        return pixels, batch["labels"].to(self.device)
+
+    def measure_batch(self, number: int, first: int, pixels: Tensor, labels: Tensor) -> dict[str, Any]:
+        """What is kept of a batch; it depends on nothing that happened before."""
+        with nan_refused(self.classifier, f"an image of batch {number}"):
+            outcome = get_protocol(self.protocol).measure(
+                self.classifier,
+                pixels,
+                labels,
+                threat_model=self.threat_model,
+                epsilons=self.epsilons,
+                attack=self.attack,
+                generator=self._generator(number),
+            )
+        return {
+            "labels": labels.tolist(),
+            "smallest_eps": [eps if np.isfinite(eps) else None for eps in outcome.smallest_eps.tolist()],
+            "wrong_classes": outcome.wrong_classes.tolist(),
+            "autoattack": self._autoattack(first, pixels, labels, outcome.smallest_eps.isinf().cpu()),
+        }
+
+    def measure_again(self, number: int, pixels: Tensor, labels: Tensor, before: Mapping[str, Any]) -> dict[str, Any]:
+        """What is kept of a batch after one more round."""
+        smallest = [np.inf if eps is None else eps for eps in before["smallest_eps"]]
+        with nan_refused(self.classifier, f"an image of batch {number}"):
+            smallest_eps, wrong_classes = attack_standing(
+                self.classifier,
+                pixels,
+                labels,
+                smallest_eps=torch.tensor(smallest, dtype=torch.float64, device=pixels.device),
+                wrong_classes=torch.tensor(before["wrong_classes"], device=pixels.device),
+                threat_model=self.threat_model,
+                epsilons=self.epsilons,
+                attack=self.attack,
+                by_distance=get_protocol(self.protocol).by_distance,
+                generator=self._generator(number),
+            )
+        return {
+            **before,
+            "smallest_eps": [eps if np.isfinite(eps) else None for eps in smallest_eps.tolist()],
+            "wrong_classes": wrong_classes.tolist(),
+        }
+
+    def _generator(self, number: int) -> torch.Generator:
+        """Random starts depend on (seed, batch, round) alone."""
+        key = (self.seed, number, self.rounds_done) if self.rounds_done else (self.seed, number)
+        generator = torch.Generator(self.device)
+        return generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+    def _autoattack(self, first: int, pixels: Tensor, labels: Tensor, standing: Tensor) -> list[bool]:
+        """Which of the batch's images that AutoAttack is asked for withstand it as well."""
+        asked = standing[: max(0, self.autoattack - first)].clone()
+        rows = asked.nonzero()[:, 0]
+        if len(rows):
+            index = rows.to(pixels.device)
+            found = autoattack(self.classifier, pixels[index], labels[index], self.threat_model, seed=self.seed)
+            asked[rows] = ~found.fooled.cpu()
+        return asked.tolist()
+
+    def trust_checks(self, batches: NumberedBatches, check_converged: bool) -> list[TrustCheck]:
+        """The checks on the first images, of these on those as large as the first."""
+        prepared, count = [], 0
+        for _, first, batch in batches.of_process():
+            prepared.append(self.prepare(batch, first))
+            count += len(prepared[-1][1])
+            if count >= CHECKED_IMAGES:
+                break
+        if not prepared:
+            return []
+        pixels, labels = of_one_size(prepared, CHECKED_IMAGES)
+        return run_trust_checks(
+            self.classifier,
+            pixels,
+            labels,
+            self.threat_model,
+            self.attack,
+            seed=self.seed,
+            batch_size=len(prepared[0][1]),
+            check_converged=check_converged,
+        )
