@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hf_robust_ft.convergence_text import first_round
 from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.evaluation import RobustnessReport, evaluate_robustness
 from hf_robust_ft.file_names import check_output_dir
@@ -111,13 +112,15 @@ def comparison_table(scores: dict[str, dict]) -> str:
     Args:
         scores: by run name and seed, as in `comparison.json`.
     """
+    runs = list(scores.values())
+    keys = [key for key in runs[0][next(iter(runs[0]))] if all(key in score for run in runs for score in run.values())]
     lines = [
-        "| run | seeds | clean accuracy | adversarial accuracy | expected robustness |",
-        "|---|---|---|---|---|",
+        "| run | seeds | " + " | ".join(key.replace("_", " ") for key in keys) + " |",
+        "|---|---|" + "---|" * len(keys),
     ]
     for name, by_seed in scores.items():
         cells = []
-        for key in SCORES:
+        for key in keys:
             values = 100 * np.array([score[key] for score in by_seed.values()])
             spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.1f}{spread}")
@@ -126,4 +129,7 @@ def comparison_table(scores: dict[str, dict]) -> str:
 
 
 def _scores(report: RobustnessReport) -> dict[str, float]:
-    return {name: getattr(report, name) for name in SCORES}
+    """Each run's figures; beside the converged ones those of the first round of steps, the paper's."""
+    first = first_round(report.convergence) or {}
+    early = {f"{name}_{first['steps']}_steps": first[name] for name in SCORES if name in first}
+    return {name: getattr(report, name) for name in SCORES} | early

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from hf_robust_ft.class_names import name_of
+from hf_robust_ft.convergence_text import convergence_sentence
 from hf_robust_ft.metrics.robustness.curve import survival_expectation, trapezoid_weights
 from hf_robust_ft.metrics.robustness.robustness import Robustness
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import distribution_spec, parse_distribution
@@ -145,6 +146,8 @@ class RobustnessReport:
             lines.append(f"{'autoattack accuracy':<22} {self.autoattack_accuracy:7.2%}   {where}")
         for name, value in self.distributions.items():
             lines.append(f"{'expected robustness':<22} {value:7.2%}   for eps ~ {name}")
+        if told := convergence_sentence(self.convergence):
+            lines.append(told)
         if precision := self.metadata.get("evaluated_in"):
             lines.append(
                 f"measured in {precision}: attacks find fewer errors than in fp32, robust figures may be too high"

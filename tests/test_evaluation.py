@@ -212,7 +212,7 @@ def test_a_failed_check_is_in_the_report(measure):
 def test_the_first_images_are_checked_and_read_once(measure, dataset, monkeypatch, source):
     checked = []
     monkeypatch.setattr(
-        evaluation, "run_trust_checks", lambda _, pixels, labels, *args, **options: checked.append(labels) or []
+        evaluation_work, "run_trust_checks", lambda _, pixels, labels, *args, **options: checked.append(labels) or []
     )
     read = []
 

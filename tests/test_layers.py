@@ -15,6 +15,7 @@ LAYERS = [
         "schedules",
         "pixels",
         "losses",
+        "convergence_text",
         "downloads",
         "sample_ids",
         "validation_curves",

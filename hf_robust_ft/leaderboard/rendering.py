@@ -5,7 +5,9 @@ from hf_robust_ft.leaderboard.results import Result
 from hf_robust_ft.plain_text import markdown
 from hf_robust_ft.reporting.page.assets import GENERATOR, render_template
 
-COLUMNS = ("", "model", "expected robustness", "95 % interval", "adversarial", "clean", "trust checks")
+COLUMNS = (
+    "", "model", "expected robustness", "95 % interval", "adversarial", "after 10 steps", "clean", "trust checks",
+)  # fmt: skip
 TITLE = "Robustness leaderboard"
 CAUTION = (
     "Figures are what the repositories say of themselves, not measured again; each is an upper bound found by an "
@@ -58,7 +60,8 @@ def _row(place: int, result: Result, link: bool) -> list[str]:
         f"[{name}]({result.url})" if link and result.url else name,
         percent(result.expected_robustness),
         " to ".join(map(percent, result.interval)) if result.interval else "",
-        percent(result.adversarial_accuracy),
+        percent(result.adversarial_accuracy) + ("" if result.settled in (True, None) else " (not settled)"),
+        percent(result.first_adversarial),
         percent(result.clean_accuracy),
         "1 warning" if result.warnings == 1 else checks,
     ]

@@ -6,6 +6,7 @@ from numbers import Real
 
 from huggingface_hub import EvalResult
 
+from hf_robust_ft.convergence_text import first_round
 from hf_robust_ft.reporting.consistency import check_consistent
 from hf_robust_ft.reporting.settings import UNKNOWN, UNNAMED_DATASET, Setting, dataset_text
 from hf_robust_ft.reports import RobustnessReport
@@ -25,6 +26,8 @@ class Result:
         setting: how it was measured.
         expected_robustness, adversarial_accuracy, clean_accuracy: None where it is not told.
         interval: 95 % of the expected robustness, None where it is not told.
+        first_adversarial: adversarial accuracy after the first round of steps "auto", the paper's; None otherwise.
+        settled: whether the accuracy settled then; None where the steps were fixed, or nothing is told.
         warnings: trust checks that failed; None where nothing is told of any.
         url: where it is found, None for a folder.
     """
@@ -35,6 +38,8 @@ class Result:
     adversarial_accuracy: float | None = None
     clean_accuracy: float | None = None
     interval: tuple[float, float] | None = None
+    first_adversarial: float | None = None
+    settled: bool | None = None
     warnings: int | None = None
     url: str | None = None
 
@@ -53,6 +58,8 @@ class Result:
             Setting.of(report),
             **{name: getattr(report, name) for name in SCORES},
             interval=tuple(interval) if interval else None,
+            first_adversarial=first["adversarial_accuracy"] if (first := first_round(report.convergence)) else None,
+            settled=report.convergence.get("settled"),
             warnings=failed if report.checks else None,
             url=url,
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_robust_ft.convergence_text import convergence_sentence, first_round
 from hf_robust_ft.plain_text import markdown, one_line
 from hf_robust_ft.protocols import PROTOCOLS
 from hf_robust_ft.reporting.card_sections import BEGIN, END
@@ -113,7 +114,10 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         norm=norm,
         eps=eps,
         threat=THREATS[norm].format(eps=eps),
-        attack=attack_name({**report.attack, "random_start": False}),  # attack_start tells
+        attack=attack_name({**report.attack, "random_start": False}, report.convergence),  # attack_start tells
+        first=first_round(report.convergence),
+        settled=report.convergence.get("settled", True),
+        convergence_text=convergence_sentence(report.convergence),
         attack_start="a random point of the ball" if report.attack["random_start"] else "the clean image",
         protocol_text=PROTOCOLS[report.protocol].description,
         intervals=report.confidence_intervals,

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_robust_ft.convergence_text import convergence_sentence
 from hf_robust_ft.reporting.reach import REACH
 from hf_robust_ft.reporting.settings import Setting, attack_name
 from hf_robust_ft.reports import RobustnessReport
@@ -33,7 +34,8 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
     return {
         "threat model": f"{setting.norm} {setting.eps}",
         "protocol": report.protocol,
-        "attack": attack_name(report.attack),
+        "attack": attack_name(report.attack, report.convergence),
+        "attack steps": convergence_sentence(report.convergence),
         "measured in": facts.get("evaluated_in"),
         "grid": _grid_text(report.epsilons),
         "images": report.num_samples,
