@@ -39,11 +39,11 @@ def lone_images_refused(
     def refuse(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         shape = inputs[0].shape
         if module.training and shape[2:].numel() == 1 and not isinstance(module, SyncBatchNorm):
-            drop = "" if number == 1 else "dataloader_drop_last=True, or "
+            drop = "or " if number == 1 else "dataloader_drop_last=True, or "
             raise ValueError(
                 f"Batch {number} of each epoch leaves one image to a device ({images} images, {size} at a time), and "
                 f"{watched[module]} (BatchNorm behind a pooling) cannot normalise by one value a channel: training "
-                f"would fail there. Set {drop}another batch size, such as "
+                f"would fail there. Set batch_norm='frozen', {drop}another batch size, such as "
                 f"per_device_train_batch_size={_other_size(images, size, args.n_gpu)}."
             )
 

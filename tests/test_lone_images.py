@@ -26,6 +26,7 @@ def build(make_trainer):
     def make(images=17, model=None, **changes):
         rows = [{"pixel_values": torch.rand(3, 16, 16), "labels": index % 4} for index in range(images)]
         options = {"train_dataset": rows, "eval_dataset": rows[:4], "num_train_epochs": 1, "robust_eval": "no"}
+        options["batch_norm"] = "trainer"
         kind = partial(changes.pop("trainer_cls", AdversarialTrainer), pixel_space=PixelSpace())
         return make_trainer(model or Net(), trainer_cls=kind, **options | changes)
 
@@ -41,12 +42,13 @@ def test_it_is_told_before_the_first_step_with_a_cure_that_works(build):
     assert torch.equal(trainer.model.body[0].weight, before) and trainer.state.global_step == 0
     build(per_device_train_batch_size=7).train()
     build(dataloader_drop_last=True).train()
+    build(batch_norm="frozen").train()
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_single_images_are_told_too_and_ends_that_are_never_reached_are_not(build, accumulation):
     options = {"gradient_accumulation_steps": accumulation}
-    with pytest.raises(ValueError, match=r"Batch 1 of each epoch .* Set another batch size, .*=3"):
+    with pytest.raises(ValueError, match=r"Batch 1 of each .* Set batch_norm='frozen', or another batch size, .*=3"):
         build(images=5, per_device_train_batch_size=1, **options).train()
     build(images=8 * 2 * accumulation + 1, max_steps=2, **options).train()
 
