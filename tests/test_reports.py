@@ -107,8 +107,15 @@ def test_print_shows_intervals_autoattack_and_distributions():
 
 
 def test_every_field_survives_json(tmp_path):
+    first = {"steps": 10, "adversarial_accuracy": 0.5, "expected_robustness": 0.7}
+    rounds = {"limit": 10, "settled": False, "rounds": [first]}
     report = make(
-        30, checks=CHECKS, autoattack=[True, True], distributions=["uniform", "dirac:1/255"], metadata={"a": [1]}
+        30,
+        checks=CHECKS,
+        autoattack=[True, True],
+        distributions=["uniform", "dirac:1/255"],
+        convergence=rounds,
+        metadata={"a": [1]},
     )
     empty = [entry.name for entry in dataclasses.fields(report) if getattr(report, entry.name) in (None, [], {}, 0)]
     assert empty == []
