@@ -88,7 +88,7 @@ def test_on_the_command_line(run, tmp_path, monkeypatch, capsys, words, told):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as stop:
         main(["publish", *words])
-    (error, _) = capsys.readouterr().err.splitlines()
+    (error,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and error.startswith("hf-robust-ft publish: error: ")
     assert any(part in error.replace(str(tmp_path), ".*") for part in told.split("|")), error
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -38,7 +38,7 @@ def test_told_in_one_line_and_nothing_written(tmp_path, monkeypatch, capsys, con
     (tmp_path / "mine.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SystemExit) as stop:
         main(["train", "--config", "mine.yaml", "--model", "vit", "--dataset", "digits", "--output_dir", "run"])
-    (error, _) = capsys.readouterr().err.splitlines()
+    (error,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and all(part in error for part in told), error
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
