@@ -137,4 +137,6 @@ def test_what_was_trained_is_what_anybody_loads(road, way, name, kind):
     assert "preprocessor_config.json" not in files  # timm's settings are the configuration's
     report = json.loads(files["robustness_report.json"])
     assert report["epsilons"] == [0.0, 8 / 255] and report["num_samples"] == (8 if way == "by_command" else 16)
-    assert {f"examples/example_00{number}.png" for number in range(4)} <= set(files) or way == "by_command"
+    right = round(report["clean_accuracy"] * report["num_samples"])  # examples are of these
+    shown = [name for name in files if name.startswith("examples/example_")]
+    assert len(shown) == (0 if way == "by_command" else min(4, right))
