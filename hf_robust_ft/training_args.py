@@ -93,9 +93,8 @@ class AdversarialTrainingArguments(TuningArguments):
     batch_norm: str = field(
         default=FROZEN,
         metadata={
-            "help": "Statistics that BatchNorm normalises by in a training step: 'frozen' (the checkpoint's; weights "
-            "and biases train), 'frozen_from_attack' (as they are once eps leaves 0), 'trainer' (the batch's, as plain "
-            "Trainer: of the robustness that 10 attack steps then show, little is left under 100)."
+            "help": "Statistics of BatchNorm in training: 'frozen' (the checkpoint's), 'frozen_from_attack' (as they "
+            "are when eps leaves 0), 'trainer' (the batch's: robust under 10 attack steps, hardly under 100)."
         },
     )
     memory_format: str = field(
@@ -107,10 +106,7 @@ class AdversarialTrainingArguments(TuningArguments):
     )
     eval_attack_steps: str = field(
         default=10,
-        metadata={
-            "help": "APGD steps of the evaluation attack; 'auto' doubles them, from 10, on what still stands until the "
-            "accuracy settles."
-        },
+        metadata={"help": "APGD steps of the evaluation attack; 'auto': doubled from 10 until the accuracy settles."},
     )
     eval_attack_steps_limit: int = field(default=STEPS_LIMIT, metadata={"help": "The most steps of 'auto'."})
     eval_epsilons: list[str] | None = field(
