@@ -158,7 +158,9 @@ main(["diagnose", *{FLAGS!r}, "--num_train_epochs", "3", "--epsilons", "0", "8/2
 
 def test_calibrate_stops_fix_runs_and_writes_a_recipe(flags, tmp_path, trained, capsys):
     recipe = tmp_path / "found.yaml"
+    # The checkpoint is of random weights, whose BatchNorm statistics no data have set.
     sweep = ["--epsilons", "0", "1/255", "--num_train_epochs", "10", "--max_train_samples", "200"]
+    sweep += ["--batch_norm", "trainer"]
     main(["calibrate", *flags, *sweep, "--recipe", str(recipe)])
     curves = [read_run(tmp_path / "sweep" / "curves" / f"{name}.json") for name in trained]
     assert [curve.is_complete for curve in curves] == [True, False]
