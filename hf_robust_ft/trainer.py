@@ -16,7 +16,7 @@ from hf_robust_ft.attack_reach import AttackReach
 from hf_robust_ft.attack_watch import AttackWatch
 from hf_robust_ft.attacked_model import model_for_attack, settle_loss
 from hf_robust_ft.attacks import APGD, AttackResult, attack_mode, use_memory_format
-from hf_robust_ft.batch_checks import CheckedCollator, check_first_batch
+from hf_robust_ft.batch_checks import CheckedCollator, check_batch, check_first_batch
 from hf_robust_ft.batches import first_images
 from hf_robust_ft.best_model import SelectingTrainer
 from hf_robust_ft.launching import check_sharding
@@ -260,9 +260,10 @@ class AdversarialTrainer(SelectingTrainer):
         """Check what the attack needs now, not when the schedule first raises eps hours later."""
         if self.args.torch_compile:
             settle_loss(self.model)
+        check_first_batch(inputs, self.pixel_space, self.num_labels)
         self._rehearse(inputs, attacked=self.args.threat_model.eps > 0)
         trainer_checks.check_labels(self.train_dataset, self.num_labels)
-        check_first_batch(inputs, self.pixel_space, self.num_labels)
+        check_batch(inputs, self.pixel_space, self.num_labels)  # again, now that the number of classes is known
         check_input_precision(inputs["pixel_values"], self.pixel_space, self.args.threat_model)
         if self.args.threat_model.eps > 0:
             self._attack(first_images(inputs, 2), self.args.threat_model.eps, APGD(steps=1, random_start=False))
