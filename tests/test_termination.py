@@ -82,6 +82,15 @@ class CtrlCAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.fixture
+def usual_sigint():
+    """Python's own handler: a shell starts what runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_sigint")
 def test_ctrl_c_does_the_same(make_trainer, make_model, tmp_path, caplog, capfd):
     trainer = make_trainer(make_model(), callbacks=[CtrlCAt(2)], robust_eval="no")
     with pytest.raises(KeyboardInterrupt) as stop:
@@ -93,6 +102,7 @@ def test_ctrl_c_does_the_same(make_trainer, make_model, tmp_path, caplog, capfd)
     assert fault_of(tmp_path / "out" / "checkpoint-2") is None
 
 
+@pytest.mark.usefixtures("usual_sigint")
 def test_a_second_ctrl_c_waits_for_nothing(make_trainer, make_model, tmp_path):
     trainer = make_trainer(make_model(), callbacks=[CtrlCAt(2, 2)], robust_eval="no")
     with pytest.raises(KeyboardInterrupt) as stop:
