@@ -80,7 +80,10 @@ def _out_of_range(pixels: Tensor, pixel_space: PixelSpace, tolerance: float, ima
     )
     if share > FEW:
         return f"pixel_values are not the image processor's normalisation: {seen} {cure}"
-    causes = "RandomErasing, noise or another change of values after Normalize: put it before, and keep to [0, 1]."
+    causes = (
+        "RandomErasing, noise or another change of values after Normalize: put it before, and keep to [0, 1] "
+        "(timm's create_transform: re_mode='const', or re_prob=0)."
+    )
     if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
         causes = (
             "a float image resized with bicubic or lanczos, which overshoot (resize PIL or uint8 images instead, or "

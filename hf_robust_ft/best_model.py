@@ -14,7 +14,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.evaluating_trainer import EvaluatingTrainer
-from hf_robust_ft.threat_models import format_eps
+from hf_robust_ft.threat_models import format_eps, readable_eps
 from hf_robust_ft.training_args import is_robust_metric
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class SelectingTrainer(EvaluatingTrainer):
         loaded = self.best_model_record.loaded
         step, eps = loaded or (self.state.global_step, self.scheduler_callback.trained_eps)
         chosen = {"weights_chosen_by": self.args.metric_for_best_model} if loaded else {}
-        return {"weights_step": step, "weights_eps": format_eps(eps), **chosen}
+        return {"weights_step": step, "weights_eps": self._written(eps), **chosen}
 
     # ---- The best of what was evaluated ----------------------------------------------
 
@@ -150,10 +150,11 @@ class SelectingTrainer(EvaluatingTrainer):
 
     def _load_best_model(self) -> None:
         if self._supersedes():
+            last, best = self._written(self.scheduler_callback.trained_eps), self._written(self._best_eps())
             self._tell(
-                f"No weights trained at eps {format_eps(self.scheduler_callback.trained_eps)} were both evaluated and "
-                f"saved, the best of {format_eps(self._best_eps())} is {self.state.best_model_checkpoint}: training "
-                "returns the last weights. Evaluate and save at its end, too."
+                f"No weights trained at eps {last} were both evaluated and saved, the best of {best} is "
+                f"{self.state.best_model_checkpoint}: training returns the last weights. Evaluate and save at its end, "
+                "too."
             )
             self.state.best_model_checkpoint = None
             return
@@ -167,8 +168,13 @@ class SelectingTrainer(EvaluatingTrainer):
         if eps < scheduler.target_eps - SAME and not scheduler.alpha.is_per_sample:
             self._tell(
                 f"The best model by {self.args.metric_for_best_model} is of step {step} of {self.state.max_steps}, "
-                f"trained at eps {format_eps(eps)}, below {format_eps(scheduler.target_eps)}."
+                f"trained at eps {self._written(eps)}, below {format_eps(scheduler.target_eps)}."
             )
+
+    def _written(self, eps: float) -> str:
+        """An eps on the way to the largest is a whole number of 255ths only by chance."""
+        is_on_the_way = eps < self.scheduler_callback.target_eps - SAME
+        return readable_eps(eps, self.args.norm) if is_on_the_way else format_eps(eps)
 
     def _tell(self, message: str) -> None:
         if self.is_world_process_zero():

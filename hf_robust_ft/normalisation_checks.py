@@ -21,6 +21,12 @@ _KNOWN = {
         (0.48145466, 0.4578275, 0.40821073),
         (0.26862954, 0.26130258, 0.27577711),
     ),
+    "pixels normalised by CIFAR's mean and std": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+    "pixels normalised by CIFAR's mean and the mean of its images' std": (
+        (0.4914, 0.4822, 0.4465),
+        (0.2023, 0.1994, 0.201),
+    ),
+    "pixels normalised by MNIST's mean and std": (0.1307, 0.3081),
 }
 _SAMPLED = 50_000  # values that are looked at for multiples of 1/255
 _ARE_BYTES = 0.9  # share of them that must be; noise or erasing after Normalize spoils some
@@ -49,10 +55,12 @@ def check_normalisation(pixel_values: Tensor, pixel_space: PixelSpace) -> None:
     tells_bytes = levels_off < 0.2  # not in bfloat16
     if tells_bytes and _bytes(sample, pixel_space, levels_off)[0] >= _ARE_BYTES:
         return
-    for name, other in _others(pixel_space):
-        share, levels = _bytes(sample, other, levels_off) if tells_bytes else (0.0, 0)
+    others = _others(pixel_space)
+    for name, other in others if tells_bytes else []:
+        share, levels = _bytes(sample, other, levels_off)
         if share >= _ARE_BYTES and levels >= _LEVELS:
             raise ValueError(_told(name, other, values, pixel_space))
+    for name, other in others:
         filled = _share_of_band(values, pixel_space, other)
         if filled >= _FILLED and len(values) > 1:
             hint = " (Images of truly so little contrast are told apart if they come from 8-bit files.)"

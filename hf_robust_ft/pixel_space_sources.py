@@ -26,19 +26,27 @@ _SAME = 1e-3  # between values of one map in several roundings
 
 
 def find_pixel_space(
-    pixel_space: PixelSpace | None, processing_class: Any, model: nn.Module | None, data: Iterable[Any] = ()
+    pixel_space: PixelSpace | None,
+    processing_class: Any,
+    model: nn.Module | None,
+    data: Iterable[Any] = (),
+    collator: Callable | None = None,
 ) -> PixelSpace:
-    """The normalisation of `pixel_values`: the one given, the processor's, or what data and model agree on.
+    """The normalisation of `pixel_values`: the one given, the processor's, what the data say, or what the model says.
 
-    What was not given as an argument is logged with its source. The first batch is checked against it as against any.
+    What was not given as an argument is logged with its source, and with what the model says where the data say
+    otherwise: they may well be normalised by statistics of their own. The first batch is checked against it as against
+    any.
 
     Args:
         model: asked for open_clip's `preprocess_cfg`, timm's `pretrained_cfg`, and its `config`'s checkpoint for an
             image processor, locally or in the cache; nothing is downloaded.
         data: datasets, whose transforms are searched for a `Normalize` or an image processor.
+        collator: searched likewise.
 
     Raises:
-        ValueError: what is given is no map, no source states one, or two state different ones.
+        ValueError: what is given is no map, no source states one, or two of the data, or of the model, state different
+            ones.
     """
     if pixel_space is not None:
         if not isinstance(pixel_space, PixelSpace):
@@ -49,20 +57,38 @@ def find_pixel_space(
         return pixel_space
     if processing_class is not None:
         return PixelSpace.from_processor(processing_class)
-    found = [entry for dataset in data for entry in stated_by_data(dataset)]
-    found += [] if model is None else stated_by_model(model)
+    by_data = [entry for dataset in data for entry in stated_by_data(dataset)]
+    by_data += _stated_in([("the data collator", collator)])
+    by_data = [(where, _broadcast(space, model)) for where, space in by_data]
+    by_model = [] if model is None else stated_by_model(model)
+    found = by_data or by_model
     if not found:
         raise ValueError(MISSING)
     where, space = found[0]
-    others = [f"{other}: {its}" for other, its in found[1:] if not _agree(space, its)]
+    others = _differing(space, found)
     if others:
         raise ValueError(
-            f"How pixel_values were normalised is stated in different ways: {where}: {space}; "
-            f"{'; '.join(dict.fromkeys(others))}. Say which holds for the data: pixel_space=PixelSpace(mean=(...), "
-            "std=(...)), or processing_class=..."
+            f"How pixel_values were normalised is stated in different ways: {where}: {space}; {others}. Say which "
+            "holds for the data: pixel_space=PixelSpace(mean=(...), std=(...)), or processing_class=..."
         )
-    logger.warning("The normalisation of pixel_values, %s, is taken from %s.", space, where)
+    differs = _differing(space, by_model)
+    note = f" It is not what the model was made for ({differs})." if differs else ""
+    logger.warning("The normalisation of pixel_values, %s, is taken from %s.%s", space, where, note)
     return space
+
+
+def _differing(space: PixelSpace, found: list[tuple[str, PixelSpace]]) -> str:
+    """The statements that do not agree with `space`, each once; empty without any."""
+    return "; ".join(dict.fromkeys(f"{where}: {its}" for where, its in found if not _agree(space, its)))
+
+
+def _broadcast(space: PixelSpace, model: nn.Module | None) -> PixelSpace:
+    """One value for all channels that the model takes, as of torchvision's `Normalize((0.5,), (0.5,))`."""
+    convolutions = (part for part in model.modules() if isinstance(part, nn.Conv2d)) if model is not None else iter(())
+    first = next(convolutions, None)
+    if len(space.mean) > 1 or first is None:
+        return space
+    return PixelSpace(space.mean * first.in_channels, space.std * first.in_channels)
 
 
 def _agree(first: PixelSpace, second: PixelSpace) -> bool:
@@ -73,9 +99,16 @@ def _agree(first: PixelSpace, second: PixelSpace) -> bool:
 
 
 def stated_by_data(dataset: Any) -> list[tuple[str, PixelSpace]]:
-    """What the transforms of a dataset say, each with its name; of `datasets`, torchvision, or any with `transform`."""
+    """What the transforms of a dataset say, each with its name; of `datasets`, torchvision, or a class of the script.
+
+    Where no `transform` says anything, a dataset's other callables and its `__getitem__` are asked.
+    """
+    return _stated_in(_transforms_of(dataset)) or _stated_in(_callables_of(dataset))
+
+
+def _stated_in(transforms: Iterable[tuple[str, Any]]) -> list[tuple[str, PixelSpace]]:
     found: dict[int, tuple[str, PixelSpace]] = {}
-    for name, transform in _transforms_of(dataset):
+    for name, transform in transforms:
         for part in _parts(transform):
             space = _space_of(part)
             if space is not None:
@@ -84,17 +117,32 @@ def stated_by_data(dataset: Any) -> list[tuple[str, PixelSpace]]:
 
 
 def _transforms_of(dataset: Any) -> Iterator[tuple[str, Any]]:
-    for _ in range(_DEPTH):  # Subset, and what else wraps a dataset
-        formatting = getattr(dataset, "format", None)
+    for part in _layers(dataset):
+        formatting = getattr(part, "format", None)
         if isinstance(formatting, Mapping) and formatting.get("type") == "custom":
             yield "the dataset's transform", (formatting.get("format_kwargs") or {}).get("transform")
         for name in ("transform", "transforms"):
-            yield f"the dataset's .{name}", getattr(dataset, name, None)
-        for inner in getattr(dataset, "datasets", None) or []:
-            yield from _transforms_of(inner)
-        dataset = getattr(dataset, "dataset", None)
-        if dataset is None:
-            return
+            yield f"the dataset's .{name}", getattr(part, name, None)
+
+
+def _callables_of(dataset: Any) -> Iterator[tuple[str, Any]]:
+    for part in _layers(dataset):
+        for name, value in getattr(part, "__dict__", {}).items():
+            if callable(value):
+                yield f"the dataset's .{name}", value
+        for name in ("__getitem__", "__iter__"):
+            method = getattr(type(part), name, None)
+            if inspect.isfunction(method):
+                yield f"the dataset's {name}", method
+
+
+def _layers(dataset: Any, depth: int = _DEPTH) -> Iterator[Any]:
+    """A dataset, and those that it wraps (Subset) or joins (ConcatDataset)."""
+    if dataset is None or depth == 0:
+        return
+    yield dataset
+    for inner in [*(getattr(dataset, "datasets", None) or []), getattr(dataset, "dataset", None)]:
+        yield from _layers(inner, depth - 1)
 
 
 def _parts(transform: Any, depth: int = _DEPTH, seen: set[int] | None = None) -> Iterator[Any]:

@@ -7,9 +7,11 @@ from transformers.trainer_callback import CallbackHandler
 
 from hf_robust_ft.threat_models import readable_eps
 
+_EPS = ("eps", "best_model_eps")
+
 
 class _ReadableEps:
-    """A callback that prints logs, and is given the text of `eps`.
+    """A callback that prints logs, and is given the text of what is an eps in them.
 
     Args:
         norm: of the threat model.
@@ -20,8 +22,8 @@ class _ReadableEps:
         self.norm = norm
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any):
-        if logs and "eps" in logs:
-            logs = {**logs, "eps": readable_eps(logs["eps"], self.norm)}
+        if logs:
+            logs = {**logs, **{key: readable_eps(logs[key], self.norm) for key in _EPS if key in logs}}
         return super().on_log(args, state, control, logs=logs, **kwargs)
 
 

@@ -1,5 +1,6 @@
 """One forward before the work begins: how many classes a model tells apart, and whether an attack can find its way."""
 
+import inspect
 import sys
 from contextlib import AbstractContextManager, nullcontext
 
@@ -15,18 +16,29 @@ NO_GRADIENT = (
     "quantised after training."
 )
 
+NO_LABELS = (
+    "An attack calls the model with images and without labels, which failed ({error}). Let its forward take "
+    "labels=None and compute the loss only where they are given."
+)
+
 
 def count_classes(classifier: PixelClassifier, pixels: Tensor, attacked: bool) -> int:
     """K, from a forward on pixels (N, C, H, W); call it inside `attack_mode`, as an attack.
 
     Raises:
-        ValueError: a single class, or, where it is to be attacked, logits without a gradient.
+        ValueError: a single class, a model that cannot do without labels, or, where it is to be attacked, logits
+            without a gradient.
     """
     if attacked and torch.is_inference_mode_enabled():
         raise ValueError(NO_GRADIENT)
     pixels = pixels.detach().clone()
-    with uncompiled():
-        logits, gradient = _with_gradient(classifier, pixels) if attacked else (_without(classifier, pixels), None)
+    try:
+        with uncompiled():
+            logits, gradient = _with_gradient(classifier, pixels) if attacked else (_without(classifier, pixels), None)
+    except (TypeError, AttributeError) as error:
+        if _is_about_labels(classifier.model, error):
+            raise ValueError(NO_LABELS.format(error=f"{type(error).__name__}: {error}")) from error
+        raise
     if logits.shape[1] < 2:
         raise ValueError(
             "The model has 1 class: there is nothing to confuse it with, so no attack can fool it. Load it with "
@@ -35,6 +47,12 @@ def count_classes(classifier: PixelClassifier, pixels: Tensor, attacked: bool) -
     if attacked and gradient is None:
         raise ValueError(NO_GRADIENT)
     return logits.shape[1]
+
+
+def _is_about_labels(model: nn.Module, error: Exception) -> bool:
+    """Whether forward asks for labels, or fails on None, which is what it is given for them."""
+    takes_labels = "labels" in inspect.signature(model.forward).parameters
+    return takes_labels and ("labels" in str(error) or "None" in str(error))
 
 
 def _with_gradient(classifier: PixelClassifier, pixels: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -74,7 +74,7 @@ class AdversarialTrainer(SelectingTrainer):
         args = AdversarialTrainingArguments(output_dir="tmp_trainer") if args is None else args
         trainer_checks.check_args(args)
         data = (train_dataset, *trainer_checks.datasets_of(eval_dataset))
-        pixel_space = find_pixel_space(pixel_space, processing_class, model, data)
+        pixel_space = find_pixel_space(pixel_space, processing_class, model, data, data_collator)
         trainer_checks.check_best_metric(args, compute_metrics is not None, eval_dataset)
         for dataset in data:
             trainer_checks.check_dataset(dataset, args, has_collator=data_collator is not None)

@@ -89,6 +89,16 @@ def test_weights_below_the_target_are_told_in_log_report_and_card(selecting, cap
     )
 
 
+def test_an_eps_on_the_way_reads_as_255ths(selecting, caplog, capsys):
+    trainer = selecting(eps_schedule="linear_warmup", callbacks=[StopAt(6)])
+    trainer.train()
+    eps = trainer.scheduler_callback.eps_at(5, trainer.state.max_steps)
+    assert 0 < eps < 8 / 255 and f"{255 * eps:.3g}/255" == trainer.described_weights()["weights_eps"]
+    assert f"trained at eps {255 * eps:.3g}/255, below 8/255" in caplog.text
+    assert f"'best_model_eps': '{255 * eps:.3g}/255'" in capsys.readouterr().out
+    assert trainer.state.log_history[-1]["best_model_eps"] == pytest.approx(eps)
+
+
 def test_the_last_weights_are_told_too(make_trainer, make_model):
     trainer = make_trainer(make_model(), num_train_epochs=1, callbacks=[])
     assert "weights_step" not in trainer._metadata()["training"]

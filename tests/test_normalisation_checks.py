@@ -136,3 +136,19 @@ def test_training_and_every_evaluation_are_told_before_they_compute(make_trainer
             pixel_space=PixelSpace.from_processor(processor),
         )
     evaluate_robustness(make_model(), forgotten(8), threat_model=ThreatModel("Linf", "1/255"), checks=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("CIFAR's", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+        ("CIFAR's", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201)),
+        ("MNIST's", (0.1307,) * 3, (0.3081,) * 3),
+    ],
+)
+def test_statistics_of_a_known_data_set_are_told_from_the_models(name, mean, std):
+    plain = torch.stack([v2.functional.to_dtype(v2.functional.to_image(x), scale=True) for x in pictures("flat")])
+    values = PixelSpace(mean, std).from_pixels(plain)
+    with pytest.raises(ValueError, match=f"normalised by {name} mean"):
+        check_normalisation(values, IMAGENET)
+    check_normalisation(values, PixelSpace(mean, std))

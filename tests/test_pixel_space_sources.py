@@ -86,6 +86,36 @@ def test_datasets_of_torchvision_tell(attribute, wrap):
     assert {space for _, space in stated_by_data(both)} == {SPACE}
 
 
+class ByAnotherName(torch.utils.data.Dataset):
+    def __init__(self, steps):
+        self.images, self.augment = [], steps
+
+
+class ByItem(torch.utils.data.Dataset):
+    def __getitem__(self, index):
+        return {"pixel_values": compose(index), "labels": 0}
+
+
+def test_classes_of_a_script_tell_whatever_they_call_their_transform():
+    for data, where in ((ByAnotherName(compose), "the dataset's .augment"), (ByItem(), "the dataset's __getitem__")):
+        assert stated_by_data(torch.utils.data.Subset(data, [0])) == [(f"Normalize in {where}", SPACE)]
+    named = ByAnotherName(transforms.Normalize((-1.0,) * 3, (2.0,) * 3))  # to show images, say
+    named.transform = compose
+    assert [space for _, space in stated_by_data(named)] == [SPACE]
+
+
+def test_a_collator_tells(caplog):
+    assert find_pixel_space(None, None, None, [PLAIN], by_processor) == SPACE
+    assert "in the data collator" in caplog.text
+    with pytest.raises(ValueError, match="needs to know how pixel_values were normalised"):
+        find_pixel_space(None, None, None, [PLAIN], stack_examples)
+
+
+def test_one_value_holds_for_all_channels_the_model_takes(images, make_model):
+    data = images.with_transform(functools.partial(by_argument, transforms.Normalize((0.5,), (0.25,))))
+    assert find_pixel_space(None, None, make_model(), [data]) == PixelSpace((0.5,) * 3, (0.25,) * 3)
+
+
 def clip_model(**sizes):
     tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     vision = {**tower, "image_size": 16, "patch_size": 8}
@@ -158,15 +188,20 @@ def test_what_wraps_a_model_that_tells_goes_before():
     assert stated_by_model(tower) == [("the model.preprocess_cfg", SPACE)]
 
 
+def test_the_data_go_before_a_model_made_for_other_statistics(images, caplog):
+    """CIFAR's statistics under a model of ImageNet's, as scripts have them: what is in the data is what was done."""
+    data = images.with_transform(by_global)
+    assert find_pixel_space(None, None, timm.create_model("test_vit"), [data]) == SPACE
+    assert "not what the model was made for (the model.pretrained_cfg: PixelSpace(mean=(0.5, 0.5, 0.5)" in caplog.text
+
+
 def test_sources_that_differ_are_an_error_naming_both(images, make_model):
     data = images.with_transform(by_global)
-    with pytest.raises(ValueError, match="stated in different ways") as told:
-        find_pixel_space(None, None, timm.create_model("test_vit"), [data])
-    for part in ("Normalize in the dataset's transform", "the model.pretrained_cfg", str(SPACE), "pixel_space="):
-        assert part in str(told.value)
     other = images.with_transform(functools.partial(by_argument, transforms.Normalize((0.1,) * 3, (0.9,) * 3)))
-    with pytest.raises(ValueError, match="stated in different ways"):
+    with pytest.raises(ValueError, match="stated in different ways") as told:
         find_pixel_space(None, None, None, [data, other])
+    for part in ("Normalize in the dataset's transform", "(0.9, 0.9, 0.9)", str(SPACE), "pixel_space="):
+        assert part in str(told.value)
     two = transforms.Compose([transforms.Normalize(MEAN, STD), transforms.Normalize((0.1,) * 3, (0.9,) * 3)])
     with pytest.raises(ValueError, match="stated in different ways"):
         find_pixel_space(None, None, None, [images.with_transform(functools.partial(by_argument, two))])
@@ -203,7 +238,8 @@ def test_a_found_map_is_checked_on_the_first_batch(make_args):
 
         def forward(self, pixel_values, labels=None):
             logits = self.net(pixel_values)
-            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+            loss = {} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)}
+            return {**loss, "logits": logits}
 
     trainer = AdversarialTrainer(Loss(), make_args(), train_dataset=data, eval_dataset=data)
     with pytest.raises(ValueError, match="Normalize, or the processor's do_normalize, is missing"):

@@ -184,3 +184,29 @@ def test_batches_of_different_sizes_are_trained_and_measured(make_trainer, make_
     assert report.num_samples == trainer.robustness_report.num_samples == 24
     assert found["eval_adversarial_accuracy"] == report.adversarial_accuracy
     assert {check["name"] for check in report.checks} == {check["name"] for check in trainer.robustness_report.checks}
+
+
+class NeedsLabels(Net):
+    def forward(self, pixel_values, labels):
+        return super().forward(pixel_values, labels)
+
+
+class AlwaysALoss(Net):
+    def forward(self, pixel_values, labels=None):
+        logits = self.head(self.pooled(pixel_values))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("kind", [NeedsLabels, AlwaysALoss])
+def test_a_model_that_cannot_do_without_labels_is_told_how_it_can(kind):
+    with pytest.raises(ValueError, match="without labels, which failed .* Let its forward take labels=None"):
+        count_classes(PixelClassifier(kind()), torch.rand(2, 3, 8, 8), attacked=True)
+
+
+def test_other_faults_of_a_forward_are_told_as_they_are():
+    class Broken(Net):
+        def pooled(self, pixel_values):
+            return self.no_such_layer(pixel_values)
+
+    with pytest.raises(AttributeError, match="no_such_layer"):
+        count_classes(PixelClassifier(Broken()), torch.rand(2, 3, 8, 8), attacked=True)
