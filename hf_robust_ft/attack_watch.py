@@ -4,7 +4,7 @@ import warnings
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_robust_ft.threat_models import format_eps
+from hf_robust_ft.threat_models import readable_eps
 
 CURES = (
     "Let your compute_loss call super().compute_loss(model, inputs, ...), with return_outputs=True where it needs the "
@@ -52,7 +52,7 @@ class AttackWatch(TrainerCallback):
     def _tell_unattacked(self, state: TrainerState, is_due: bool) -> None:
         scheduler = self.trainer.scheduler_callback
         step = f"optimizer step {state.global_step + 1} of {state.max_steps}"
-        eps = f"eps {format_eps(scheduler.current_eps if scheduler.current_eps else scheduler.peak_eps)}"
+        eps = f"eps {readable_eps(scheduler.current_eps or scheduler.peak_eps, self.trainer.args.norm)}"
         if self.in_evaluation:
             cause = "the model was in evaluation mode when compute_loss was called (model.eval()?), in which none runs."
             cure = "Leave the model itself in training mode and set single modules to eval()."

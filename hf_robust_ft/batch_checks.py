@@ -96,7 +96,11 @@ def check_labels(labels: Tensor, num_images: int, num_labels: int | None = None,
     """Raise a ValueError unless `labels` is an integer tensor (N,) with values in 0..K-1."""
     if not isinstance(labels, Tensor) or labels.shape != (num_images,) or labels.dtype != torch.int64:
         got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"labels must be one class index an image, int64 of shape ({num_images},); got {got}.")
+        raise ValueError(
+            f"labels must be one class index an image, int64 of shape ({num_images},); got {got}. "
+            "Cast whole numbers with .long(); shares of classes (mixup, CutMix) have no one class to attack: leave the "
+            "mixing out, or set label_smoothing_factor."
+        )
     bad = labels < 0 if num_labels is None else (labels < 0) | (labels >= num_labels)
     if bad.any():
         count = "K" if num_labels is None else num_labels

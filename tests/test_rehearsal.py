@@ -199,7 +199,7 @@ class AlwaysALoss(Net):
 
 @pytest.mark.parametrize("kind", [NeedsLabels, AlwaysALoss])
 def test_a_model_that_cannot_do_without_labels_is_told_how_it_can(kind):
-    with pytest.raises(ValueError, match="without labels, which failed .* Let its forward take labels=None"):
+    with pytest.raises(ValueError, match=r"without labels, which failed .* Let its forward take labels=None"):
         count_classes(PixelClassifier(kind()), torch.rand(2, 3, 8, 8), attacked=True)
 
 
