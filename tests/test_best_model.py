@@ -89,6 +89,16 @@ def test_weights_below_the_target_are_told_in_log_report_and_card(selecting, cap
     )
 
 
+@pytest.mark.parametrize(("changes", "said"), [({"callbacks": [StopAt(6)]}, True), ({}, False)])
+def test_a_card_does_not_say_that_weights_of_eps_0_were_trained_on_attacked_images(selecting, changes, said):
+    trainer = selecting(robust_eval="end", **changes)
+    trainer.train()
+    trainer.evaluate()
+    card = render_model_card(trainer.robustness_report)
+    assert ("fine-tuned at eps 0 and measured on images of which an attacker changed" in card) == said
+    assert any(f"fine-tuned {words}" in card for words in ("on images of which", "to keep its answer")) != said
+
+
 def test_an_eps_on_the_way_reads_as_255ths(selecting, caplog, capsys):
     trainer = selecting(eps_schedule="linear_warmup", callbacks=[StopAt(6)])
     trainer.train()
