@@ -1,6 +1,7 @@
 """Results of grids that never ran: scores as asked for, with curves and costs to match."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,6 +10,25 @@ from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import default_epsilons, parse_eps
 
 EPOCHS = 10
+
+
+def converged(result: CellResult, *falls: float, settled: bool = True) -> CellResult:
+    """The same cell as measured by `attack_steps="auto"`: each round after the first one falls further at eps_g."""
+    report, rounds = result.report, []
+    for place, fall in enumerate((0.0, *falls)):
+        last = report.adversarial_accuracy - fall
+        rounds.append(
+            {
+                "steps": 10 * 2**place,
+                "adversarial_accuracy": last,
+                "expected_robustness": (report.clean_accuracy + last) / 2,
+                "accuracies": [*report.accuracies[:-1], last],
+            }
+        )
+    convergence = {"limit": 160, "settled": settled, "rounds": rounds}
+    scores = {name: rounds[-1][name] for name in ("adversarial_accuracy", "expected_robustness", "accuracies")}
+    attack = {**report.attack, "steps": rounds[-1]["steps"]}
+    return replace(result, report=replace(report, attack=attack, convergence=convergence, **scores))
 
 
 def make_result(

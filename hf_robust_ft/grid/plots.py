@@ -95,7 +95,7 @@ def plot_scores(results: Sequence[CellResult], path: str | Path, *, styles: Styl
     table = ScoreTable.from_results(results)
     width = 0.84 / len(styles)
     for configuration, axes, by_setting in panels:
-        comparable = is_measured_as_paper(results[0])
+        comparable = is_measured_as_paper(results[0]) and not results[0].report.convergence
         for place, (setting, style) in enumerate(styles.items()):
             if setting not in by_setting:
                 continue

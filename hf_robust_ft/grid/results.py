@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_robust_ft.convergence_text import first_round
+from hf_robust_ft.paper.numbers import Scores
 from hf_robust_ft.reports import RobustnessReport
 
 
@@ -50,6 +52,27 @@ class CellResult:
         attack, report = self.report.attack, self.report
         steps = f"auto up to {report.convergence['limit']}" if report.convergence else attack["steps"]
         return f"{report.protocol}, APGD-{steps} ({attack['loss']}), {len(report.epsilons)} points"
+
+    @property
+    def scores(self) -> Scores:
+        """What is reported: with `attack_steps="auto"` the converged figures."""
+        return Scores(self.report.clean_accuracy, self.report.adversarial_accuracy, self.report.expected_robustness)
+
+    @property
+    def first_steps(self) -> int:
+        """Attack steps of the figures that may stand beside the paper's."""
+        first = first_round(self.report.convergence)
+        return first["steps"] if first else self.report.attack["steps"]
+
+    @property
+    def first_scores(self) -> Scores:
+        """The scores after `first_steps`; those reported, where the steps were fixed."""
+        first = first_round(self.report.convergence)
+        return (
+            self.scores._replace(adversarial=first["adversarial_accuracy"], expected=first["expected_robustness"])
+            if first
+            else self.scores
+        )
 
     def to_json(self, path: str | Path) -> None:
         """Write it whole or not at all: a run that is killed here leaves no half a file."""

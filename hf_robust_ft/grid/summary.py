@@ -37,14 +37,13 @@ def summarise(results: Sequence[CellResult], failed: Mapping[str, str]) -> dict[
     Raises:
         ValueError: what `ScoreTable.from_results` refuses.
     """
-    table = ScoreTable.from_results(results)
+    table, first = ScoreTable.from_results(results), ScoreTable.from_results(results, first=True)
     norm = results[0].norm if results else None
     protocols = {format_eps(eps_of(each)): each.protocol for each in sorted(results, key=eps_of)}
     papers = {format_eps(eps_of(each)): is_measured_as_paper(each) for each in sorted(results, key=eps_of)}
-    otherwise: dict[tuple[Configuration, str], list[str]] = {}
+    runs: dict[tuple[Configuration, str], list[CellResult]] = {}
     for each in results:
-        changed = otherwise.setdefault((configuration_of(each), each.setting), [])
-        changed += [what for what in trained_otherwise(each) if what not in changed]
+        runs.setdefault((configuration_of(each), each.setting), []).append(each)
     return {
         "norm": norm,
         "split": split_of(results[0]) if results else None,
@@ -52,7 +51,9 @@ def summarise(results: Sequence[CellResult], failed: Mapping[str, str]) -> dict[
         "papers_protocol": papers,
         "images": {each.dataset: each.report.num_samples for each in sorted(results, key=lambda each: each.dataset)},
         "cells": [
-            _cell(table, norm, papers[configuration.eps], configuration, setting, otherwise[configuration, setting])
+            _cell(table, configuration, setting)
+            | _first_scores(first, runs[configuration, setting], configuration, setting)
+            | _beside_the_paper(first, norm, papers[configuration.eps], runs[configuration, setting])
             for configuration in table.configurations
             for setting in table.settings
             if table.by_seed(configuration, setting)
@@ -70,25 +71,44 @@ def summarise(results: Sequence[CellResult], failed: Mapping[str, str]) -> dict[
     }
 
 
-def _cell(
-    table: ScoreTable,
-    norm: str,
-    papers_protocol: bool,
-    configuration: Configuration,
-    setting: str,
-    otherwise: Sequence[str],
-) -> dict[str, Any]:
-    mean, sd = table.mean(configuration, setting), table.deviation(configuration, setting)
-    paper = paper_figure(norm, configuration, setting)
+def _cell(table: ScoreTable, configuration: Configuration, setting: str) -> dict[str, Any]:
     return {
         **configuration._asdict(),
         "setting": setting,
         "seeds": list(table.by_seed(configuration, setting)),
-        "mean": mean._asdict(),
-        "sd": sd._asdict() if sd else None,
+        **_mean_and_sd(table, configuration, setting),
+    }
+
+
+def _first_scores(
+    first: ScoreTable, runs: Sequence[CellResult], configuration: Configuration, setting: str
+) -> dict[str, Any]:
+    """Beside converged figures those after the first attack steps, and how many of the runs settled."""
+    converged = [each.report.convergence for each in runs]
+    if not all(converged):
+        return {"first": None, "settled": None}
+    scores = {"steps": runs[0].first_steps, **_mean_and_sd(first, configuration, setting)}
+    return {"first": scores, "settled": sum(each["settled"] for each in converged)}
+
+
+def _mean_and_sd(table: ScoreTable, configuration: Configuration, setting: str) -> dict[str, Any]:
+    mean, sd = table.mean(configuration, setting), table.deviation(configuration, setting)
+    return {"mean": mean._asdict(), "sd": sd._asdict() if sd else None}
+
+
+def _beside_the_paper(
+    first: ScoreTable, norm: str, papers_protocol: bool, runs: Sequence[CellResult]
+) -> dict[str, Any]:
+    """The paper's figure, and ours minus it: where ours converged, that after the paper's steps."""
+    configuration, setting = configuration_of(runs[0]), runs[0].setting
+    paper = paper_figure(norm, configuration, setting)
+    mean = first.mean(configuration, setting)
+    return {
         "paper": paper._asdict() if paper else None,
         "difference": _minus(mean, paper) if paper and papers_protocol else None,
-        "trained_otherwise": list(otherwise) if paper else [],
+        "trained_otherwise": list(dict.fromkeys(what for each in runs for what in trained_otherwise(each)))
+        if paper
+        else [],
     }
 
 

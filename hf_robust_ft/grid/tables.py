@@ -1,6 +1,7 @@
 """A grid's figures as Markdown tables in the form of arXiv 2509.23325, with the paper's own beside them."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -124,7 +125,7 @@ def _score_table(cells: Sequence[Mapping[str, Any]]) -> str:
     rows: list[list[str]] = []
     for model, setting in dict.fromkeys((each["model"], each["setting"]) for each in cells):
         in_row = [found.get((model, setting, dataset)) for dataset in datasets]
-        rows += _three_rows([model, setting], in_row)
+        rows += _rows_of_figures([model, setting], in_row)
     scores = [f"{dataset} {short}" for dataset in datasets for short in _SHORT.values()]
     return _table(["backbone", "setting", "seeds", "", *scores], rows, text_columns=4)
 
@@ -140,7 +141,7 @@ def _ablation_tables(summary: Mapping[str, Any]) -> list[str]:
         rows = []
         for setting in sorted({each["setting"] for each in chosen}, key=schedule_epochs):
             start, end = schedule_epochs(setting)
-            rows += _three_rows([f"{start:g}", f"{end:g}"], [found.get((setting, eps)) for eps in epsilons])
+            rows += _rows_of_figures([f"{start:g}", f"{end:g}"], [found.get((setting, eps)) for eps in epsilons])
         scores = [f"{eps} {short}" for eps in epsilons for short in _SHORT.values()]
         parts += [
             f"## T1 and T2, {model} on {dataset}",
@@ -151,27 +152,31 @@ def _ablation_tables(summary: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _three_rows(labels: list[str], cells: Sequence[Mapping[str, Any] | None]) -> list[list[str]]:
-    """Ours; and where the paper prints a figure, the paper's and the difference."""
+def _rows_of_figures(labels: list[str], cells: Sequence[Mapping[str, Any] | None]) -> list[list[str]]:
+    """Ours, of converged ones those after the first steps too; the paper's where it has one, and the difference."""
     seeds = sorted({len(each["seeds"]) for each in cells if each})
-    ours, papers, differences = [], [], []
-    for each in cells:
-        for score in Scores._fields:
-            ours.append(_mean_and_sd(each, score))
-            papers.append(_percent(each["paper"][score]) if each and each["paper"] else _NONE)
-            differences.append(_points(each["difference"][score]) if each and each["difference"] else _NONE)
-    rows = [[*labels, " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]]))), "ours", *ours]]
-    if any(each and each["paper"] for each in cells):
-        rows.append([*labels, "", "paper", *papers])
-    if any(each and each["difference"] for each in cells):
-        rows.append([*labels, "", "difference", *differences])
-    return rows
+    figures: dict[str, list[str]] = {"ours": [], "first": [], "paper": [], "difference": []}
+    for each, score in itertools.product(cells, Scores._fields):
+        figures["ours"].append(_mean_and_sd(each, score))
+        figures["first"].append(_mean_and_sd(each and each["first"], score))
+        figures["paper"].append(_percent(each["paper"][score]) if each and each["paper"] else _NONE)
+        figures["difference"].append(_points(each["difference"][score]) if each and each["difference"] else _NONE)
+    names = {kind: kind for kind in figures}
+    if first := next((each["first"] for each in cells if each and each["first"]), None):
+        names |= {"ours": "converged", "first": f"{first['steps']} steps"}
+    count = " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))
+    shown = [kind for kind in figures if kind == "ours" or any(each and each[kind] for each in cells)]
+    return [[*labels, count if kind == "ours" else "", names[kind], *figures[kind]] for kind in shown]
 
 
 def _caption(summary: Mapping[str, Any], eps: str, cells: Iterable[Mapping[str, Any]]) -> str:
     """How it was measured, and whether the paper's figures may be held against it."""
     caption = f"Measured at {summary['norm']} {eps} on the {summary['split']} split under the protocol: "
     caption += f"{summary['protocols'][eps]}."
+    cells = list(cells)
+    if unsettled := [each for each in cells if each["first"] and each["settled"] < len(each["seeds"])]:
+        listed = ", ".join(_unsettled(each) for each in unsettled)
+        caption += f" Not settled within that many steps, so too high: {listed}."
     cells = [each for each in cells if each["paper"]]
     if not cells:
         return caption
@@ -180,6 +185,11 @@ def _caption(summary: Mapping[str, Any], eps: str, cells: Iterable[Mapping[str, 
     caption += "split, the same as ours." if same else "split; ours is another, so no difference is taken."
     changed = dict.fromkeys(what for each in cells for what in each["trained_otherwise"])
     return caption + (f" But some of ours were trained otherwise: {', '.join(changed)}." if changed else "")
+
+
+def _unsettled(cell: Mapping[str, Any]) -> str:
+    runs = len(cell["seeds"])
+    return f"{cell['model']} {cell['setting']} on {cell['dataset']} ({runs - cell['settled']} of {runs} runs)"
 
 
 def _win_table(summary: Mapping[str, Any]) -> list[str]:
@@ -197,7 +207,7 @@ def _win_table(summary: Mapping[str, Any]) -> list[str]:
         "## Wins",
         _table(["setting", "over", "eps", "configurations", *_SHORT.values()], rows, text_columns=3),
         "In how many configurations (backbone, dataset, eps) the setting's mean over seeds is higher than the other's, "
-        "and in how many it is equal.",
+        "and in how many it is equal; of converged figures where there are any.",
     ]
 
 

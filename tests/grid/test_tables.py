@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from grid_results import make_result
+from grid_results import converged, make_result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -103,6 +103,27 @@ def test_no_difference_across_protocols(no_pictures, tmp_path, other):
     markdown = write_tables(paper_again(**other), tmp_path)
     assert "ours is another, so no difference is taken" in markdown
     assert {row[""] for row in rows(markdown, "## Linf 4/255: fix, hinge")} == {"ours", "paper"}
+
+
+def test_converged_figures_stand_above_those_after_the_papers_steps(no_pictures, tmp_path):
+    results = [converged(each, 0.1, 0.12) for each in paper_again()]
+    results[3] = dataclasses.replace(converged(paper_again()[3], 0.2, settled=False))
+    markdown = write_tables(results, tmp_path)
+    table = rows(markdown, "## Linf 4/255: fix, hinge")
+    assert [row[""] for row in table[:4]] == ["converged", "10 steps", "paper", "difference"]
+    swin = {row[""]: row for row in table if (row["backbone"], row["setting"]) == ("swin", "hinge")}
+    assert [swin[kind]["stanford_cars adv."] for kind in swin] == ["31.20", "43.20", "43.20", "+0.00"]
+    assert {row["stanford_cars clean"] for kind, row in swin.items() if kind != "difference"} == {"84.70"}
+    odd = results[3]
+    assert f"too high: {odd.model} {odd.setting} on {odd.dataset} (1 of 1 runs)." in markdown
+    assert ", the same as ours." in markdown and "APGD-auto up to 160" in markdown
+    cells = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["cells"]
+    assert sum(each["settled"] for each in cells) == len(cells) - 1
+
+
+def test_fixed_and_doubled_steps_cannot_stand_in_one_table(no_pictures, tmp_path):
+    with pytest.raises(ValueError, match=r"different protocols.*APGD-10 .*APGD-auto"):
+        write_tables([make_result(), converged(make_result(seed=1), 0.1)], tmp_path)
 
 
 def test_schedules_of_table_8_stand_beside_fix_and_hinge(no_pictures, tmp_path):
