@@ -237,10 +237,13 @@ def quickstart(argv: Sequence[str]) -> None:
         help="Also train at a fixed eps (fix) and without attacks (standard), and compare the three.",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="One run of each kind per seed.")
+    parser.add_argument(
+        "--autoattack", type=int, default=0, help="Measure each run by standard AutoAttack, too, on so many images."
+    )
     options = parser.parse_args(argv)
     from hf_robust_ft.quickstart import quickstart as run
 
-    reports = run(options.output_dir, compare=options.compare, seeds=options.seeds)
+    reports = run(options.output_dir, compare=options.compare, seeds=options.seeds, autoattack=options.autoattack)
     _tell_if_not_robust(reports["hinge"][options.seeds[0]])
 
 

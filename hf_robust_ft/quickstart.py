@@ -4,9 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
+from hf_robust_ft.attacks.autoattack import check_autoattack
 from hf_robust_ft.convergence_text import first_round
 from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.evaluation import RobustnessReport, evaluate_robustness
@@ -15,6 +18,8 @@ from hf_robust_ft.finetuning import DataArguments, ModelArguments, fine_tune
 from hf_robust_ft.recipes import parse_recipe
 from hf_robust_ft.reporting import plot_curves, plot_training
 from hf_robust_ft.reporting.drawing import drawn
+from hf_robust_ft.run_arguments import at_most
+from hf_robust_ft.trainer import AdversarialTrainer
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 
 SCORES = ("clean_accuracy", "adversarial_accuracy", "expected_robustness")
@@ -33,37 +38,45 @@ COMPARED = {
 }
 
 
-def quickstart(output_dir: str | Path, *, compare: bool = False, seeds: Sequence[int] = (0,)) -> dict:
+def quickstart(
+    output_dir: str | Path, *, compare: bool = False, seeds: Sequence[int] = (0,), autoattack: int = 0
+) -> dict:
     """Run the recipe `quickstart`; with `compare`, also at a fixed eps (fix) and without attacks (standard).
 
     The first seed's hinge run is written to `output_dir` itself, every other run to `output_dir/<run>-seed<seed>`.
+
+    Args:
+        autoattack: measure each run on so many test images by standard AutoAttack as well, into its folder
+            `autoattack`, beside what the converged attack finds on the same images.
 
     Returns:
         Reports by run name and seed, `{"hinge": {0: RobustnessReport}, ...}`.
 
     Raises:
-        ValueError: a seed given twice, or a folder that cannot be.
+        ImportError: AutoAttack is asked for and not installed.
+        ValueError: a seed given twice, a folder that cannot be, or a negative number of images.
     """
     check_output_dir(output_dir)
+    if autoattack:
+        check_autoattack(autoattack)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds={list(seeds)}: give each seed once.")
     output_dir = Path(output_dir)
     reports: dict[str, dict[int, RobustnessReport]] = {}
+    scores: dict[str, dict[int, dict[str, float]]] = {}
     histories = {}
     for seed in seeds:
         for name in COMPARED if compare else ("hinge",):
             is_main = name == "hinge" and seed == seeds[0]
             folder = output_dir if is_main else output_dir / f"{name}-seed{seed}"
             print(f"\n=== {name}, seed {seed} -> {folder}", flush=True)
-            report, history = _run(name, seed, folder)
+            report, history, beside = _run(name, seed, folder, autoattack)
             print(report, flush=True)
             reports.setdefault(name, {})[seed] = report
+            scores.setdefault(name, {})[seed] = _scores(report, beside)
             if seed == seeds[0]:
                 histories[name] = history
     if compare:
-        scores = {
-            name: {seed: _scores(report) for seed, report in by_seed.items()} for name, by_seed in reports.items()
-        }
         table = comparison_table(scores)
         (output_dir / "comparison.md").write_text(table + "\n", encoding="utf-8")
         (output_dir / "comparison.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
@@ -75,11 +88,16 @@ def quickstart(output_dir: str | Path, *, compare: bool = False, seeds: Sequence
     return reports
 
 
-def _run(name: str, seed: int, folder: Path) -> tuple[RobustnessReport, list[dict]]:
+def _run(
+    name: str, seed: int, folder: Path, autoattack: int
+) -> tuple[RobustnessReport, list[dict], RobustnessReport | None]:
+    """The report, what was logged, and the report on the images that AutoAttack was asked for."""
     types = (ModelArguments, DataArguments, AdversarialTrainingArguments)
     # The same command goes on with a run that was stopped, and trains a finished one no second time.
     changes = {**COMPARED[name], "seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "auto"}
     model_args, data_args, args = parse_recipe(types, "quickstart", overrides=changes)
+    # Standard fine-tuning has no budget of its own: it is measured at the others'.
+    _, _, target = parse_recipe(types, "quickstart", overrides={"output_dir": str(folder)})
     metadata = {
         "model_name": f"EfficientNet-Lite0 on digits, {name}",
         "license": "apache-2.0",
@@ -87,23 +105,33 @@ def _run(name: str, seed: int, folder: Path) -> tuple[RobustnessReport, list[dic
         "command": f"hf-robust-ft quickstart --seeds {seed}" + ("" if name == "hinge" else " --compare"),
     }
     trainer = fine_tune(model_args, data_args, args, metadata)
-    if trainer.robustness_report is not None:
-        return trainer.robustness_report, trainer.state.log_history
-    # Standard fine-tuning has no budget of its own: it is measured at the others'.
-    _, _, target = parse_recipe(types, "quickstart", overrides={"output_dir": str(folder)})
-    report = evaluate_robustness(
+    images = data_args.load()["test"]
+    report, beside = trainer.robustness_report, None
+    if report is None:
+        report = _measured(trainer, images, target)
+        report = replace(report, metadata={**data_args.describe(), "split": "test", **metadata})
+        report.to_json(folder / "robustness_report.json")
+    if autoattack:
+        few = at_most(images, autoattack, data_args.split_seed, "autoattack")
+        ends = {"epsilons": [0.0, target.threat_model.eps], "results_dir": folder / "autoattack"}
+        beside = _measured(trainer, few, target, autoattack=len(few), checks=False, **ends)
+        beside.to_json(folder / "autoattack" / "robustness_report.json")
+    return report, trainer.state.log_history, beside
+
+
+def _measured(
+    trainer: AdversarialTrainer, images: Dataset, target: AdversarialTrainingArguments, **how: Any
+) -> RobustnessReport:
+    return evaluate_robustness(
         trainer.model,
-        with_pixel_values(data_args.load()["test"], trainer.processing_class),
+        with_pixel_values(images, trainer.processing_class),
         threat_model=target.threat_model,
         pixel_space=trainer.pixel_space,
-        epsilons=target.evaluation_grid,
         attack=target.eval_attack,
         attack_steps=target.eval_attack_steps,
         attack_steps_limit=target.eval_attack_steps_limit,
+        **{"epsilons": target.evaluation_grid, **how},
     )
-    report = replace(report, metadata={**data_args.describe(), "split": "test", **metadata})
-    report.to_json(folder / "robustness_report.json")
-    return report, trainer.state.log_history
 
 
 def comparison_table(scores: dict[str, dict]) -> str:
@@ -128,8 +156,13 @@ def comparison_table(scores: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def _scores(report: RobustnessReport) -> dict[str, float]:
-    """Each run's figures; beside the converged ones those of the first round of steps, the paper's."""
-    first = first_round(report.convergence) or {}
-    early = {f"{name}_{first['steps']}_steps": first[name] for name in SCORES if name in first}
-    return {name: getattr(report, name) for name in SCORES} | early
+def _scores(report: RobustnessReport, beside: RobustnessReport | None) -> dict[str, float]:
+    """A run's figures; beside the converged ones those of the first steps, the paper's, and AutoAttack's."""
+    scores = {name: getattr(report, name) for name in SCORES}
+    if first := first_round(report.convergence):
+        scores |= {f"{name}_{first['steps']}_steps": first[name] for name in SCORES if name in first}
+    if beside is not None:
+        of = f"_of_{beside.autoattack_samples}_images"
+        scores |= {f"adversarial_accuracy{of}": beside.adversarial_accuracy}
+        scores |= {f"autoattack_accuracy{of}": beside.autoattack_accuracy}
+    return scores
