@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 
 from hf_robust_ft.attacks import APGD
 from hf_robust_ft.reports import share_of_each_image
-from hf_robust_ft.trust_checks import OPENINGS, TrustCheck
+from hf_robust_ft.trust_verdicts import OPENINGS, TrustCheck, verdict
 
 AUTO = "auto"
 FIRST_STEPS = 10  # the paper's, so that its number stands beside the converged one
@@ -142,14 +142,15 @@ class Convergence:
 
 def with_convergence(checks: Sequence[TrustCheck], rounds: Convergence) -> list[TrustCheck]:
     """The trust checks, with what the rounds tell of all images as the check `converged`."""
-    good, bad = OPENINGS["converged"]
     first, last = rounds.rounds[0], rounds.rounds[-1]
-    sentence = f"{good if rounds.settled else bad}: {rounds.sentence()}"
-    if not rounds.settled:
-        sentence += f"; the reported accuracy is too high: raise {rounds.limit_name} above {rounds.limit}"
-    fall = first["adversarial_accuracy"] - last["adversarial_accuracy"]
-    verdict = TrustCheck("converged", rounds.settled, fall, f"{sentence}.")
-    named = {check.name: check for check in [*checks, verdict]}
+    converged = verdict(
+        "converged",
+        rounds.settled,
+        first["adversarial_accuracy"] - last["adversarial_accuracy"],
+        rounds.sentence(),
+        advice=f"the reported accuracy is too high: raise {rounds.limit_name} above {rounds.limit}",
+    )
+    named = {check.name: check for check in [*checks, converged]}
     return [named[name] for name in OPENINGS if name in named]
 
 

@@ -31,7 +31,8 @@ from hf_robust_ft.reporting.examples import remove_examples
 from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import build_report
 from hf_robust_ft.sample_ids import SAMPLE_ID
-from hf_robust_ft.trust_checks import TrustCheck, run_trust_checks
+from hf_robust_ft.trust_checks import run_trust_checks
+from hf_robust_ft.trust_verdicts import TrustCheck
 
 SHOWN_EXAMPLES = 4  # attacked images beside the card, of the first images of the evaluation
 

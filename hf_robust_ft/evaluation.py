@@ -30,7 +30,7 @@ from hf_robust_ft.protocols import evaluation_attack, get_protocol, resolve_epsi
 from hf_robust_ft.reports import RobustnessReport, build_report
 from hf_robust_ft.shared_work import SharedWork
 from hf_robust_ft.threat_models import ThreatModel
-from hf_robust_ft.trust_checks import TrustCheck
+from hf_robust_ft.trust_verdicts import TrustCheck
 
 
 def evaluate_robustness(
@@ -110,30 +110,15 @@ def evaluate_robustness(
         if device is not None:
             classifier.to(device)
         autocast = autocast_dtype(work.device)
-        with (
-            attack_mode(classifier),
-            fast_memory_format(classifier) as memory_format,
-            work.stored_in(results_dir, batches, processes) as store,
-        ):
-            found_checks = []
-            if checks and processes.rank == 0:
-                found_checks = work.trust_checks(batches, check_converged=rounds is None)
-            records = work.all_of(batches, processes, store, progress)
-            rows, found_checks = _of_all_processes(processes, records, found_checks)
-            while rounds is not None and (next_attack := rounds.after(rows["smallest_eps"])) is not None:
-                work = dataclasses.replace(work, attack=next_attack, rounds_done=len(rounds.rounds))
-                with work.stored_in(results_dir, batches, processes) as round_store:
-                    records = work.all_of(batches, processes, round_store, progress, records)
-                rows, _ = _of_all_processes(processes, records)
-    if rounds is not None and checks:
-        found_checks = with_convergence(found_checks, rounds)
+        with attack_mode(classifier), fast_memory_format(classifier) as memory_format:
+            rows, found_checks = _measured(work, batches, processes, rounds, results_dir, checks, progress)
     return build_report(
         rows["labels"],
         rows["smallest_eps"],
         rows["wrong_classes"],
         threat_model=threat_model,
         epsilons=grid,
-        attack=work.attack,
+        attack=attack if rounds is None else rounds.attack,
         protocol=protocol,
         distributions=distributions,
         autoattack=rows["autoattack"],
@@ -165,6 +150,30 @@ def _check_arguments(
         check_autoattack(autoattack)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}.")
+
+
+def _measured(
+    work: EvaluationWork,
+    batches: NumberedBatches,
+    processes: SharedWork,
+    rounds: Convergence | None,
+    results_dir: str | Path | None,
+    checks: bool,
+    progress: bool,
+) -> tuple[dict[str, list], list[TrustCheck]]:
+    """The trust checks, then all batches, and what still stands of them in each further round: its rows, the checks."""
+    with work.stored_in(results_dir, batches, processes) as store:
+        found_checks = []
+        if checks and processes.rank == 0:
+            found_checks = work.trust_checks(batches, check_converged=rounds is None)
+        records = work.all_of(batches, processes, store, progress, repeated=rounds is not None)
+        rows, found_checks = _of_all_processes(processes, records, found_checks)
+        while rounds is not None and (next_attack := rounds.after(rows["smallest_eps"])) is not None:
+            work = dataclasses.replace(work, attack=next_attack, rounds_done=len(rounds.rounds))
+            with work.stored_in(results_dir, batches, processes) as round_store:
+                records = work.all_of(batches, processes, round_store, progress, records, repeated=True)
+            rows, _ = _of_all_processes(processes, records)
+    return rows, found_checks if rounds is None or not checks else with_convergence(found_checks, rounds)
 
 
 def _of_all_processes(

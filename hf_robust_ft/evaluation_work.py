@@ -26,7 +26,8 @@ from hf_robust_ft.rehearsal import count_classes
 from hf_robust_ft.results_store import ResultsStore, batch_checksum, model_fingerprint
 from hf_robust_ft.shared_work import SharedWork
 from hf_robust_ft.threat_models import ThreatModel
-from hf_robust_ft.trust_checks import CHECKED_IMAGES, TrustCheck, run_trust_checks
+from hf_robust_ft.trust_checks import CHECKED_IMAGES, run_trust_checks
+from hf_robust_ft.trust_verdicts import TrustCheck
 
 # What is kept of a batch: a list each, with an entry per image ("autoattack": per image it was asked for).
 KEYS = ("labels", "smallest_eps", "wrong_classes", "autoattack")
@@ -84,10 +85,13 @@ class EvaluationWork:
         store: ResultsStore | None,
         progress: bool,
         earlier: Mapping[int, dict[str, Any]] | None = None,
+        *,
+        repeated: bool,
     ) -> dict[int, dict[str, Any]]:
         """Records by batch number: those of the own batches, computed or, where the store has them, looked up.
 
-        Given the `earlier` round's, what they left standing is attacked.
+        Given the `earlier` round's, what they left standing is attacked. With a store, or if the batches are `repeated`
+        in further rounds, their checksums are kept, and each must hold the images and labels it held before.
         """
         records = {}
         bar = tqdm(
@@ -101,7 +105,8 @@ class EvaluationWork:
             for number, first, batch in batches.of_process(processes.rank, processes.world_size):
                 processes.check_others()
                 pixels, labels = self.prepare(batch, first)
-                checksum = batch_checksum(batch["pixel_values"], batch["labels"])
+                compared = repeated or store is not None
+                checksum = batch_checksum(batch["pixel_values"], batch["labels"]) if compared else None
                 before = None if earlier is None else earlier[number]
                 record = None if store is None else store.done.get(number)
                 if any(known is not None and known["data"] != checksum for known in (before, record)):
@@ -115,7 +120,8 @@ class EvaluationWork:
                         record = self.measure_batch(number, first, pixels, labels)
                     else:
                         record = self.measure_again(number, pixels, labels, before)
-                    record["data"] = checksum
+                    if compared:
+                        record["data"] = checksum
                     if store is not None:
                         store.append(number, record)
                 records[number] = record

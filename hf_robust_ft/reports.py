@@ -18,7 +18,7 @@ from hf_robust_ft.metrics.robustness.threat_distribution_specs import distributi
 from hf_robust_ft.metrics.robustness.threat_distributions import grid_weights
 from hf_robust_ft.plain_text import one_line
 from hf_robust_ft.threat_models import ThreatModel, format_eps
-from hf_robust_ft.trust_checks import TrustCheck, summary
+from hf_robust_ft.trust_verdicts import TrustCheck, summary
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -46,7 +46,7 @@ class RobustnessReport:
         distributions: expected robustness under other distributions of eps than the uniform one, by their names.
         autoattack_accuracy: accuracy under standard AutoAttack at eps_g, if it was run.
         autoattack_samples: on how many images, the first of the data.
-        checks: what tells whether the accuracies can be trusted (`trust_checks.TrustCheck`'s fields).
+        checks: what tells whether the accuracies can be trusted (`trust_verdicts.TrustCheck`'s fields).
         convergence: with `attack_steps="auto"` the `limit` of steps, whether the accuracy has `settled`, and `rounds`:
             per number of steps `adversarial_accuracy`, `expected_robustness`, `accuracies`. All other figures are
             those after the last round; the first round's are the paper's. Empty where the steps were fixed.

@@ -43,7 +43,7 @@ class DataArguments:
     test_size: float = field(default=0.2, metadata={"help": "Share of train split off where there is no test split."})
     split_seed: int = field(default=0, metadata={"help": "Seed of what is split off."})
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Draw this many images of the evaluated split at most (with split_seed)."}
+        default=None, metadata={"help": "Evaluate on at most this many images (by split_seed)."}
     )
     skip_bad_images: bool = field(
         default=False, metadata={"help": "Leave out images that cannot be decoded, and report them; decodes all once."}
@@ -145,8 +145,8 @@ class ModelArguments:
     head: str = field(
         default="auto",
         metadata={
-            "help": "The classification head: auto (new in place of a pretraining head), new, keep, or zero_shot "
-            "(from the class names, through CLIP's text tower)."
+            "help": "The head: auto (new in place of a pretraining one), new, keep, or zero_shot (from the class "
+            "names, by CLIP's text tower)."
         },
     )
     prompts: list[str] | None = field(

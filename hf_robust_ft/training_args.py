@@ -33,10 +33,10 @@ class AdversarialTrainingArguments(TuningArguments):
         ValueError: on construction, for anything out of range; the message names the valid values.
     """
 
-    norm: str = field(default="Linf", metadata={"help": "Norm of the perturbation: Linf, L2, L1."})
+    norm: str = field(default="Linf", metadata={"help": "Perturbation norm: Linf, L2, L1."})
     eps: str = field(
         default="4/255",
-        metadata={"help": "Target budget eps_g in pixel units of [0, 1]: a fraction (4/255) or a number (0.0157)."},
+        metadata={"help": "Target budget eps_g for pixels in [0, 1]: 4/255 or 0.0157."},
     )
     eps_schedule: str = field(
         default="hinge",
@@ -69,8 +69,8 @@ class AdversarialTrainingArguments(TuningArguments):
     attack_steps_schedule: str = field(
         default="constant",
         metadata={
-            "help": "How the training attack's steps grow from attack_steps_min to attack_steps, whatever eps does: a "
-            "schedule as of eps, but for auto, loss_driven, per_sample."
+            "help": "How attack_steps grow from attack_steps_min, whatever eps does: a schedule as of eps, but for "
+            "auto, loss_driven, per_sample."
         },
     )
     attack_steps_args: list[str] | None = field(
@@ -80,21 +80,21 @@ class AdversarialTrainingArguments(TuningArguments):
     attack_loss: str = field(default="ce", metadata={"help": "Loss that the attacks climb: ce, dlr, dlr_targeted."})
     attack_random_start: bool = field(
         default=False,
-        metadata={"help": "Start the training attack at a random point of the ball instead of at the image."},
+        metadata={"help": "Start the training attack at random in the ball."},
     )
     attack_guard: float | None = field(
         default=None,
         metadata={
-            "help": "Take all attack_steps from then on once they break more than this share of what withstands the "
-            "attack_steps_schedule's (e.g. 0.5)."
+            "help": "Take all attack_steps for good once they break more than this share (e.g. 0.5) of what withstands "
+            "the scheduled ones."
         },
     )
     attack_guard_every: int = field(default=50, metadata={"help": "Steps between its checks."})
     batch_norm: str = field(
         default=FROZEN,
         metadata={
-            "help": "Statistics of BatchNorm in training: 'frozen' (the checkpoint's), 'frozen_from_attack' (as they "
-            "are when eps leaves 0), 'trainer' (the batch's: robust under 10 attack steps, hardly under 100)."
+            "help": "BatchNorm's statistics in training: 'frozen' (the checkpoint's), 'frozen_from_attack' (as "
+            "when eps leaves 0), 'trainer' (the batch's: robust to 10 attack steps, hardly to 100)."
         },
     )
     memory_format: str = field(

@@ -17,16 +17,7 @@ from hf_robust_ft.attacks import APGD
 from hf_robust_ft.attacks.apgd import LogitsFn
 from hf_robust_ft.losses import get_loss
 from hf_robust_ft.threat_models import ThreatModel, format_eps
-
-# What a check says first, where it passes and where it fails; the numbers follow.
-OPENINGS = {
-    "gradients": ("The attack can see where to go", "The attack cannot see where to go"),
-    "monotone": ("More room does not hinder the attack", "More room hinders the attack, as it never should"),
-    "random_noise": ("Noise is not the better attack", "The attack does no better than noise"),
-    "converged": ("More steps change little", "The attack stopped while its loss was still rising"),
-    "deterministic": ("The model answers the same each time", "The model answers differently each time"),
-    "huge_eps": ("The attack can fool this model", "The attack cannot fool this model even with huge perturbations"),
-}
+from hf_robust_ft.trust_verdicts import OPENINGS, TrustCheck, verdict
 
 TOLERATED_SHARE = 0.01  # zero gradients, rise or fall of the accuracy
 LONGER = 5  # times the steps, for `converged`
@@ -37,28 +28,6 @@ LOSS_SCALES = (2.0**10, 2.0**15, 2.0**4)  # tried in turn, as half precision und
 NO_GRADIENT_ATTACK = "an attack that needs no gradients (Square, in AutoAttack)"
 LOST = f"it is misled, so the reported accuracy is too high: use more steps, random restarts or {NO_GRADIENT_ATTACK}"
 CHECKED_IMAGES = 64  # enough to see a weak attack, few enough to cost little beside the evaluation
-
-
-@dataclass(frozen=True)
-class TrustCheck:
-    """The outcome of one check.
-
-    Attributes:
-        name: one of `OPENINGS`.
-        passed: False where the robust accuracy is likely too high; True also where the check could not be made.
-        value: what it was decided by (see `run_trust_checks`), None where there is no such number.
-        sentence: what was found, what it means and, if it failed, what to do.
-    """
-
-    name: str
-    passed: bool
-    value: float | None
-    sentence: str
-
-
-def summary(checks: Sequence[TrustCheck]) -> str:
-    """One line a check: "ok   gradients: ..." or "WARN converged: ..."."""
-    return "\n".join(f"{'ok' if check.passed else 'WARN':<4} {check.name}: {check.sentence}" for check in checks)
 
 
 def run_trust_checks(
@@ -154,11 +123,6 @@ class _Sample:
         return (len(self.labels) - fooled) / self.num_images
 
 
-def _verdict(name: str, passed: bool, value: float, numbers: str, *, advice: str) -> TrustCheck:
-    good, bad = OPENINGS[name]
-    return TrustCheck(name, passed, value, f"{good}: {numbers}." if passed else f"{bad}: {numbers}; {advice}.")
-
-
 def _check_deterministic(logits_fn: LogitsFn, batches: Sequence[Tensor]) -> tuple[TrustCheck, Tensor]:
     """The check, and the classes predicted, int64 (N,)."""
     with torch.no_grad():
@@ -172,7 +136,7 @@ def _check_deterministic(logits_fn: LogitsFn, batches: Sequence[Tensor]) -> tupl
     low, high = first.nan_to_num(0, 0, 0).aminmax()
     value = float(f"{difference / max((high - low).item(), torch.finfo(torch.float32).tiny):.1e}")
     changed = (predictions != second.argmax(1)).float().mean().item()
-    check = _verdict(
+    check = verdict(
         "deterministic",
         value <= LARGEST_DIFFERENCE,
         value,
@@ -187,7 +151,7 @@ def _check_deterministic(logits_fn: LogitsFn, batches: Sequence[Tensor]) -> tupl
 def _check_gradients(sample: _Sample) -> TrustCheck:
     sizes = torch.cat([_gradient_sizes(sample, *batch) for batch in sample.batches()])
     zero, not_finite = (sizes == 0).float().mean().item(), (~sizes.isfinite()).float().mean().item()
-    return _verdict(
+    return verdict(
         "gradients",
         zero <= TOLERATED_SHARE and not_finite == 0,
         zero + not_finite,
@@ -224,7 +188,7 @@ def _check_monotone(sample: _Sample) -> tuple[TrustCheck, Tensor, Tensor]:
     lost = max(0, counts[0] - counts[1], max(counts[:2]) - counts[2])
     value = lost / sample.num_images
     curve = [f"{sample.accuracy(n):.1%} at {format_eps(eps)}" for n, eps in zip(counts, epsilons, strict=True)]
-    check = _verdict(
+    check = verdict(
         "monotone",
         lost <= 1 or value <= TOLERATED_SHARE,
         value,
@@ -239,7 +203,7 @@ def _check_random_noise(sample: _Sample, fooled: Tensor) -> TrustCheck:
     draws = min(sample.attack.steps, MOST_DRAWS)
     count, by_attack, by_noise = len(sample.labels), int(fooled.sum()), _fooled_by_noise(sample, draws)
     too_few = by_attack == by_noise <= 1
-    return _verdict(
+    return verdict(
         "random_noise",
         too_few or by_attack == count or by_attack > by_noise,
         (by_attack - by_noise) / count,
@@ -271,7 +235,7 @@ def _check_converged(sample: _Sample, fooled: Tensor, loss: Tensor) -> TrustChec
         fooled_later, later_loss = standing.attacked(sample.threat_model.eps)
         later, rise = int(fooled_later.sum()), _loss_change(loss[rows][~fooled_later], later_loss[~fooled_later])
     value = later / sample.num_images
-    return _verdict(
+    return verdict(
         "converged",
         value <= TOLERATED_SHARE,
         value,
@@ -293,7 +257,7 @@ def _check_huge_eps(sample: _Sample) -> TrustCheck:
     huge = {"Linf": 0.5, "L2": 0.5 * math.sqrt(size), "L1": 0.5 * size}[sample.threat_model.norm]
     threat_model = dataclasses.replace(sample.threat_model, eps=max(huge, sample.threat_model.eps))
     share = sample.attacked(threat_model.eps)[0].float().mean().item()
-    return _verdict(
+    return verdict(
         "huge_eps",
         share >= LEAST_FOOLED_AT_HUGE_EPS,
         share,

@@ -12,7 +12,9 @@ import hf_robust_ft
 import hf_robust_ft.evaluation_work as evaluation_work
 from hf_robust_ft import AttackResult, RobustnessReport, cli
 from hf_robust_ft.cli import main
+from hf_robust_ft.models import loading
 from hf_robust_ft.models.timm_classifier import build_timm_classifier
+from hf_robust_ft.source_names import HubAnswer
 
 
 @pytest.fixture
@@ -271,7 +273,7 @@ def test_help_is_short_and_grouped(capsys):
         and "--eps_schedule" in text
         and "--learning_rate" in text
     )
-    assert "--fsdp" not in text and "--eps-schedule" not in text and text.count("\n") < 290
+    assert "--fsdp" not in text and "--eps-schedule" not in text and text.count("\n") < 280
     with pytest.raises(SystemExit):
         main(["train", "--help_all"])
     assert "--fsdp" in capsys.readouterr().out
@@ -413,6 +415,15 @@ def test_bad_evaluation_options_are_one_line(evaluate_flags, capsys, measured, c
         main([*evaluate_flags, *changes])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and "Traceback" not in error and measured == []
+
+
+def test_a_model_that_the_hub_lacks_is_one_line(evaluate_flags, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "ask_hub", lambda *_: HubAnswer.ABSENT)
+    with pytest.raises(SystemExit) as stop:
+        main([*evaluate_flags, "--model", "nobody/nothing"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and error.startswith("hf-robust-ft evaluate: error: There is no file or folder nobody")
+    assert "nobody/nothing is not a valid model identifier of the Hub" in error
 
 
 def test_the_version_is_the_codes(capsys):

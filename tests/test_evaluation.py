@@ -18,7 +18,8 @@ from hf_robust_ft import (
 )
 from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.protocols import attack_on_grid, resolve_epsilons
-from hf_robust_ft.trust_checks import CHECKED_IMAGES, OPENINGS
+from hf_robust_ft.trust_checks import CHECKED_IMAGES
+from hf_robust_ft.trust_verdicts import OPENINGS
 
 LINF = ThreatModel("Linf", "4/255")
 
@@ -68,6 +69,18 @@ def test_dataset_loader_and_batch_size_give_one_result(make_model, dataset, spac
     loader = DataLoader(dataset, batch_size=7, collate_fn=stack_examples)
     from_loader = evaluate_robustness(model, loader, threat_model=LINF, pixel_space=space, progress=False)
     assert from_loader == report
+
+
+@pytest.mark.parametrize("options", [{}, {"results_dir": "results"}, {"attack_steps": "auto"}], ids=str)
+def test_checksums_are_of_batches_that_are_compared(make_model, dataset, space, monkeypatch, tmp_path, options):
+    sums = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation_work, "batch_checksum", lambda *batch: sums.append(batch) or "0")
+    report = evaluate_robustness(
+        make_model("resnet"), dataset, threat_model=LINF, pixel_space=space, batch_size=8, progress=False, **options
+    )
+    rounds = len(report.convergence["rounds"]) if report.convergence else 1
+    assert len(sums) == (6 * rounds if options else 0)
 
 
 def test_a_pixel_classifier_takes_pixels(make_model, dataset, space, report):

@@ -16,6 +16,7 @@ LAYERS = [
         "pixels",
         "losses",
         "convergence_text",
+        "trust_verdicts",
         "downloads",
         "sample_ids",
         "validation_curves",

@@ -33,6 +33,11 @@ def build(make_trainer):
     return make
 
 
+def steps_of(trainer):
+    trainer.train()
+    return trainer.state.global_step
+
+
 def test_it_is_told_before_the_first_step_with_a_cure_that_works(build):
     trainer = build()
     before = trainer.model.body[0].weight.clone()
@@ -40,9 +45,8 @@ def test_it_is_told_before_the_first_step_with_a_cure_that_works(build):
     with pytest.raises(ValueError, match=told):
         trainer.train()
     assert torch.equal(trainer.model.body[0].weight, before) and trainer.state.global_step == 0
-    build(per_device_train_batch_size=7).train()
-    build(dataloader_drop_last=True).train()
-    build(batch_norm="frozen").train()
+    cures = {"per_device_train_batch_size": 7}, {"dataloader_drop_last": True}, {"batch_norm": "frozen"}
+    assert [steps_of(build(**cure)) for cure in cures] == [3, 2, 3]
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -50,7 +54,7 @@ def test_single_images_are_told_too_and_ends_that_are_never_reached_are_not(buil
     options = {"gradient_accumulation_steps": accumulation}
     with pytest.raises(ValueError, match=r"Batch 1 of each .* Set batch_norm='frozen', or another batch size, .*=3"):
         build(images=5, per_device_train_batch_size=1, **options).train()
-    build(images=8 * 2 * accumulation + 1, max_steps=2, **options).train()
+    assert steps_of(build(images=8 * 2 * accumulation + 1, max_steps=2, **options)) == 2
 
 
 class KeptInEval(AdversarialTrainer):
@@ -62,7 +66,10 @@ class KeptInEval(AdversarialTrainer):
 
 
 def test_norms_that_do_not_fail_are_not_refused(build):
-    build(model=Net(pooled=False)).train()
-    build(model=Net(norm=lambda channels: nn.GroupNorm(2, channels))).train()
-    build(trainer_cls=KeptInEval).train()
-    build(freeze="body.0.*,body.2.*").train()  # a frozen BatchNorm stays in evaluation mode
+    for changes in (
+        {"model": Net(pooled=False)},
+        {"model": Net(norm=lambda channels: nn.GroupNorm(2, channels))},
+        {"trainer_cls": KeptInEval},
+        {"freeze": "body.0.*,body.2.*"},  # a frozen BatchNorm stays in evaluation mode
+    ):
+        assert steps_of(build(**changes)) == 3  # 8, 8 and the lone image

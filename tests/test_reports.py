@@ -10,7 +10,7 @@ import pytest
 from hf_robust_ft import RobustnessReport, ThreatModel
 from hf_robust_ft.protocols import evaluation_attack
 from hf_robust_ft.reports import build_report, from_grid_predictions
-from hf_robust_ft.trust_checks import TrustCheck
+from hf_robust_ft.trust_verdicts import TrustCheck
 
 GRID = [0.0, 1 / 255, 2 / 255, 4 / 255]
 CHECKS = [TrustCheck("monotone", True, 0.0, "Fine."), TrustCheck("converged", False, 0.1, "Too few steps.")]

@@ -68,10 +68,18 @@ def test_a_best_metric_that_no_eval_set_gives_is_refused(build, make_args, datas
 
 @pytest.mark.parametrize("metric", ["b_loss", "eval_a_clean_accuracy", "eval_b_adversarial_accuracy"])
 def test_a_best_metric_of_one_eval_set_is_taken(build, make_args, dataset, metric):
-    args = make_args(metric_for_best_model=metric, eval_strategy="epoch", robust_eval="epoch")
-    build(args=args, eval_dataset={"a": dataset, "b": dataset})
-    own = make_args(metric_for_best_model="eval_a_f1", eval_strategy="epoch")
-    build(args=own, eval_dataset={"a": dataset}, compute_metrics=lambda prediction: {"f1": 0.0})
+    args = make_args(metric_for_best_model=metric, eval_strategy="epoch", robust_eval="epoch", num_train_epochs=1)
+    trainer = build(args=args, eval_dataset={"a": dataset, "b": dataset})
+    trainer.train()
+    name = f"eval_{metric.removeprefix('eval_')}"
+    assert [trainer.state.best_metric] == [logged[name] for logged in trainer.state.log_history if name in logged]
+
+
+def test_a_best_metric_of_ones_own_is_taken(build, make_args, dataset):
+    args = make_args(metric_for_best_model="eval_a_f1", eval_strategy="epoch", num_train_epochs=1)
+    trainer = build(args=args, eval_dataset={"a": dataset}, compute_metrics=lambda prediction: {"f1": 0.25})
+    trainer.train()
+    assert trainer.state.best_metric == 0.25
 
 
 @pytest.mark.parametrize("metric", ["adversarial_accuracy", "eval_b_adversarial_accuracy", "b_expected_robustness"])

@@ -10,7 +10,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 import hf_robust_ft.evaluating_trainer
 from hf_robust_ft import AdversarialTrainer, PixelSpace, ThreatModel, evaluate_robustness
-from hf_robust_ft.trust_checks import OPENINGS, run_trust_checks
+from hf_robust_ft.trust_checks import run_trust_checks
+from hf_robust_ft.trust_verdicts import OPENINGS
 
 
 @pytest.mark.parametrize("robust_eval", ["end", "epoch", "no"])

@@ -10,7 +10,8 @@ from torch import nn
 from hf_robust_ft.attacks import APGD, attack_mode
 from hf_robust_ft.pixels import PixelClassifier
 from hf_robust_ft.threat_models import ThreatModel
-from hf_robust_ft.trust_checks import OPENINGS, TrustCheck, run_trust_checks, summary
+from hf_robust_ft.trust_checks import run_trust_checks
+from hf_robust_ft.trust_verdicts import OPENINGS, TrustCheck
 
 APGD_10 = APGD(steps=10, random_start=False, select="fooled")
 
@@ -359,11 +360,6 @@ def test_json_round_trip():
     checks = list(check(classify(smooth_model()), random_images(8)).values())
     content = json.dumps([dataclasses.asdict(entry) for entry in checks], allow_nan=False)
     assert [TrustCheck(**entry) for entry in json.loads(content)] == checks
-
-
-def test_summary_is_one_line_a_check():
-    checks = [TrustCheck("gradients", True, 0.0, "Fine."), TrustCheck("converged", False, 0.1, "Not fine.")]
-    assert summary(checks) == "ok   gradients: Fine.\nWARN converged: Not fine."
 
 
 @pytest.mark.parametrize("count, num_labels, batch_size", [(0, 0, 8), (4, 3, 8), (4, 4, 0)])

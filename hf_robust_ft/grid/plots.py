@@ -14,10 +14,9 @@ from hf_robust_ft.grid.comparison import (
     Configuration,
     ScoreTable,
     configuration_of,
-    is_measured_as_paper,
-    paper_figure,
     setting_rank,
 )
+from hf_robust_ft.grid.paper_comparison import is_measured_as_paper, paper_figure
 from hf_robust_ft.grid.results import CellResult
 from hf_robust_ft.grid.settings import schedule_epochs
 from hf_robust_ft.paper.numbers import Scores

@@ -10,14 +10,12 @@ from hf_robust_ft.grid.comparison import (
     configuration_of,
     count_wins,
     eps_of,
-    is_measured_as_paper,
     mean_scores,
-    paper_figure,
     split_of,
     t_test_over_configurations,
     t_test_over_seeds,
-    trained_otherwise,
 )
+from hf_robust_ft.grid.paper_comparison import is_measured_as_paper, paper_figure, trained_otherwise
 from hf_robust_ft.grid.results import CellResult
 from hf_robust_ft.grid.settings import schedule_epochs
 from hf_robust_ft.paper.numbers import Scores

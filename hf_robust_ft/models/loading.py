@@ -81,6 +81,8 @@ def load_image_classifier(
         ValueError: an unknown name, names and number that disagree, fewer than two classes, a head that may not be
             replaced or is missing, a checkpoint with code of its own or without safetensors, tensors that do not fit,
             or an option or image size the model does not take.
+        OSError: the Hub has no such model that the token may read (as transformers says it), it does not answer, or
+            the disk is full.
     """
     labels = class_labels(label_names, num_labels)
     prompts = _check_options(head, prompts, labels, image_size)
@@ -222,12 +224,12 @@ def _from_hub(
 
 
 def _check_there(model_id: str, options: dict[str, Any]) -> None:
-    """Raise where the Hub lacks a model, or does not answer and nothing of it is cached."""
+    """Raise an OSError where the Hub lacks a model, or does not answer and nothing of it is cached."""
     if os.path.exists(model_id) or model_id.startswith(PREFIX) or options.get("local_files_only"):
         return
     answer = ask_hub(model_id, "model", options.get("token"))
     if answer is HubAnswer.ABSENT:
-        raise ValueError(
+        raise OSError(
             f"{nothing_here(model_id)} {model_id} is not a valid model identifier of the Hub either, or not one that "
             "your token may read: give a Hub id (owner/name), or a checkpoint folder."
         )

@@ -118,7 +118,7 @@ def test_what_is_neither_known_nor_local_nor_cached_is_asked_for(settings):
         plan(settings(), dataset="digits", data=stream, samples=[9, 9, 9])
     with pytest.raises(ValueError, match="cub200 has the paper's splits, so validation_size"):
         plan(settings(), data={"validation_size": 0.2})
-    with pytest.raises(ValueError, match=r"hf download someone/model --include"):
+    with pytest.raises(ValueError, match=r"hf download someone/model --include '\*config\.json'"):
         plan(settings(), "someone/model")
 
 

@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from finished_run import report
 
 import hf_robust_ft.reporting.evidence
+from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.reporting import write_evidence
 from hf_robust_ft.reporting.evidence import CARD_NAME, CURVE_NAME, REPORT_NAME, TRAINING_NAME
 
@@ -51,18 +53,23 @@ def test_a_picture_that_fails_is_told_in_one_line_and_the_rest_is_written(tmp_pa
     assert (tmp_path / REPORT_NAME).is_file()
 
 
-def test_the_evidence_of_string_keys_bears_the_names(make_trainer, make_model, tmp_path):
+def test_the_evidence_of_string_keys_bears_the_names(make_trainer, make_model, dataset, tmp_path):
     """As transformers' example scripts give `id2label`."""
-    model = make_model("resnet")
-    model.config.id2label = {str(index): name for index, name in enumerate(["red", "green", "blue", "yellow"])}
-    trainer = make_trainer(model)
+    names, one_of_each = ["red", "green", "blue", "yellow"], dataset.select(range(4))
+    model = make_model("resnet").eval()
+    model.config.id2label = {str(index): name for index, name in enumerate(names)}
+    with torch.no_grad():  # right about each of the four, so that all are shown
+        features = model.resnet(stack_examples(list(one_of_each))["pixel_values"]).pooler_output.flatten(1)
+        model.classifier[1].weight.copy_(torch.linalg.pinv(features).T)
+        model.classifier[1].bias.zero_()
+    trainer = make_trainer(model, eval_dataset=one_of_each)
     trainer.evaluate()
     trainer.save_model()
     trainer.create_model_card(finetuned_from=str(tmp_path), tasks="image-classification", tags=["vision"])
     rows = trainer.robustness_report.per_class
-    assert [row["class"] for row in rows] == ["red", "green", "blue", "yellow"]
+    assert [row["class"] for row in rows] == names
     with np.load(tmp_path / "out" / "examples" / "examples.npz") as examples:
-        assert set(examples["labels"].tolist()) <= {"red", "green", "blue", "yellow"}
+        assert sorted(examples["labels"].tolist()) == sorted(names)
     card = (tmp_path / "out" / CARD_NAME).read_text()
     assert "| yellow |" in card and "examples/example_003.png" in card
     assert str(tmp_path) not in card and f"starting from {tmp_path.name}" in card

@@ -1,0 +1,42 @@
+"""The outcome of a trust check, and how it is worded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# What a check says first, where it passes and where it fails; the numbers follow.
+OPENINGS = {
+    "gradients": ("The attack can see where to go", "The attack cannot see where to go"),
+    "monotone": ("More room does not hinder the attack", "More room hinders the attack, as it never should"),
+    "random_noise": ("Noise is not the better attack", "The attack does no better than noise"),
+    "converged": ("More steps change little", "The attack stopped while its loss was still rising"),
+    "deterministic": ("The model answers the same each time", "The model answers differently each time"),
+    "huge_eps": ("The attack can fool this model", "The attack cannot fool this model even with huge perturbations"),
+}
+
+
+@dataclass(frozen=True)
+class TrustCheck:
+    """The outcome of one check.
+
+    Attributes:
+        name: one of `OPENINGS`.
+        passed: False where the robust accuracy is likely too high; True also where the check could not be made.
+        value: what it was decided by (see `run_trust_checks`), None where there is no such number.
+        sentence: what was found, what it means and, if it failed, what to do.
+    """
+
+    name: str
+    passed: bool
+    value: float | None
+    sentence: str
+
+
+def verdict(name: str, passed: bool, value: float, numbers: str, *, advice: str) -> TrustCheck:
+    """The outcome whose sentence opens as `OPENINGS` says and, if the check failed, ends in what to do."""
+    good, bad = OPENINGS[name]
+    return TrustCheck(name, passed, value, f"{good}: {numbers}." if passed else f"{bad}: {numbers}; {advice}.")
+
+
+def summary(checks: Sequence[TrustCheck]) -> str:
+    """One line a check: "ok   gradients: ..." or "WARN converged: ..."."""
+    return "\n".join(f"{'ok' if check.passed else 'WARN':<4} {check.name}: {check.sentence}" for check in checks)
