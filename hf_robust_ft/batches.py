@@ -1,5 +1,6 @@
 """From a dataset or DataLoader to numbered batches, the same ones whichever process evaluates them."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
@@ -72,13 +73,6 @@ def first_images(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
     }
 
 
-def of_one_size(batches: Sequence[tuple[Tensor, Tensor]], count: int) -> tuple[Tensor, Tensor]:
-    """The first `count` images (N, C, H, W) and labels (N,) of the batches whose images are as large as the first's."""
-    alike = [batch for batch in batches if batch[0].shape[1:] == batches[0][0].shape[1:]]
-    pixels, labels = (torch.cat(parts)[:count] for parts in zip(*alike, strict=True))
-    return pixels, labels
-
-
 def check_reads_all(loader: DataLoader) -> None:
     """Raise a ValueError if the loader leaves out the images of a last, smaller batch."""
     batches, processes = loader.batch_sampler, 1
@@ -105,13 +99,16 @@ class NumberedBatches:
         batch_size: images at a time, when given a dataset.
         repeatable: whether every pass must bring the same batches (several processes, or a run to be resumed).
 
+    Attributes:
+        looks_up: whether single images can be had again, by `examples`; not of a stream or a loader that shuffles.
+
     Raises:
         ValueError: neither of the two, an empty dataset, or a loader that drops images, shuffles where it must not, or
             shards.
     """
 
     def __init__(self, dataset_or_loader: Any, batch_size: int, repeatable: bool = False):
-        self.loader, self.dataset, self.batch_size = None, None, batch_size
+        self.loader, self.dataset, self.batch_size, self.looks_up = None, None, batch_size, True
         if isinstance(dataset_or_loader, DataLoader):
             self.loader = dataset_or_loader
             self.batch_size = self.loader.batch_size
@@ -136,6 +133,11 @@ class NumberedBatches:
                     f"The loader draws its images by a {type(sampler).__name__}, so another pass brings other batches: "
                     "a run on several processes, or one to be resumed, needs shuffle=False."
                 )
+            in_order = isinstance(sampler, SequentialSampler) or (repeatable and in_order)
+            is_map_style = self.loader.batch_sampler is not None and not isinstance(
+                self.loader.dataset, IterableDataset
+            )
+            self.looks_up = in_order and is_map_style
             return
         if isinstance(dataset_or_loader, Mapping):
             raise ValueError(
@@ -160,6 +162,15 @@ class NumberedBatches:
             return len(self.dataset if self.loader is None else self.loader.dataset)
         except TypeError:
             return None
+
+    def examples(self, positions: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """(position, batch of this image alone) for positions in the order of `of_process`, if it `looks_up`."""
+        if self.loader is None:
+            yield from ((position, stack_examples([self.dataset[position]])) for position in positions)
+            return
+        indices = list(itertools.chain.from_iterable(self.loader.batch_sampler))
+        for position in positions:
+            yield position, self.loader.collate_fn([self.loader.dataset[indices[position]]])
 
     def images_of_process(self, rank: int = 0, world_size: int = 1) -> int | None:
         """How many of them `of_process` brings, if the source knows."""

@@ -34,7 +34,7 @@ from hf_robust_ft.sample_ids import SAMPLE_ID
 from hf_robust_ft.trust_checks import run_trust_checks
 from hf_robust_ft.trust_verdicts import TrustCheck
 
-SHOWN_EXAMPLES = 4  # attacked images beside the card, of the first images of the evaluation
+SHOWN_EXAMPLES = 4  # attacked images beside the card, of those that the trust checks look at
 
 
 class EvaluatingTrainer(PublishingTrainer):
@@ -130,10 +130,8 @@ class EvaluatingTrainer(PublishingTrainer):
                 # FSDP's forward waits for every rank: no rank may attack fewer images than the others.
                 survivors_only=not self.is_fsdp_enabled and not classifier.model_inputs,
             )
-        self._evaluation.own.append((outcome.smallest_eps, outcome.wrong_classes))
-        if not classifier.model_inputs:
-            self._evaluation.keep_first(pixels, inputs["labels"])
         found = (inputs["labels"], outcome.smallest_eps, outcome.wrong_classes)
+        self._evaluation.add_own(None if classifier.model_inputs else pixels, *found)
         self._evaluation.add(self.accelerator.gather_for_metrics(found))
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
@@ -148,7 +146,7 @@ class EvaluatingTrainer(PublishingTrainer):
                     "forward under FSDP waits for all of them: give a number of steps, and measure the saved "
                     "checkpoint with hf-robust-ft evaluate --attack_steps auto."
                 )
-        return EvaluationRecord(grid, dataset, rounds)
+        return EvaluationRecord(grid, dataset, rounds, self.args.seed)
 
     def _attack_again(self, dataloader: DataLoader, attack: APGD) -> None:
         """One more round: every batch comes again, and what stands in it is attacked."""
@@ -209,7 +207,7 @@ class EvaluatingTrainer(PublishingTrainer):
         metrics = {f"{prefix}_clean_accuracy": report.clean_accuracy}
         if len(report.epsilons) > 1:
             self._keep_report(report)
-            self._examples = None if self.is_fsdp_enabled or not evaluation.kept else evaluation.first_images()
+            self._examples = None if self.is_fsdp_enabled or not evaluation.checked else evaluation.checked_images()
             metrics[f"{prefix}_adversarial_accuracy"] = report.adversarial_accuracy
             metrics[f"{prefix}_expected_robustness"] = report.expected_robustness
             if rounds is not None:
@@ -217,11 +215,11 @@ class EvaluatingTrainer(PublishingTrainer):
         return metrics
 
     def _trust_checks(self, evaluation: EvaluationRecord) -> list[TrustCheck]:
-        """On the first images of this process, after training: they cost as much as attacking 64 images 9 times."""
+        """On images drawn from this process's, after training: they cost as much as attacking 64 images 20 times."""
         # FSDP's forward waits for every rank, and checks attack as many images as happen to be correct.
-        if self.is_in_train or self.is_fsdp_enabled or len(evaluation.epsilons) == 1 or not evaluation.kept:
+        if self.is_in_train or self.is_fsdp_enabled or len(evaluation.epsilons) == 1 or not evaluation.checked:
             return []
-        pixels, labels, _ = evaluation.first_images()
+        pixels, labels, smallest = evaluation.checked_images()
         with attack_mode(self.model):
             checks = run_trust_checks(
                 self._classifier({}),
@@ -232,6 +230,8 @@ class EvaluatingTrainer(PublishingTrainer):
                 seed=self.args.seed,
                 batch_size=self.args.per_device_eval_batch_size,
                 check_converged=evaluation.rounds is None,
+                standing=smallest > evaluation.epsilons[-1],
+                classes=evaluation.classes(),
             )
         return checks if evaluation.rounds is None else with_convergence(checks, evaluation.rounds)
 

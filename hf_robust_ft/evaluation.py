@@ -12,6 +12,7 @@ from torch import nn
 from hf_robust_ft.attacks import APGD, attack_mode, fast_memory_format
 from hf_robust_ft.attacks.autoattack import check_autoattack
 from hf_robust_ft.batches import NumberedBatches
+from hf_robust_ft.checked_images import CHECKED_IMAGES, ClassReservoir
 from hf_robust_ft.convergence import (
     AUTO,
     STEPS_LIMIT,
@@ -80,7 +81,8 @@ def evaluate_robustness(
             weights of any eps "weights:0=1,2/255=3" or {0: 1, "2/255": 3}; see
             `RobustnessReport.expected_robustness_under`.
         autoattack: run standard AutoAttack at eps_g on what the protocol leaves standing of the first so many images.
-        checks: run `trust_checks` on the first `CHECKED_IMAGES`, before anything else.
+        checks: run `trust_checks` in the end, on `CHECKED_IMAGES` drawn by `seed`, equally many of each class; under
+            "exact" and "auto" the second opinion is of what these leave standing.
         batch_size: images at a time, when given a dataset; a loader's own size holds for the checks too.
         device: where to run; the default is the model's own device.
         seed: of the attack's random starts, when it has any, and of AutoAttack.
@@ -161,31 +163,32 @@ def _measured(
     checks: bool,
     progress: bool,
 ) -> tuple[dict[str, list], list[TrustCheck]]:
-    """The trust checks, then all batches, and what still stands of them in each further round: its rows, the checks."""
+    """All batches, and what still stands of them in each further round, then the trust checks: its rows, the checks."""
+    first_work = work
+    if checks and not batches.looks_up:
+        work.drawn = ClassReservoir(CHECKED_IMAGES, work.seed)
     with work.stored_in(results_dir, batches, processes) as store:
-        found_checks = []
-        if checks and processes.rank == 0:
-            found_checks = work.trust_checks(batches, check_converged=rounds is None)
         records = work.all_of(batches, processes, store, progress, repeated=rounds is not None)
-        rows, found_checks = _of_all_processes(processes, records, found_checks)
+        rows = _of_all_processes(processes, records)
         while rounds is not None and (next_attack := rounds.after(rows["smallest_eps"])) is not None:
             work = dataclasses.replace(work, attack=next_attack, rounds_done=len(rounds.rounds))
             with work.stored_in(results_dir, batches, processes) as round_store:
                 records = work.all_of(batches, processes, round_store, progress, records, repeated=True)
-            rows, _ = _of_all_processes(processes, records)
-    return rows, found_checks if rounds is None or not checks else with_convergence(found_checks, rounds)
+            rows = _of_all_processes(processes, records)
+    found: list[TrustCheck] = []
+    if checks and processes.rank == 0:
+        found = first_work.trust_checks(batches, rows, check_converged=rounds is None)
+    found = processes.gather(found)[0] if checks else []
+    return rows, found if rounds is None or not checks else with_convergence(found, rounds)
 
 
-def _of_all_processes(
-    processes: SharedWork, records: dict[int, dict[str, Any]], checks: Sequence[TrustCheck] = ()
-) -> tuple[dict[str, list], list[TrustCheck]]:
-    """What all processes found, in the order of the data, and the first one's checks.
+def _of_all_processes(processes: SharedWork, records: dict[int, dict[str, Any]]) -> dict[str, list]:
+    """What all processes found, in the order of the data.
 
     Raises:
         ValueError: no process had a batch.
     """
-    parts = processes.gather((records, list(checks)))
-    everyones = {number: record for own, _ in parts for number, record in own.items()}
+    everyones = {number: record for own in processes.gather(records) for number, record in own.items()}
     if not everyones:
         raise ValueError("The dataset is empty: there is nothing to evaluate.")
     rows = {key: [value for _, record in sorted(everyones.items()) for value in record[key]] for key in KEYS}
@@ -194,4 +197,4 @@ def _of_all_processes(
     rows["autoattack"] = [
         withstood and np.isinf(eps) for withstood, eps in zip(rows["autoattack"], rows["smallest_eps"], strict=False)
     ]
-    return rows, parts[0][1]
+    return rows

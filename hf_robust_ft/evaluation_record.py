@@ -6,21 +6,22 @@ import torch
 from torch import Tensor
 
 from hf_robust_ft.attacks import APGD
+from hf_robust_ft.checked_images import CHECKED_IMAGES, ClassReservoir
 from hf_robust_ft.convergence import Convergence
-from hf_robust_ft.trust_checks import CHECKED_IMAGES
 
 
 class EvaluationRecord:
     """What one evaluation found: labels, smallest fooling eps and wrong class of every image, from every process."""
 
-    def __init__(self, epsilons: list[float], dataset: Any = None, rounds: Convergence | None = None):
+    def __init__(self, epsilons: list[float], dataset: Any = None, rounds: Convergence | None = None, seed: int = 0):
         self.epsilons = epsilons
         self.dataset = dataset
         self.rounds = rounds
         self.own: list[tuple[Tensor, Tensor]] = []  # smallest eps and wrong classes of this process's batches
         self.num_classes: int | None = None  # the width of the logits
         self.gathered: list[tuple[Tensor, ...]] = []
-        self.kept: list[tuple[Tensor, Tensor, int]] = []  # with the number of their batch
+        self.checked = ClassReservoir(CHECKED_IMAGES, seed)  # for trust checks and pictures, of this process's images
+        self._own_images = 0
         self.outputs: Any = None  # the model's, of the batch at hand
 
     def add(self, found: tuple[Tensor, ...]) -> None:
@@ -35,14 +36,19 @@ class EvaluationRecord:
             self.gathered = []
         return attack
 
-    def keep_first(self, pixels: Tensor, labels: Tensor) -> None:
-        """Keep this process's first images of one size, of the last batch in `own`, for trust checks and pictures."""
-        missing = CHECKED_IMAGES - sum(len(labels) for _, labels, _ in self.kept)
-        if missing > 0 and (not self.kept or pixels.shape[1:] == self.kept[0][0].shape[1:]):
-            self.kept.append((pixels[:missing], labels[:missing], len(self.own) - 1))
+    def add_own(self, pixels: Tensor | None, labels: Tensor, smallest_eps: Tensor, wrong_classes: Tensor) -> None:
+        """Enter what was found of this process's next batch; without pixels it is not there to be checked."""
+        if pixels is not None:
+            self.checked.add(pixels, labels, self._own_images)
+        self._own_images += len(labels)
+        self.own.append((smallest_eps, wrong_classes))
 
-    def first_images(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels, labels and smallest fooling eps, as found so far, of what was kept."""
-        pixels, labels = (torch.cat([kept[part] for kept in self.kept]) for part in (0, 1))
-        smallest = torch.cat([self.own[number][0][: len(some)] for _, some, number in self.kept])
-        return pixels, labels, smallest
+    def checked_images(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels, labels and smallest fooling eps, as found so far, of what was drawn."""
+        pixels, labels, positions = self.checked.images()
+        return pixels, labels, torch.cat([smallest for smallest, _ in self.own])[positions]
+
+    def classes(self) -> Tensor:
+        """The classes that are the label or the wrong prediction of some image of any process, int64 (M,)."""
+        found = torch.cat([torch.cat([labels, wrong]) for labels, _, wrong in self.gathered]).unique()
+        return found[found >= 0]

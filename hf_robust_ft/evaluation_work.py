@@ -16,7 +16,8 @@ import hf_robust_ft
 from hf_robust_ft.attacks import APGD, autoattack
 from hf_robust_ft.attacks.autoattack import check_num_classes
 from hf_robust_ft.batch_checks import check_batch, check_first_batch
-from hf_robust_ft.batches import NumberedBatches, of_one_size
+from hf_robust_ft.batches import NumberedBatches
+from hf_robust_ft.checked_images import CHECKED_IMAGES, ClassReservoir, draw_by_class
 from hf_robust_ft.evaluated_model import nan_refused
 from hf_robust_ft.losses import get_loss
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
@@ -26,7 +27,7 @@ from hf_robust_ft.rehearsal import count_classes
 from hf_robust_ft.results_store import ResultsStore, batch_checksum, model_fingerprint
 from hf_robust_ft.shared_work import SharedWork
 from hf_robust_ft.threat_models import ThreatModel
-from hf_robust_ft.trust_checks import CHECKED_IMAGES, run_trust_checks
+from hf_robust_ft.trust_checks import run_trust_checks
 from hf_robust_ft.trust_verdicts import TrustCheck
 
 # What is kept of a batch: a list each, with an entry per image ("autoattack": per image it was asked for).
@@ -47,6 +48,8 @@ class EvaluationWork:
     autoattack: int
     num_labels: int | None = None
     rounds_done: int = 0  # of `Convergence`
+    largest_batch: int = 0
+    drawn: ClassReservoir | None = None  # where images cannot be looked up again once all labels are known
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +108,7 @@ class EvaluationWork:
             for number, first, batch in batches.of_process(processes.rank, processes.world_size):
                 processes.check_others()
                 pixels, labels = self.prepare(batch, first)
+                self.largest_batch = max(self.largest_batch, len(labels))
                 compared = repeated or store is not None
                 checksum = batch_checksum(batch["pixel_values"], batch["labels"]) if compared else None
                 before = None if earlier is None else earlier[number]
@@ -125,6 +129,8 @@ class EvaluationWork:
                     if store is not None:
                         store.append(number, record)
                 records[number] = record
+                if self.drawn is not None and earlier is None:
+                    self.drawn.add(pixels, labels, first)
                 smallest = np.array([np.inf if eps is None else eps for eps in record["smallest_eps"]])
                 counts += len(smallest), (smallest > 0).sum(), (smallest > self.epsilons[-1]).sum()
                 bar.set_postfix(clean=f"{counts[1] / counts[0]:.1%}", adversarial=f"{counts[2] / counts[0]:.1%}")
@@ -201,17 +207,19 @@ class EvaluationWork:
             asked[rows] = ~found.fooled.cpu()
         return asked.tolist()
 
-    def trust_checks(self, batches: NumberedBatches, check_converged: bool) -> list[TrustCheck]:
-        """The checks on the first images, of these on those as large as the first."""
-        prepared, count = [], 0
-        for _, first, batch in batches.of_process():
-            prepared.append(self.prepare(batch, first))
-            count += len(prepared[-1][1])
-            if count >= CHECKED_IMAGES:
-                break
-        if not prepared:
-            return []
-        pixels, labels = of_one_size(prepared, CHECKED_IMAGES)
+    def trust_checks(
+        self, batches: NumberedBatches, rows: Mapping[str, list], check_converged: bool
+    ) -> list[TrustCheck]:
+        """The checks on images drawn by class, of these on those as large as the first, given what all rows hold."""
+        if batches.looks_up:
+            positions = draw_by_class(rows["labels"], CHECKED_IMAGES, self.seed)
+            found = [(self.prepare(batch, position), position) for position, batch in batches.examples(positions)]
+            found = [entry for entry in found if entry[0][0].shape == found[0][0][0].shape]
+            positions = [position for _, position in found]
+            pixels, labels = (torch.cat(parts) for parts in zip(*(prepared for prepared, _ in found), strict=True))
+        else:
+            pixels, labels, positions = self.drawn.images()
+        smallest = torch.tensor(rows["smallest_eps"], dtype=torch.float64)
         return run_trust_checks(
             self.classifier,
             pixels,
@@ -219,6 +227,8 @@ class EvaluationWork:
             self.threat_model,
             self.attack,
             seed=self.seed,
-            batch_size=len(prepared[0][1]),
+            batch_size=self.largest_batch or CHECKED_IMAGES,
             check_converged=check_converged,
+            standing=(smallest[positions] > self.epsilons[-1]).to(pixels.device),
+            classes=torch.tensor([*{*rows["labels"], *rows["wrong_classes"]}], device=pixels.device),
         )

@@ -10,7 +10,9 @@ OPENINGS = {
     "random_noise": ("Noise is not the better attack", "The attack does no better than noise"),
     "converged": ("More steps change little", "The attack stopped while its loss was still rising"),
     "deterministic": ("The model answers the same each time", "The model answers differently each time"),
+    "alone": ("An image is judged by itself", "An image is judged by its company"),
     "huge_eps": ("The attack can fool this model", "The attack cannot fool this model even with huge perturbations"),
+    "second_opinion": ("Other attacks find little more", "Other attacks find more, or do not get anywhere"),
 }
 
 

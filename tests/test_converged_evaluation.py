@@ -39,7 +39,7 @@ def test_it_agrees_with_evaluate_robustness(make_trainer, dataset):
     mine = trainer.robustness_report
     assert mine.convergence == report.convergence and mine.accuracies == report.accuracies
     assert mine.smallest_epsilons == report.smallest_epsilons and mine.attack == report.attack
-    assert mine.checks == report.checks and len(mine.checks) == 6
+    assert mine.checks == report.checks and len(mine.checks) == 8
     assert metrics["eval_adversarial_accuracy"] == report.adversarial_accuracy
     first = report.convergence["rounds"][0]
     assert metrics["eval_adversarial_accuracy_10_steps"] == first["adversarial_accuracy"]

@@ -17,8 +17,8 @@ from hf_robust_ft import (
     evaluate_robustness,
 )
 from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.checked_images import CHECKED_IMAGES
 from hf_robust_ft.protocols import attack_on_grid, resolve_epsilons
-from hf_robust_ft.trust_checks import CHECKED_IMAGES
 from hf_robust_ft.trust_verdicts import OPENINGS
 
 LINF = ThreatModel("Linf", "4/255")
@@ -206,7 +206,7 @@ def test_trust_checks_are_in_the_report_unless_switched_off(measure, tmp_path):
     assert all(check["passed"] for check in report.checks)
     report.to_json(tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text())["checks"] == report.checks
-    assert report.check_lines().count("\n") == 5 and "on 48 images" in report.check_lines()
+    assert report.check_lines().count("\n") == 7 and "on 48 images" in report.check_lines()
     without = measure(checks=False)
     assert without.checks == [] and dataclasses.replace(report, checks=[]) == without
 
@@ -221,26 +221,48 @@ def test_a_failed_check_is_in_the_report(measure):
     assert "WARN gradients: The attack cannot see where to go" in report.check_lines()
 
 
-@pytest.mark.parametrize("source", ["dataset", "loader"])
-def test_the_first_images_are_checked_and_read_once(measure, dataset, monkeypatch, source):
+class SortedByClass(torch.utils.data.Dataset):
+    """100 images of 4 classes, one class after the other; `read` has the indices asked for."""
+
+    def __init__(self, dataset):
+        self.dataset, self.read = dataset, []
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return self.dataset[index // 25 + 4 * (index % 12)]
+
+
+SOURCES = {
+    "dataset": lambda data: data,
+    "loader": lambda data: DataLoader(data, batch_size=10, collate_fn=stack_examples),
+    "shuffled": lambda data: DataLoader(data, batch_size=10, collate_fn=stack_examples, shuffle=True),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_as_many_images_of_each_class_are_checked(measure, dataset, monkeypatch, source):
     checked = []
     monkeypatch.setattr(
-        evaluation_work, "run_trust_checks", lambda _, pixels, labels, *args, **options: checked.append(labels) or []
+        evaluation_work, "run_trust_checks", lambda _, *given, **more: checked.append((given, more)) or []
     )
-    read = []
-
-    class Repeated(torch.utils.data.Dataset):
-        def __len__(self):
-            return 100
-
-        def __getitem__(self, index):
-            read.append(index)
-            return dataset[index % 48]
-
-    data = Repeated() if source == "dataset" else DataLoader(Repeated(), batch_size=10, collate_fn=stack_examples)
-    measure(data, checks=True, epsilons=[0, "8/255"], attack=APGD(steps=1))
-    assert checked[0].tolist() == [index % 4 for index in range(48)] + [index % 4 for index in range(16)]
-    assert len(checked[0]) == CHECKED_IMAGES and read == [*range(70), *range(100)]
+    data = SortedByClass(dataset)
+    loss_free = {"epsilons": [0, "8/255"], "attack": APGD(steps=1), "checks": True}
+    torch.manual_seed(0)
+    report = measure(SOURCES[source](data), **loss_free)
+    (_, labels, *_), options = checked[0]
+    assert labels.bincount().tolist() == [16] * 4 and len(labels) == CHECKED_IMAGES
+    again = data.read[100:]
+    if source == "shuffled":
+        assert again == []
+    else:
+        assert again == sorted(again) and len(again) == CHECKED_IMAGES  # the others are read once
+        smallest = [report.smallest_epsilons[index] for index in again]
+        assert options["standing"].tolist() == [eps is None or eps == float("inf") for eps in smallest]
+        measure(SOURCES[source](data), seed=1, **loss_free)
+        assert data.read[-CHECKED_IMAGES:] != again
 
 
 @pytest.fixture

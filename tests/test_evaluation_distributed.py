@@ -119,7 +119,7 @@ def test_both_processes_return_the_report_of_one(both, dataset, processor, monke
 
 def test_the_paper_case_covers_every_field(both):
     report = RobustnessReport.from_json(both / "paper-1.json")
-    assert len(report.checks) == 6 and report.autoattack_samples == 25 and report.distributions
+    assert len(report.checks) == 8 and report.autoattack_samples == 25 and report.distributions
     assert report.autoattack_accuracy > 0 and report.confidence_intervals and len(report.per_class) == 4
 
 

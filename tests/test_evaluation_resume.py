@@ -115,7 +115,7 @@ def test_a_loader_resumes_as_its_dataset_does(measure, dataset, tmp_path):
 
 def test_checks_are_made_again(measure, tmp_path):
     first, second = (measure(results_dir=tmp_path, checks=True) for _ in range(2))
-    assert first == second and len(second.checks) == 6
+    assert first == second and len(second.checks) == 8
     assert measure(results_dir=tmp_path).checks == [] and len(list(tmp_path.iterdir())) == 1
 
 

@@ -14,6 +14,7 @@ from hf_robust_ft.trust_checks import run_trust_checks
 from hf_robust_ft.trust_verdicts import OPENINGS, TrustCheck
 
 APGD_10 = APGD(steps=10, random_start=False, select="fooled")
+ALL_TARGETS = dataclasses.replace(APGD_10, loss="dlr_targeted", steps=40)  # also of images at the foot of two hills
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -76,10 +77,23 @@ def test_a_plain_model_passes_every_check(kind, norm, eps):
         inner = nn.Sequential(inner[0], nn.Linear(3 * 8 * 8, 2))
         inner[1].weight.data = torch.randn(2, 3 * 8 * 8, generator=seeded())
         inner[1].bias.data.zero_()
-    checks = check(classify(inner), random_images(), norm=norm, eps=eps)
+    attack = APGD_10 if kind == "linear" else ALL_TARGETS
+    checks = check(classify(inner), random_images(), norm=norm, eps=eps, attack=attack)
     assert not failures(checks)
     assert checks["gradients"].value == checks["deterministic"].value == checks["monotone"].value == 0
+    assert checks["alone"].passed and checks["alone"].value < 1e-5
     assert checks["huge_eps"].value == 1 and 0 < checks["random_noise"].value <= 1
+
+
+def test_untargeted_steps_alone_are_told_by_how_much_they_fall_short():
+    found = check(classify(smooth_model()), random_images())
+    assert failures(found) == {"second_opinion"} and found["second_opinion"].value == 3 / 64
+    assert "targeted APGD fools 3" in found["second_opinion"].sentence
+    with torch.no_grad():
+        labels = classify(smooth_model())(random_images()).argmax(1)
+    strong = ALL_TARGETS(classify(smooth_model()), random_images(), labels, ThreatModel("Linf", "8/255")).fooled
+    known = check(classify(smooth_model()), random_images(), standing=~strong)
+    assert not failures(known) and known["second_opinion"].value == 0
 
 
 @pytest.mark.parametrize("loss", ["ce", "dlr", "dlr_targeted"])
@@ -188,7 +202,7 @@ def test_neither_attack_nor_noise_finding_anything_points_to_the_huge_eps():
     checks = check(classify(smooth_model(), always_reversed), random_images(), eps=1e-5)
     assert checks["random_noise"].passed and checks["random_noise"].value == 0
     assert "neither finds more than one image: huge_eps" in checks["random_noise"].sentence
-    assert failures(checks) == {"huge_eps"}
+    assert failures(checks) == {"huge_eps", "second_opinion"}  # whose loss never rose
 
 
 @pytest.mark.parametrize("by_attack, by_noise, passed", [(2, 1, True), (1, 1, True), (0, 1, False), (2, 2, False)])
@@ -308,7 +322,7 @@ def test_what_cannot_be_checked_says_so(case):
     model, pixels = classify(smooth_model()), random_images(8)
     labels = (model(pixels).argmax(1) + (case == "all wrong")) % 4
     checks = check(model, pixels, labels, eps=0 if case == "eps 0" else "4/255")
-    assert not failures(checks) and checks.pop("deterministic").value == 0
+    assert not failures(checks) and checks.pop("deterministic").value == 0 and checks.pop("alone").value < 1e-5
     why = "eps is 0" if case == "eps 0" else "no image is classified correctly"
     assert all(entry.value is None and entry.sentence.startswith("not checked: ") for entry in checks.values())
     assert all(why in entry.sentence for entry in checks.values())
@@ -350,9 +364,12 @@ def test_cost_stays_within_what_is_promised():
         return classify(inner)(images)
 
     labels = classify(inner)(pixels).argmax(1)
-    check(spy, pixels, labels, eps=1e-4, attack=dataclasses.replace(APGD_10, steps=steps))
+    attack = dataclasses.replace(APGD_10, steps=steps)
+    check(spy, pixels, labels, eps=1e-4, attack=attack, classes=torch.arange(4))
     # Every attack ends with one more forward; two clean passes; noise draws as often as the attack steps.
     expected = 1 + 3 * steps + 5 * steps + steps + 0.3 * (5 + 2 + steps)
+    # All stand: three targeted runs, the likeliest classes, a look at the outputs, and Square; eight images twice.
+    expected += 3 * 10 + 0.3 * (3 + 1 + 1 + 301 + 8 * 2 / 16)
     assert sum(passes) / len(pixels) == pytest.approx(expected)
 
 

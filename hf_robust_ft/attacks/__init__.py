@@ -12,6 +12,7 @@ from hf_robust_ft.attacks.model_state import (
     use_fast_memory_format,
     use_memory_format,
 )
+from hf_robust_ft.attacks.square import Square
 from hf_robust_ft.attacks.until_fooled import attack_until_fooled
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "GradientMeter",
     "LostGradients",
     "MinimumNormResult",
+    "Square",
     "apgd",
     "attack_mode",
     "attack_until_fooled",

@@ -84,7 +84,8 @@ def with_usable_gradient(point: Point, scale: Tensor) -> tuple[Point, Tensor]:
     grown = (scale * GROWTH).clamp(max=LARGEST_SCALE)
     scale = torch.where(finite, torch.where(vanished, grown, scale), scale * BACK_OFF)
     # Pixels whose gradient overflowed stay where they are for this step.
-    gradient = point.gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    # A copy: where a model sums its input, autograd's gradient is one number in the place of all.
+    gradient = point.gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     return replace(point, gradient=gradient, usable=finite & ~vanished), scale
 
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 
 from hf_robust_ft.attacks import APGD
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
+from hf_robust_ft.checked_images import CHECKED_IMAGES
 from hf_robust_ft.convergence import AUTO, rounds_up_to
 from hf_robust_ft.losses import get_loss
+from hf_robust_ft.output_checks import IMAGES_ALONE
+from hf_robust_ft.second_opinion import SQUARE, TARGETED, TWO_CLASSES
 from hf_robust_ft.training_args import AdversarialTrainingArguments
-from hf_robust_ft.trust_checks import CHECKED_IMAGES, LONGER, MOST_DRAWS
+from hf_robust_ft.trust_checks import LONGER, MOST_DRAWS
 
 
 @dataclass(frozen=True)
@@ -189,17 +192,21 @@ def _more_steps(name: str, args: AdversarialTrainingArguments, visits: int, num_
 
 
 def _trust_checks(args: AdversarialTrainingArguments, test_images: int, num_classes: int) -> Iterator[Phase]:
-    """Those of `run_trust_checks`: three budgets, five times the steps, a huge budget, noise, and clean passes."""
+    """Those of `run_trust_checks`: three budgets, five times the steps, a huge budget, noise, clean passes, others."""
     if len(args.evaluation_grid) == 1:
         return
     images = min(CHECKED_IMAGES * args.world_size, test_images)
     attack = args.eval_attack
     gradients, forwards = attack_passes(attack, num_classes)
     longer = 0 if args.eval_attack_steps == AUTO else LONGER  # the rounds tell of it
+    targeted = attack_passes(TARGETED if num_classes > 2 else TWO_CLASSES, num_classes)
+    by_themselves = 2 * min(IMAGES_ALONE * args.world_size, images)
     yield Phase(
         "trust checks",
         images,
-        forward=(2 + min(attack.steps, MOST_DRAWS) + (4 + bool(longer)) * forwards) * images,
-        input_gradient=(1 + (4 + longer) * gradients) * images,
+        forward=(4 + min(attack.steps, MOST_DRAWS) + (4 + bool(longer)) * forwards) * images
+        + (targeted[1] + SQUARE.queries) * images
+        + by_themselves,
+        input_gradient=(1 + (4 + longer) * gradients + targeted[0]) * images,
         at_most=True,
     )

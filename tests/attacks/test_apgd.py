@@ -247,3 +247,11 @@ def test_a_bad_eps_of_the_call_is_refused(batch, eps, message):
 
 def test_settings_read_well():
     assert str(APGD(steps=7, random_start=False)) == "APGD-CE-7, clean start"
+
+
+def test_a_model_that_sums_its_input_is_attacked():
+    """Its gradient is one number, expanded over all pixels, which cannot be written to."""
+    pixels = torch.full((2, 3, 4, 4), 0.5)
+    model = lambda x: torch.stack([24 - x.sum((1, 2, 3)), torch.zeros(len(x))], 1)  # noqa: E731
+    result = apgd(model, pixels, torch.zeros(2, dtype=torch.int64), ThreatModel("Linf", 0.01), steps=2)
+    assert result.fooled.all()
