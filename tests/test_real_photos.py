@@ -13,7 +13,7 @@ FLOOR = 0.4  # converged accuracy at 2/255; 0.01 with batch_norm=trainer
 
 
 @pytest.mark.slow  # a quarter of an hour on one core
-@pytest.mark.skipif(FLOWERS is None, reason="FLOWERS12 names no image folder of flowers (720 photos to train, 12 kinds)")
+@pytest.mark.skipif(FLOWERS is None, reason="FLOWERS12 names no image folder (720 photos of 12 flowers to train on)")
 def test_hinge_is_robust_on_flowers_under_a_converged_attack(tmp_path):
     flags = "--config quickstart --image_size 64 --augmentation paper --num_train_epochs 10 --eps 4/255"
     measured = "--eval_epsilons 0 2/255 4/255 --max_eval_samples 120"
