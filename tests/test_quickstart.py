@@ -39,7 +39,7 @@ def test_a_finished_run_is_trained_no_second_time(trained, tmp_path):
 
 def test_another_run_is_not_written_over(trained, tmp_path):
     example.quickstart(tmp_path / "out", seeds=[3])
-    with pytest.raises(ValueError, match="holds another run: seed 3 .*4.*another --output_dir"):
+    with pytest.raises(ValueError, match=r"holds another run: seed 3 .*4.*another --output_dir"):
         example.quickstart(tmp_path / "out", seeds=[4])
     assert trained == [3]
 
