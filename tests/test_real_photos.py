@@ -9,7 +9,7 @@ from hf_robust_ft import RobustnessReport
 from hf_robust_ft.cli import main
 
 FLOWERS = os.environ.get("FLOWERS12")
-FLOOR = 0.4  # converged accuracy at 2/255; 0.01 with batch_norm=trainer
+FLOOR = 0.5  # converged accuracy at 2/255; 0.69 was measured
 
 
 @pytest.mark.slow  # a quarter of an hour on one core
