@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from hf_robust_ft.attacks import APGD
+from hf_robust_ft.confidence_intervals import accuracy_interval
 from hf_robust_ft.reports import share_of_each_image
 from hf_robust_ft.trust_verdicts import OPENINGS, TrustCheck, verdict
 
@@ -68,7 +68,7 @@ class Convergence:
 
     A round attacks what the ones before left standing, with twice their steps. It was the last one where it lowered
     the accuracy by less than one point at every eps of the grid, and by less than half of that accuracy's 95 %
-    (Wilson) interval; below 100 images a single image is more than a point.
+    interval; below 100 images a single image is more than a point.
 
     Args:
         attack: of the first round.
@@ -155,5 +155,5 @@ def with_convergence(checks: Sequence[TrustCheck], rounds: Convergence) -> list[
 
 
 def _is_small(before: int, after: int, count: int) -> bool:
-    interval = binomtest(int(after), count).proportion_ci(method="wilson")
-    return (before - after) / count < min(SETTLED, (interval.high - interval.low) / 2)
+    low, high = accuracy_interval(after, count)
+    return (before - after) / count < min(SETTLED, (high - low) / 2)

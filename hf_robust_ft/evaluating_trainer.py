@@ -140,12 +140,6 @@ class EvaluatingTrainer(PublishingTrainer):
         if self.args.eval_attack_steps == AUTO and len(grid) > 1:
             limit = self.args.eval_attack_steps_limit
             rounds = Convergence(self.args.eval_attack, grid, "paper", limit, "eval_attack_steps_limit")
-            if self.is_fsdp_enabled:
-                raise ValueError(
-                    "eval_attack_steps='auto' attacks what stands, other numbers of images on each process, while a "
-                    "forward under FSDP waits for all of them: give a number of steps, and measure the saved "
-                    "checkpoint with hf-robust-ft evaluate --attack_steps auto."
-                )
         return EvaluationRecord(grid, dataset, rounds, self.args.seed)
 
     def _attack_again(self, dataloader: DataLoader, attack: APGD) -> None:

@@ -11,23 +11,25 @@ from datasets import Dataset
 
 from hf_robust_ft.attacks.autoattack import check_autoattack
 from hf_robust_ft.convergence_text import first_round
-from hf_robust_ft.data import with_pixel_values
+from hf_robust_ft.data import align_labels, with_pixel_values
 from hf_robust_ft.evaluation import RobustnessReport, evaluate_robustness
 from hf_robust_ft.file_names import check_output_dir
 from hf_robust_ft.finetuning import DataArguments, ModelArguments, fine_tune
+from hf_robust_ft.models import load_image_classifier
+from hf_robust_ft.pixels import PixelSpace
 from hf_robust_ft.recipes import parse_recipe
 from hf_robust_ft.reporting import plot_curves, plot_training
 from hf_robust_ft.reporting.drawing import drawn
+from hf_robust_ft.reporting.evidence import REPORT_NAME
 from hf_robust_ft.run_arguments import at_most
-from hf_robust_ft.trainer import AdversarialTrainer
+from hf_robust_ft.run_record import differences, resolved_recipe
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 
 SCORES = ("clean_accuracy", "adversarial_accuracy", "expected_robustness")
 
-# Measured with `hf-robust-ft evaluate --attack_steps 100`; the README holds the figures.
 NOTE = (
-    "The paper's 10 attack steps are far from enough on this small embedded example: 100 steps (hf-robust-ft evaluate "
-    "--attack_steps 100) find many more errors. Do not deploy it where robustness matters."
+    "A small example on handwritten digits, to try things out with: do not deploy it where robustness matters. The "
+    "package's README holds what standard AutoAttack finds beyond these figures."
 )
 
 # Run name -> what it changes in the recipe. An eps of 0 is standard fine-tuning: no attack ever runs.
@@ -93,7 +95,7 @@ def _run(
 ) -> tuple[RobustnessReport, list[dict], RobustnessReport | None]:
     """The report, what was logged, and the report on the images that AutoAttack was asked for."""
     types = (ModelArguments, DataArguments, AdversarialTrainingArguments)
-    # The same command goes on with a run that was stopped, and trains a finished one no second time.
+    # The same command goes on with a run that was stopped.
     changes = {**COMPARED[name], "seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "auto"}
     model_args, data_args, args = parse_recipe(types, "quickstart", overrides=changes)
     # Standard fine-tuning has no budget of its own: it is measured at the others'.
@@ -103,30 +105,48 @@ def _run(
         "license": "apache-2.0",
         "notes": [NOTE],
         "command": f"hf-robust-ft quickstart --seeds {seed}" + ("" if name == "hinge" else " --compare"),
+        "recipe": resolved_recipe(model_args, data_args, args),
     }
-    trainer = fine_tune(model_args, data_args, args, metadata)
-    images = data_args.load()["test"]
-    report, beside = trainer.robustness_report, None
+    report = _finished(folder, metadata["recipe"])
     if report is None:
-        report = _measured(trainer, images, target)
+        report = fine_tune(model_args, data_args, args, metadata).robustness_report
+    images = data_args.load()["test"]
+    if report is None:
+        report = _measured(folder, images, target)
         report = replace(report, metadata={**data_args.describe(), "split": "test", **metadata})
-        report.to_json(folder / "robustness_report.json")
+        report.to_json(folder / REPORT_NAME)
+    beside = None
     if autoattack:
         few = at_most(images, autoattack, data_args.split_seed, "autoattack")
         ends = {"epsilons": [0.0, target.threat_model.eps], "results_dir": folder / "autoattack"}
-        beside = _measured(trainer, few, target, autoattack=len(few), checks=False, **ends)
-        beside.to_json(folder / "autoattack" / "robustness_report.json")
-    return report, trainer.state.log_history, beside
+        beside = _measured(folder, few, target, autoattack=len(few), checks=False, **ends)
+        beside.to_json(folder / "autoattack" / REPORT_NAME)
+    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return report, history, beside
 
 
-def _measured(
-    trainer: AdversarialTrainer, images: Dataset, target: AdversarialTrainingArguments, **how: Any
-) -> RobustnessReport:
+def _finished(folder: Path, recipe: dict[str, Any]) -> RobustnessReport | None:
+    """The report of a run that is over, which is written last.
+
+    Raises:
+        ValueError: it is another run's.
+    """
+    if not (folder / REPORT_NAME).is_file():
+        return None
+    report = RobustnessReport.from_json(folder / REPORT_NAME)
+    changed = differences(report.metadata.get("recipe", {}), json.loads(json.dumps(recipe)))
+    if changed:
+        raise ValueError(f"{folder} holds another run: {changed}. Give another --output_dir, or move it away.")
+    return report
+
+
+def _measured(folder: Path, images: Dataset, target: AdversarialTrainingArguments, **how: Any) -> RobustnessReport:
+    model, processor = load_image_classifier(str(folder))
     return evaluate_robustness(
-        trainer.model,
-        with_pixel_values(images, trainer.processing_class),
+        model,
+        with_pixel_values(align_labels(images, model.config), processor),
         threat_model=target.threat_model,
-        pixel_space=trainer.pixel_space,
+        pixel_space=PixelSpace.from_processor(processor),
         attack=target.eval_attack,
         attack_steps=target.eval_attack_steps,
         attack_steps_limit=target.eval_attack_steps_limit,

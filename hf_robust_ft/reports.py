@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from hf_robust_ft.class_names import name_of
+from hf_robust_ft.confidence_intervals import confidence_intervals
 from hf_robust_ft.convergence_text import convergence_sentence
 from hf_robust_ft.metrics.robustness.curve import survival_expectation, trapezoid_weights
 from hf_robust_ft.metrics.robustness.robustness import Robustness
@@ -19,9 +19,6 @@ from hf_robust_ft.metrics.robustness.threat_distributions import grid_weights
 from hf_robust_ft.plain_text import one_line
 from hf_robust_ft.threat_models import ThreatModel, format_eps
 from hf_robust_ft.trust_verdicts import TrustCheck, summary
-
-CONFIDENCE = 0.95
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,9 @@ class RobustnessReport:
         num_samples: images evaluated.
         smallest_epsilons: per image, the smallest eps found to fool it: 0 if it is misclassified as it is, None if
             nothing up to eps_g did. Under the protocol "paper" these are points of the grid.
-        confidence_intervals: 95 % bootstrap intervals over the images: [low, high] of the three scores, and for
-            "accuracies" one a grid point. They tell what other images would change, not what a stronger attack would.
+        confidence_intervals: 95 % intervals over the images: [low, high] of the three scores and of
+            "autoattack_accuracy", and for "accuracies" one a grid point; by which "method". They tell what other images
+            would change, not what a stronger attack would.
         per_class: the three scores and the number of images of each class.
         distributions: expected robustness under other distributions of eps than the uniform one, by their names.
         autoattack_accuracy: accuracy under standard AutoAttack at eps_g, if it was run.
@@ -136,14 +134,14 @@ class RobustnessReport:
             ("adversarial_accuracy", self.adversarial_accuracy, f"at {self.threat_model['norm']} {eps}"),
             ("expected_robustness", self.expected_robustness, f"mean accuracy over eps in [0, {eps}]"),
         ]
+        if self.autoattack_accuracy is not None:
+            where = f"at {self.threat_model['norm']} {eps}, first {self.autoattack_samples} images"
+            rows.append(("autoattack_accuracy", self.autoattack_accuracy, where))
         lines = []
         for key, value, meaning in rows:
             low, high = self.confidence_intervals.get(key, (None, None))
             interval = "" if low is None else f"   [{low:.1%}, {high:.1%}]"
             lines.append(f"{key.replace('_', ' '):<22} {value:7.2%}{interval}   {meaning}".rstrip())
-        if self.autoattack_accuracy is not None:
-            where = f"at {self.threat_model['norm']} {eps}, first {self.autoattack_samples} images"
-            lines.append(f"{'autoattack accuracy':<22} {self.autoattack_accuracy:7.2%}   {where}")
         for name, value in self.distributions.items():
             lines.append(f"{'expected robustness':<22} {value:7.2%}   for eps ~ {name}")
         if told := convergence_sentence(self.convergence):
@@ -212,7 +210,7 @@ def build_report(
         protocol=protocol,
         num_samples=len(labels),
         smallest_epsilons=[eps if np.isfinite(eps) else None for eps in smallest.tolist()],
-        confidence_intervals=_intervals(correct, shares),
+        confidence_intervals=confidence_intervals(correct, shares, autoattack),
         per_class=_per_class(labels, correct, shares, class_names),
         autoattack_accuracy=float(np.mean(autoattack)) if len(autoattack) else None,
         autoattack_samples=len(autoattack),
@@ -244,32 +242,6 @@ def from_grid_predictions(
     first = wrong.argmax(1)
     smallest = np.where(wrong.any(1), np.asarray(epsilons, dtype=np.float64)[first], np.inf)
     return smallest, predictions[np.arange(len(labels)), first]
-
-
-def _intervals(correct: np.ndarray, shares: np.ndarray) -> dict[str, Any]:
-    """Percentile bootstrap over the images, of every column at once; a fixed seed, since reports must reproduce."""
-    columns = np.column_stack([correct, shares])
-    if len(columns) < 2:
-        return {}
-    batch = max(1, 10_000_000 // columns.size)  # about 80 MB at a time
-    found = bootstrap(
-        (columns,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=batch,
-        axis=0,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    pairs = np.column_stack([found.low, found.high]).round(6).tolist()
-    return {
-        "level": CONFIDENCE,
-        "clean_accuracy": pairs[0],
-        "adversarial_accuracy": pairs[-2],
-        "expected_robustness": pairs[-1],
-        "accuracies": pairs[:-1],
-    }
 
 
 def _per_class(

@@ -98,6 +98,7 @@ class AdversarialTrainer(SelectingTrainer):
             pixel_space=pixel_space,
         )
         check_sharding(args, self.is_fsdp_enabled)
+        trainer_checks.check_doubled_steps(args, self.is_fsdp_enabled)
         trainer_checks.check_model(self.model)
         trainer_checks.check_labels(train_dataset, self.num_labels, at_least=2)
         for dataset in trainer_checks.datasets_of(eval_dataset):

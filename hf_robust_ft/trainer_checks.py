@@ -10,6 +10,7 @@ from transformers import DefaultDataCollator, TrainingArguments, default_data_co
 
 from hf_robust_ft.batches import PairCollator
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
+from hf_robust_ft.convergence import AUTO
 from hf_robust_ft.file_names import check_output_dir
 from hf_robust_ft.launching import ZERO_3_REFUSED, check_launch
 from hf_robust_ft.overfitting_guard import OverfittingGuard
@@ -87,6 +88,21 @@ def check_model(model: nn.Module) -> None:
 # What an evaluation of ours measures where there is no `compute_metrics`.
 MEASURED = ("loss", "clean_accuracy", "adversarial_accuracy", "expected_robustness", "runtime", "samples_per_second",
             "steps_per_second")  # fmt: skip
+
+
+def check_doubled_steps(args: AdversarialTrainingArguments, is_fsdp_enabled: bool) -> None:
+    """Raise where robust evaluations would double their steps under FSDP.
+
+    Raises:
+        ValueError: each process would attack other numbers of images, while a forward waits for all processes.
+    """
+    attacks = args.robust_eval != "no" and args.threat_model.eps > 0
+    if is_fsdp_enabled and attacks and args.eval_attack_steps == AUTO:
+        raise ValueError(
+            "eval_attack_steps='auto' attacks what stands, other numbers of images on each process, while a forward "
+            "under FSDP waits for all of them: give a number of steps, and measure the saved checkpoint with "
+            "hf-robust-ft evaluate --attack_steps auto."
+        )
 
 
 def check_best_metric(args: TrainingArguments, has_metrics: bool, eval_dataset: Any) -> None:

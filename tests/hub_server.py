@@ -152,7 +152,10 @@ class HubServer:
             "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0",
             "NO_PROXY": "127.0.0.1,localhost",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            # Without the modules that `evaluate` wrote for this process.
+            "PYTHONPATH": os.pathsep.join(
+                path for path in sys.path if path and not Path(path, "evaluate_modules").exists()
+            ),
         }
         if token is not None:
             ours["HF_TOKEN"] = token

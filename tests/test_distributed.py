@@ -23,6 +23,9 @@ CASES = {
     "per_sample": {"eps_schedule": "per_sample", "schedule_args": {"levels": 3}},
     "unequal": {"eps_schedule": "per_sample", "schedule_args": {"levels": 3}},
 }
+# Under batch_norm="frozen", the default: a step depends on no other image of the batch.
+MODELS = {"batch_norm": "timm", "accumulated_batch_norm": "timm"}
+CASES |= {"batch_norm": CASES["plain"], "accumulated_batch_norm": CASES["accumulated"]}
 for longer in ("auto", "loss_driven"):
     CASES[longer] |= {"num_train_epochs": 4, "schedule_granularity": "step", "learning_rate": 0.1}
 EVALUATED = ("plain", "unequal")
@@ -66,7 +69,7 @@ def train(name, folder, world_size, resume=None, **options):
     changes = {"num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0} | CASES[name]
     per_device = 8 // world_size // changes.get("gradient_accumulation_steps", 1)
     observer.trainer = trainer = make_trainer(
-        make_model("vit"),
+        make_model(MODELS.get(name, "vit")),
         train_dataset=data,
         callbacks=[observer],
         per_device_train_batch_size=per_device,

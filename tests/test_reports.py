@@ -40,6 +40,7 @@ def test_intervals_contain_the_value_and_shrink_with_more_images(protocol):
     few, many = make(50, protocol), make(5000, protocol)
     for report in (few, many):
         assert report.confidence_intervals["level"] == 0.95
+        assert report.confidence_intervals["method"] == "Clopper-Pearson"
         assert all(0 <= low <= value <= high <= 1 for value, (low, high) in pairs(report))
     for (_, (low, high)), (_, (lower, higher)) in zip(pairs(few), pairs(many), strict=True):
         assert 0 < higher - lower < 0.3 * (high - low)  # by the square root of 100
@@ -56,16 +57,26 @@ def test_intervals_are_the_same_each_time_and_leave_randomness_alone():
     assert (np.random.get_state()[1] == state).all()
 
 
-def test_one_image_has_no_interval():
-    report = make(1)
-    assert report.confidence_intervals == {} and "[" not in str(report).splitlines()[0]
-
-
-def test_accuracies_without_variation_have_an_interval_of_no_width():
+@pytest.mark.parametrize("protocol", ["paper", "exact"])
+@pytest.mark.parametrize(("smallest", "ends"), [(0.0, [0.0, 0.0362]), (np.inf, [0.9638, 1.0])])
+def test_none_or_all_of_100_images_is_no_certainty(protocol, smallest, ends):
     report = build_report(
-        [0] * 9, [np.inf] * 9, [0] * 9, threat_model=ThreatModel(), epsilons=GRID, attack=evaluation_attack()
+        [0] * 100,
+        [smallest] * 100,
+        [1] * 100,
+        threat_model=ThreatModel("Linf", "4/255"),
+        epsilons=GRID,
+        attack=evaluation_attack(),
+        protocol=protocol,
+        autoattack=[smallest > 0] * 100,
     )
-    assert [interval for _, interval in pairs(report)] == [[1.0, 1.0]] * 7
+    found = [*pairs(report), (report.autoattack_accuracy, report.confidence_intervals["autoattack_accuracy"])]
+    for value, interval in found:
+        assert value == (smallest > 0) and interval == pytest.approx(ends, abs=1e-3)
+
+
+def test_one_image_tells_little():
+    assert all(low <= value <= high and high - low > 0.9 for value, (low, high) in pairs(make(1)))
 
 
 @pytest.mark.parametrize("protocol", ["paper", "exact"])
@@ -101,7 +112,7 @@ def test_print_shows_intervals_autoattack_and_distributions():
     report = make(60, autoattack=[True, False, False, False], distributions=["beta:2,5"])
     low, high = report.confidence_intervals["clean_accuracy"]
     text = str(report)
-    assert f"[{low:.1%}, {high:.1%}]" in text and "25.00%   at Linf 4/255, first 4 images" in text
+    assert f"[{low:.1%}, {high:.1%}]" in text and "25.00%   [0.6%, 80.6%]   at Linf 4/255, first 4 images" in text
     assert report.autoattack_accuracy == 0.25 and report.autoattack_samples == 4
     assert "for eps ~ beta:2,5" in text and "autoattack" not in str(make(60))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_robust_ft.confidence_intervals import interval_method
 from hf_robust_ft.convergence_text import convergence_sentence, first_round
 from hf_robust_ft.plain_text import markdown, one_line
 from hf_robust_ft.protocols import PROTOCOLS
@@ -121,6 +122,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         attack_start="a random point of the ball" if report.attack["random_start"] else "the clean image",
         protocol_text=PROTOCOLS[report.protocol].description,
         intervals=report.confidence_intervals,
+        interval_method=interval_method(report.confidence_intervals),
         dataset=dataset,
         differs_from_paper=_differs(facts.get("split_sizes"), facts.get("paper_split_sizes")),
         skipped={name: len(images) for name, images in facts.get("skipped_images", {}).items() if images},

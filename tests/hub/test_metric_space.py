@@ -51,8 +51,8 @@ def test_the_space_holds_the_module_under_its_own_name(published):
     space = hub.find("tester/my-robustness", "space")
     assert found["oid"] == found["again"] == space.head.sha
     assert set(space.files()) == {
-        "README.md", "index.html", "requirements.txt", "my-robustness.py", "curve.py", "threat_distributions.py",
-        "threat_distribution_specs.py",
+        "README.md", "index.html", "requirements.txt", "my-robustness.py", "class_indices.py", "curve.py",
+        "threat_distributions.py", "threat_distribution_specs.py",
     }  # fmt: skip
     assert 'evaluate.load("tester/my-robustness")' in space.files()["README.md"].decode()
     assert "value" in found["second"] and hub.find("tester/second", "space").private

@@ -71,8 +71,8 @@ def test_weights_without_their_eps_are_no_distribution(spec):
         ("weights:0=0", "not all 0"),
         ("weights:0=inf", "must be finite"),
         ({0: float("nan")}, "must be finite"),
-        ("weights:0=a", "'a' in the distribution 'weights:0=a' is neither"),
-        ({None: 1}, "None in weights of eps is neither"),
+        ("weights:0=a", "In the distribution 'weights:0=a', 'a' is neither"),
+        ({None: 1}, "In weights of eps, None is neither"),
         ({0: [1]}, "is neither"),
     ],
 )

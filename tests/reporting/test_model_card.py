@@ -201,6 +201,8 @@ def full(report):
             "adversarial_accuracy": [0.44, 0.56],
             "expected_robustness": [0.66, 0.75],
             "accuracies": [[0.85, 0.94], [0.6, 0.8], [0.44, 0.56]],
+            "autoattack_accuracy": [0.31, 0.57],
+            "method": "Clopper-Pearson",
         },
         per_class=[
             {"class": f"flower {index}", "samples": 100 + index, "clean_accuracy": 0.9, "adversarial_accuracy": 0.5,
@@ -223,8 +225,12 @@ def test_results_have_an_interval_where_there_is_one(full, report):
         ["Adversarial accuracy at Linf 4/255", "50.00 %", "44.00 % to 56.00 %"],
         ["Expected robustness (mean accuracy over eps in [0, 4/255])", "70.00 %", "66.00 % to 75.00 %"],
         ["Expected robustness for eps ~ beta:2,5", "76.00 %", ""],
-        ["Accuracy under standard AutoAttack at Linf 4/255 (first 64 images)", "43.75 %", ""],
+        ["Accuracy under standard AutoAttack at Linf 4/255 (first 64 images)", "43.75 %", "31.00 % to 57.00 %"],
     ]
+    assert "Intervals: Clopper-Pearson over the images" in render_model_card(full)
+    old = {key: pair for key, pair in full.confidence_intervals.items() if key not in ("autoattack_accuracy", "method")}
+    earlier = render_model_card(dataclasses.replace(full, confidence_intervals=old))
+    assert "Intervals: bootstrap over the images" in earlier and "| 43.75 % |  |" in earlier
     plain = render_model_card(report)
     assert [len(row) for row in table(plain, "| metric | value |")] == [2] * 5
     for absent in ("interval", "AutoAttack", "## By class", "## Can these numbers be trusted?", "eps ~"):

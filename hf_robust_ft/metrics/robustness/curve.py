@@ -8,19 +8,39 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .class_indices import check_classes
+
 if TYPE_CHECKING:
     from .threat_distributions import ThreatDistribution
 
 
-def check_epsilons(epsilons: Sequence[float]) -> np.ndarray:
-    """Return the grid as float64 (E,).
+def parse_number(value: float | str) -> float:
+    """A number, or the text of one or of a fraction.
 
     Raises:
-        ValueError: empty, not finite, not starting at 0, or not strictly increasing.
+        ValueError: neither.
+
+    >>> parse_number("51/255"), parse_number(0.2)
+    (0.2, 0.2)
     """
-    grid = np.asarray(epsilons, dtype=np.float64)
-    if grid.ndim != 1 or grid.size == 0 or not np.isfinite(grid).all():
-        raise ValueError(f"epsilons must be a non-empty list of finite numbers, got {epsilons!r}.")
+    try:
+        if isinstance(value, str):
+            numerator, slash, denominator = value.partition("/")
+            return float(numerator) / (float(denominator) if slash else 1.0)
+        if not isinstance(value, (bool, np.bool_)):
+            return float(value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        pass
+    raise ValueError(f"{value!r} is neither a number nor a fraction such as '4/255'.")
+
+
+def check_epsilons(epsilons: Sequence[float | str]) -> np.ndarray:
+    """Return the grid as float64 (E,), from numbers or fractions ("4/255").
+
+    Raises:
+        ValueError: no list, empty, not finite, not starting at 0, or not strictly increasing.
+    """
+    grid = _numbers(epsilons, "epsilons")
     if grid[0] != 0:
         raise ValueError(f"epsilons must start at 0, the clean images; got {grid.tolist()}.")
     if (np.diff(grid) <= 0).any():
@@ -36,14 +56,9 @@ def robust_accuracies(predictions: Sequence[Sequence[int]], references: Sequence
         references: (n_samples,), the true classes.
 
     Raises:
-        ValueError: no samples, or shapes that do not match.
+        ValueError: no samples, shapes that do not match, or what is no class (`check_classes`).
     """
-    predictions, references = np.asarray(predictions), np.asarray(references)
-    if predictions.ndim != 2 or references.shape != predictions.shape[:1] or references.size == 0:
-        raise ValueError(
-            "predictions must be (n_samples, n_epsilons) and references (n_samples,) with at least one sample, "
-            f"got {predictions.shape} and {references.shape}."
-        )
+    predictions, references = check_classes(predictions, references)
     return (predictions == references[:, None]).mean(axis=0)
 
 
@@ -61,19 +76,19 @@ def trapezoid_weights(epsilons: Sequence[float]) -> np.ndarray:
 
 
 def expected_robustness(
-    accuracies: Sequence[float], epsilons: Sequence[float], weights: Sequence[float] | None = None
+    accuracies: Sequence[float], epsilons: Sequence[float | str], weights: Sequence[float | str] | None = None
 ) -> float:
     """The mean of Acc_eps over eps: the area under the accuracy-eps curve over eps_g (arXiv 2509.23325).
 
     Args:
-        accuracies: (E,), accuracy at each eps.
+        accuracies: (E,), accuracy at each eps, in [0, 1].
         epsilons: (E,), increasing from 0 to eps_g.
-        weights: (E,), non-negative and summing to 1, for an eps that is not uniform on [0, eps_g], e.g. of
-            `threat_distributions.grid_weights`; the default is the trapezoid rule, exact for the piecewise-linear
-            curve through the points.
+        weights: (E,), non-negative and summing to 1 up to rounding (1e-5, which is divided out), for an eps that is
+            not uniform on [0, eps_g], e.g. of `threat_distributions.grid_weights`; the default is the trapezoid rule,
+            exact for the piecewise-linear curve through the points.
 
     Raises:
-        ValueError: lengths that differ, or weights that are not a distribution.
+        ValueError: lengths that differ, accuracies outside [0, 1], or weights that are not a distribution.
 
     The paper's form, 5 points at 4/255:
 
@@ -81,15 +96,19 @@ def expected_robustness(
     0.6
     """
     accuracies, grid = np.asarray(accuracies, dtype=np.float64), check_epsilons(epsilons)
-    weights = trapezoid_weights(grid) if weights is None else np.asarray(weights, dtype=np.float64)
-    if accuracies.shape != grid.shape or weights.shape != grid.shape:
+    given = trapezoid_weights(grid) if weights is None else _numbers(weights, "weights")
+    if accuracies.shape != grid.shape or given.shape != grid.shape:
         raise ValueError(
-            f"accuracies {accuracies.shape}, epsilons {grid.shape} and weights {weights.shape} must have one length."
+            f"accuracies {accuracies.shape}, epsilons {grid.shape} and weights {given.shape} must have one length."
         )
-    if (weights < 0).any() or not np.isclose(weights.sum(), 1):
-        raise ValueError(f"weights must be non-negative and sum to 1, got {weights.tolist()}.")
+    if not ((accuracies >= 0) & (accuracies <= 1)).all():
+        raise ValueError(f"accuracies must be shares in [0, 1], not percentages; got {accuracies.tolist()}.")
+    if (given < 0).any() or not np.isclose(given.sum(), 1):
+        raise ValueError(f"weights must be non-negative and sum to 1, got {given.tolist()}, sum {given.sum():g}.")
+    if weights is not None:
+        given = given / given.sum()
     # Rounded at the last digits, which only hold summation error.
-    return round(float(weights @ accuracies), 12)
+    return round(float(given @ accuracies), 12)
 
 
 def survival_expectation(distribution: "ThreatDistribution", smallest_eps: Sequence[float]) -> float:
@@ -115,3 +134,16 @@ def survival_expectation(distribution: "ThreatDistribution", smallest_eps: Seque
         )
     # Rounded at the last digits, which only hold summation error.
     return round(float(np.mean(distribution.cdf_below(smallest))), 12)
+
+
+def _numbers(values: Sequence[float | str], name: str) -> np.ndarray:
+    """A list of numbers or fractions as float64 (E,)."""
+    if isinstance(values, str) or not np.iterable(values) or len(values) == 0:
+        raise ValueError(f"{name} must be a non-empty list of numbers or fractions such as '4/255', got {values!r}.")
+    try:
+        found = np.array([parse_number(value) for value in values])
+    except ValueError as error:
+        raise ValueError(f"{name} must be numbers or fractions: {error}") from None
+    if not np.isfinite(found).all():
+        raise ValueError(f"{name} must be finite numbers, got {found.tolist()}.")
+    return found

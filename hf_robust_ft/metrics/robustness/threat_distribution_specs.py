@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields
 
+from .curve import parse_number
 from .threat_distributions import Beta, Dirac, ThreatDistribution, TruncatedNormal, Uniform, Weights
 
 DISTRIBUTIONS = {"uniform": Uniform, "beta": Beta, "truncnorm": TruncatedNormal, "dirac": Dirac, "weights": Weights}
@@ -62,9 +63,9 @@ def _number(value: float | str) -> str:
     if isinstance(value, str):
         return value.strip()
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{value!r} in weights of eps is neither a number nor a fraction such as '4/255'.") from None
+        number = parse_number(value)
+    except ValueError as error:
+        raise ValueError(f"In weights of eps, {error}") from None
     if number.is_integer():
         return str(int(number))
     in_255ths = round(number * 255) if abs(number) < 1 else 0
@@ -72,8 +73,7 @@ def _number(value: float | str) -> str:
 
 
 def _parse_number(text: str, spec: str) -> float:
-    numerator, slash, denominator = text.partition("/")
     try:
-        return float(numerator) / (float(denominator) if slash else 1.0)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{text!r} in the distribution {spec!r} is neither a number nor a fraction (4/255).") from None
+        return parse_number(text)
+    except ValueError as error:
+        raise ValueError(f"In the distribution {spec!r}, {error}") from None

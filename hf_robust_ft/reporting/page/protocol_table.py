@@ -42,9 +42,7 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
         "dataset": setting.dataset,
         "dataset revision": revision,
         "split": setting.split,
-        "AutoAttack accuracy": None
-        if report.autoattack_accuracy is None
-        else f"{report.autoattack_accuracy:.1%} of the first {report.autoattack_samples} images",
+        "AutoAttack accuracy": _autoattack_text(report),
         **{f"expected robustness, eps ~ {name}": f"{value:.1%}" for name, value in report.distributions.items()},
         "trained from": subject if training else None,
         "model": None if training else subject,
@@ -60,6 +58,14 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
         "command": facts.get("command"),
         "versions": ", ".join(f"{name} {value}" for name, value in (facts.get("versions") or {}).items()),
     }
+
+
+def _autoattack_text(report: RobustnessReport) -> str | None:
+    if report.autoattack_accuracy is None:
+        return None
+    low, high = report.confidence_intervals.get("autoattack_accuracy", (None, None))
+    interval = "" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{report.autoattack_accuracy:.1%}{interval} of the first {report.autoattack_samples} images"
 
 
 def _reach_text(reach: dict[str, float] | None) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_robust_ft.confidence_intervals import interval_method
 from hf_robust_ft.protocols import PROTOCOLS
 from hf_robust_ft.reporting.consistency import check_consistent
 from hf_robust_ft.reporting.example_pairs import ExamplePairs, drawable
@@ -128,6 +129,7 @@ def _describe(run: Run, index: int) -> dict[str, Any]:
         "notes": facts.get("notes") or [],
         "reach": None if reach is None else {"sentence": reach_sentence(reach), "passed": reach >= LEAST},
         "verdict": verdict(report),
+        "interval_method": interval_method(report.confidence_intervals),
         "data": data,
     }
 

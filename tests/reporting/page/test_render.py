@@ -102,6 +102,21 @@ def test_old_and_bare_reports_are_shown():
         assert words in text
 
 
+def test_intervals_are_told_by_what_made_them():
+    new = make_report()
+    ends = {key: found for key, found in new.confidence_intervals.items() if key != "method"}
+    old, bare = replace(new, confidence_intervals=ends), replace(new, confidence_intervals={})
+    for reports, words in [
+        ([new], "95 % intervals over the images (Clopper-Pearson);"),
+        ([bare, new, old, new], "95 % intervals over the images (Clopper-Pearson or bootstrap);"),
+    ]:
+        assert words in Page(render_page([Run(str(index), each) for index, each in enumerate(reports)])).text
+    assert "intervals over" not in Page(render_page([Run("bare", bare)])).text
+    tested = replace(new, autoattack_accuracy=0.0, autoattack_samples=50)
+    tested.confidence_intervals["autoattack_accuracy"] = [0.0, 0.071]
+    assert "0.0% (0.0 to 7.1) of the first 50 images" in Page(render_page([Run("tested", tested)])).text
+
+
 def test_a_damaged_report_is_refused():
     damaged = replace(make_report(), expected_robustness=0.9)
     with pytest.raises(ValueError, match=r"second cannot be shown, .* Its expected robustness is 0\.9"):
