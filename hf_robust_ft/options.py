@@ -14,11 +14,13 @@ from hf_robust_ft.command_parser import CommandParser
 from hf_robust_ft.data.specs import SPECS
 from hf_robust_ft.file_names import as_file_name, check_output_dir
 from hf_robust_ft.models import BACKBONES
+from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.recipes import build_parser, compose_recipes, shipped_recipes
 from hf_robust_ft.schedules import SCHEDULES
 from hf_robust_ft.tuning import TuningArguments
 
 BASE_RECIPE = "paper_default"  # of train and search, unless --config names others
+OWN_RECIPES = dict.fromkeys(EMBEDDED_MODELS, "efficientnet_lite")  # over the base, by --model
 RUNS = Path("runs")
 SWEEPS = ("diagnose", "calibrate")  # many runs in one folder
 PAPER_SCHEDULES = {"fix": "constant", "sched": "hinge", "linear": "linear_warmup"}  # the paper's words
@@ -67,7 +69,7 @@ def parse_options(
         types: dataclasses whose fields are the options.
         titles: what `--help` puts above the options of each.
         description: what the command does.
-        base_recipe: read where no `--config` is given.
+        base_recipe: read where no `--config` is given, and over it the model's own, if it has one.
         hidden: options that `--help` does not offer, for what the command does anyway or has no use for.
 
     Raises:
@@ -84,7 +86,7 @@ def parse_options(
     known, arguments = before.parse_known_args(argv)
     if trains and known.schedule is not None:
         arguments = _with_schedule(known.schedule, arguments)
-    recipes = known.config or ([base_recipe] if base_recipe else [])
+    recipes = known.config or (_base_recipes(base_recipe, arguments) if base_recipe else [])
     recipe = compose_recipes(recipes)
     parser = build_parser(
         types,
@@ -129,6 +131,13 @@ def filled_in(options: Options, model: str, dataset: str) -> str:
         spec = SPECS[dataset]
         lines.append(f"Dataset {dataset}: {spec.hub_id}, revision {spec.revision}, {spec.num_classes} classes.")
     return "\n".join(lines)
+
+
+def _base_recipes(base: str, arguments: Sequence[str]) -> list[str]:
+    peek = CommandParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--model")
+    own = OWN_RECIPES.get(peek.parse_known_args(arguments)[0].model)
+    return [base, own] if own else [base]
 
 
 def _with_schedule(name: str, arguments: Sequence[str]) -> list[str]:

@@ -19,7 +19,6 @@ from hf_robust_ft.attacks import APGD, AttackResult, attack_mode, use_memory_for
 from hf_robust_ft.batch_checks import CheckedCollator, check_batch, check_first_batch
 from hf_robust_ft.batches import first_images
 from hf_robust_ft.best_model import SelectingTrainer
-from hf_robust_ft.launching import check_sharding
 from hf_robust_ft.overfitting_guard import CHECKED_IMAGES as GUARDED_IMAGES
 from hf_robust_ft.overfitting_guard import OverfittingGuard
 from hf_robust_ft.pixel_space_sources import find_pixel_space
@@ -97,8 +96,7 @@ class AdversarialTrainer(SelectingTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             pixel_space=pixel_space,
         )
-        check_sharding(args, self.is_fsdp_enabled)
-        trainer_checks.check_doubled_steps(args, self.is_fsdp_enabled)
+        trainer_checks.check_sharded(args, self.is_fsdp_enabled)
         trainer_checks.check_model(self.model)
         trainer_checks.check_labels(train_dataset, self.num_labels, at_least=2)
         for dataset in trainer_checks.datasets_of(eval_dataset):

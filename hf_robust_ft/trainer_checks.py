@@ -12,7 +12,7 @@ from hf_robust_ft.batches import PairCollator
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.convergence import AUTO
 from hf_robust_ft.file_names import check_output_dir
-from hf_robust_ft.launching import ZERO_3_REFUSED, check_launch
+from hf_robust_ft.launching import ZERO_3_REFUSED, check_launch, check_sharding
 from hf_robust_ft.overfitting_guard import OverfittingGuard
 from hf_robust_ft.rehearsal import stated_classes
 from hf_robust_ft.sample_ids import HOW_TO_ADD, SAMPLE_ID
@@ -90,12 +90,13 @@ MEASURED = ("loss", "clean_accuracy", "adversarial_accuracy", "expected_robustne
             "steps_per_second")  # fmt: skip
 
 
-def check_doubled_steps(args: AdversarialTrainingArguments, is_fsdp_enabled: bool) -> None:
-    """Raise where robust evaluations would double their steps under FSDP.
+def check_sharded(args: AdversarialTrainingArguments, is_fsdp_enabled: bool) -> None:
+    """Raise where FSDP is asked for in vain, or would wait for attacks that not every process runs.
 
     Raises:
-        ValueError: each process would attack other numbers of images, while a forward waits for all processes.
+        ValueError: what `check_sharding` refuses; or robust evaluations would double their steps under FSDP.
     """
+    check_sharding(args, is_fsdp_enabled)
     attacks = args.robust_eval != "no" and args.threat_model.eps > 0
     if is_fsdp_enabled and attacks and args.eval_attack_steps == AUTO:
         raise ValueError(

@@ -94,7 +94,7 @@ class AdversarialTrainingArguments(TuningArguments):
         default=FROZEN,
         metadata={
             "help": "BatchNorm's statistics in training: 'frozen' (the checkpoint's), 'frozen_from_attack' (as "
-            "when eps leaves 0), 'trainer' (the batch's: robust to 10 attack steps, hardly to 100)."
+            "when eps leaves 0), 'trainer' (the batch's, which the attack does not meet)."
         },
     )
     memory_format: str = field(

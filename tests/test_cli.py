@@ -391,7 +391,10 @@ def test_autoattack_is_printed_and_in_the_card(evaluate_flags, tmp_path, capsys,
     report = RobustnessReport.from_json(tmp_path / "out" / "robustness_report.json")
     standing = sum(eps is None for eps in report.smallest_epsilons[:19]) / 19
     assert standing > 0 and report.autoattack_accuracy == standing and report.autoattack_samples == 19
-    assert f"autoattack accuracy    {standing:7.2%}   at Linf 0.001, first 19 images" in capsys.readouterr().out
+    low, high = report.confidence_intervals["autoattack_accuracy"]
+    assert low < standing < high
+    line = f"autoattack accuracy    {standing:7.2%}   [{low:.1%}, {high:.1%}]   at Linf 0.001, first 19 images"
+    assert line in capsys.readouterr().out
     assert "autoattack_accuracy" in (tmp_path / "out" / "README.md").read_text()
 
 

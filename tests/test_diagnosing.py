@@ -23,8 +23,9 @@ from hf_robust_ft.training_args import AdversarialTrainingArguments
 from hf_robust_ft.validation_curves import ValidationCurve, read_run
 
 FLAGS = [
-    "--config", "quickstart", "--max_train_samples", "64", "--num_train_epochs", "2", "--attack_steps", "1", "--seed",
-    "0", "--use_cpu", "--disable_tqdm", "true", "--per_device_train_batch_size", "16", "--threshold", "0.11",
+    "--config", "quickstart", "--learning_rate", "5e-4", "--max_train_samples", "64", "--num_train_epochs", "2",
+    "--attack_steps", "1", "--seed", "0", "--use_cpu",
+    "--disable_tqdm", "true", "--per_device_train_batch_size", "16", "--threshold", "0.11",
 ]  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def arguments(tmp_path):
         types = (ModelArguments, DataArguments, AdversarialTrainingArguments)
         settings = {
             "max_train_samples": 64, "num_train_epochs": 2, "attack_steps": 1, "use_cpu": True, "disable_tqdm": True,
-            "per_device_train_batch_size": 16, "output_dir": str(tmp_path / "sweep"), **changes,
+            "per_device_train_batch_size": 16, "learning_rate": 5e-4, "output_dir": str(tmp_path / "sweep"), **changes,
         }  # fmt: skip
         return parse_recipe(types, "quickstart", settings)
 

@@ -33,6 +33,18 @@ def test_two_names_are_enough_for_the_papers_protocol(parse):
     assert options.from_recipes["schedule_start"] == 0.24
 
 
+@pytest.mark.parametrize("named", [["--model", "efficientnet_lite1"], ["--model=efficientnet_lite1"]])
+def test_an_embedded_backbone_brings_its_own_rate_unless_a_config_is_given(parse, named):
+    options = parse(*named)
+    assert options.recipes == ["paper_default", "efficientnet_lite"]
+    args = options.parsed[2]
+    assert (args.learning_rate, args.head_learning_rate, args.per_device_train_batch_size) == (2e-3, None, 32)
+    assert (args.num_train_epochs, args.schedule_end, args.eps) == (50, 0.74, "4/255")
+    assert parse(*named, "--learning_rate", "1e-3").parsed[2].learning_rate == 1e-3
+    plain = parse(*named, "--config", "paper_default")
+    assert plain.recipes == ["paper_default"] and plain.parsed[2].learning_rate == 1.2e-4
+
+
 def test_a_config_takes_the_place_of_the_base(parse, tmp_path):
     (tmp_path / "mine.yaml").write_text("num_train_epochs: 2\noutput_dir: here\n")
     options = parse("--config", "mine.yaml")

@@ -20,6 +20,6 @@ def test_hinge_is_robust_on_flowers_under_a_converged_attack(tmp_path):
     folder = tmp_path / "flowers"
     main(["train", *flags.split(), *measured.split(), "--dataset", str(Path(FLOWERS)), "--output_dir", str(folder)])
     report = RobustnessReport.from_json(folder / "robustness_report.json")
-    assert report.convergence["settled"] or report.convergence["rounds"][-1]["steps"] >= 160
+    assert report.convergence["settled"]
     clean, at_two, _ = report.accuracies
     assert clean > 0.8 and at_two > FLOOR

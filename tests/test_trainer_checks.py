@@ -6,7 +6,7 @@ from transformers import ImageGPTImageProcessor, TrainingArguments
 
 from hf_robust_ft import AdversarialTrainer, EpsilonSchedulerCallback, PixelSpace
 from hf_robust_ft.batches import stack_examples
-from hf_robust_ft.trainer_checks import check_doubled_steps
+from hf_robust_ft.trainer_checks import check_sharded
 
 
 @pytest.fixture
@@ -62,11 +62,11 @@ def test_zero_3_from_a_launcher_is_refused(build, make_args):
 
 def test_doubled_steps_are_refused_under_fsdp_before_training(make_args):
     args = make_args(eval_attack_steps="auto")
-    check_doubled_steps(args, is_fsdp_enabled=False)
+    check_sharded(args, is_fsdp_enabled=False)
     with pytest.raises(ValueError, match=r"eval_attack_steps='auto'.*give a number of steps"):
-        check_doubled_steps(args, is_fsdp_enabled=True)
+        check_sharded(args, is_fsdp_enabled=True)
     for never in ({"robust_eval": "no"}, {"eps": "0", "eval_epsilons": None}, {"eval_attack_steps": "20"}):
-        assert check_doubled_steps(make_args(**{"eval_attack_steps": "auto", **never}), is_fsdp_enabled=True) is None
+        assert check_sharded(make_args(**{"eval_attack_steps": "auto", **never}), is_fsdp_enabled=True) is None
 
 
 @pytest.mark.parametrize("metric", ["eval_b_accuracy", "eval_c_loss", "clean_accuracy", "loss"])

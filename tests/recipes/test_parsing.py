@@ -84,7 +84,8 @@ def test_later_recipes_override_earlier_ones(tmp_path):
 def test_shipped_overlays_go_with_the_papers_protocol(overlay, tmp_path):
     recipe = {**compose_recipes(["paper_default", overlay]), **NEEDED, "output_dir": str(tmp_path)}
     _, _, args = build_parser(TYPES, recipe).parse_args_into_dataclasses([], look_for_args_file=False)
-    assert args.freeze == "backbone" or args.lora_rank == 16 or args.attack_guard == 0.3
+    changed = args.freeze == "backbone" or args.lora_rank == 16 or args.attack_guard == 0.3
+    assert changed or (args.learning_rate, args.head_learning_rate) == (2e-3, None)
 
 
 def test_a_flag_can_unset_a_number_of_a_recipe(tmp_path):
