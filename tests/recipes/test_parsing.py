@@ -85,6 +85,7 @@ def test_shipped_overlays_go_with_the_papers_protocol(overlay, tmp_path):
     recipe = {**compose_recipes(["paper_default", overlay]), **NEEDED, "output_dir": str(tmp_path)}
     _, _, args = build_parser(TYPES, recipe).parse_args_into_dataclasses([], look_for_args_file=False)
     changed = args.freeze == "backbone" or args.lora_rank == 16 or args.attack_guard == 0.3
+    changed |= args.eps_schedule == "linear_warmup"
     assert changed or (args.learning_rate, args.head_learning_rate) == (2e-3, None)
 
 
