@@ -73,7 +73,7 @@ class EvaluationArguments:
         default=0, metadata={"help": "Run standard AutoAttack on what is left of the first so many images."}
     )
     trust_checks: bool = field(
-        default=True, metadata={"help": "Check on the first 64 images whether the numbers can be trusted."}
+        default=True, metadata={"help": "Check on 64 images, drawn by class, whether the numbers can be trusted."}
     )
     batch_size: int = field(default=64, metadata={"help": "Images at a time."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1, ... (default: cuda if there is)."})

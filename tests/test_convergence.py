@@ -77,7 +77,7 @@ def test_it_says_where_the_limit_came_first(rippled):
     assert not report.convergence["settled"]
     (check,) = [check for check in report.checks if check["name"] == "converged"]
     assert not check["passed"] and "attack_steps_limit above 25" in check["sentence"]
-    assert len(report.checks) == 6
+    assert len(report.checks) == 8
 
 
 def test_only_what_stands_is_attacked_again(rippled):
