@@ -227,7 +227,7 @@ class EvaluationWork:
             self.threat_model,
             self.attack,
             seed=self.seed,
-            batch_size=self.largest_batch or CHECKED_IMAGES,
+            batch_size=self.largest_batch,
             check_converged=check_converged,
             standing=(smallest[positions] > self.epsilons[-1]).to(pixels.device),
             classes=torch.tensor([*{*rows["labels"], *rows["wrong_classes"]}], device=pixels.device),

@@ -203,6 +203,7 @@ def test_neither_attack_nor_noise_finding_anything_points_to_the_huge_eps():
     assert checks["random_noise"].passed and checks["random_noise"].value == 0
     assert "neither finds more than one image: huge_eps" in checks["random_noise"].sentence
     assert failures(checks) == {"huge_eps", "second_opinion"}  # whose loss never rose
+    assert "accuracy counts images that nothing could test" in checks["second_opinion"].sentence
 
 
 @pytest.mark.parametrize("by_attack, by_noise, passed", [(2, 1, True), (1, 1, True), (0, 1, False), (2, 2, False)])
