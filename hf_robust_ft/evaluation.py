@@ -72,7 +72,7 @@ def evaluate_robustness(
             without one they must be pixels in [0, 1], which is checked.
         epsilons: the grid, increasing from 0 to the threat model's eps; the default is every 1/255 under Linf, 8
             equal steps under L2 and L1.
-        attack: the default is the paper's, APGD-CE with 10 steps from the clean image.
+        attack: the default is the paper's, APGD-CE with 10 steps from the clean image, under L1 with larger eps first.
         attack_steps: in place of the attack's own; "auto" doubles them, from 10, on what still stands until the
             accuracy settles (`convergence.Convergence`), for which the source must bring the same batches again.
         attack_steps_limit: the most steps of "auto".
@@ -97,8 +97,8 @@ def evaluate_robustness(
         OtherProcessFailed: another process raised.
     """
     with SharedWork() as processes:
-        attack = evaluation_attack() if attack is None else attack
         _check_arguments(threat_model, attack, distributions, autoattack, seed)
+        attack = evaluation_attack(norm=threat_model.norm) if attack is None else attack
         check_steps_limit(attack_steps_limit)
         if attack_steps is not None:
             attack = first_attack(attack, parse_attack_steps(attack_steps))
@@ -135,14 +135,14 @@ def evaluate_robustness(
 
 
 def _check_arguments(
-    threat_model: ThreatModel, attack: APGD, distributions: Sequence, autoattack: int, seed: int
+    threat_model: ThreatModel, attack: APGD | None, distributions: Sequence, autoattack: int, seed: int
 ) -> None:
     """Raise a ValueError for what would fail only after hours, or not at all."""
     if not isinstance(threat_model, ThreatModel):
         raise ValueError(
             f"threat_model must be a ThreatModel, e.g. ThreatModel('Linf', '4/255'); got {threat_model!r}."
         )
-    if not isinstance(attack, APGD):
+    if attack is not None and not isinstance(attack, APGD):
         raise ValueError(f"attack must be an APGD, e.g. APGD(steps=20, select='fooled'); got {attack!r}.")
     if isinstance(distributions, (str, Mapping)):
         raise ValueError(f"distributions must be a list of them, got {distributions!r} alone: put it in brackets.")

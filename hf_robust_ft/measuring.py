@@ -121,7 +121,7 @@ def measure(
     get_protocol(options.protocol)
     threat_model = ThreatModel(options.norm, options.eps)
     epsilons = resolve_epsilons(options.epsilons, threat_model)
-    attack = first_attack(evaluation_attack(loss=options.attack_loss), options.attack_steps)
+    attack = first_attack(evaluation_attack(loss=options.attack_loss, norm=threat_model.norm), options.attack_steps)
     for distribution in options.eps_distributions:
         parse_distribution(distribution, threat_model.eps)
     if options.autoattack:

@@ -32,9 +32,13 @@ class Outcome:
     adversarial: Tensor
 
 
-def evaluation_attack(steps: int = 10, loss: str = "ce") -> APGD:
-    """The paper protocol's attack: from the clean image, keeping any misclassified point it visits."""
-    return APGD(steps=steps, loss=loss, random_start=False, select="fooled")
+def evaluation_attack(steps: int = 10, loss: str = "ce", norm: str = "Linf") -> APGD:
+    """The attack of an evaluation: from the clean image, keeping any misclassified point it visits.
+
+    Under Linf it is the paper's. Under L1, of which the paper has nothing, it begins with larger eps as AutoAttack's
+    does: without, it misses a fifth of the images or more.
+    """
+    return APGD(steps=steps, loss=loss, random_start=False, select="fooled", larger_eps=norm == "L1")
 
 
 def resolve_epsilons(epsilons: Sequence[float | str] | None, threat_model: ThreatModel) -> list[float]:

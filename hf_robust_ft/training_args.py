@@ -208,7 +208,7 @@ class AdversarialTrainingArguments(TuningArguments):
     @property
     def eval_attack(self) -> APGD:
         """The attack of a robust evaluation; with steps 'auto', of its first round."""
-        return first_attack(evaluation_attack(loss=self.attack_loss), self.eval_attack_steps)
+        return first_attack(evaluation_attack(loss=self.attack_loss, norm=self.norm), self.eval_attack_steps)
 
     @property
     def evaluation_grid(self) -> list[float]:

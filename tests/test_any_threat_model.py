@@ -9,8 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hf_robust_ft import ThreatModel
+from hf_robust_ft.balls import BALLS
 from hf_robust_ft.protocols import resolve_epsilons
-from hf_robust_ft.threat_models import BALLS, format_eps, parse_eps
+from hf_robust_ft.threat_models import format_eps, parse_eps
 
 BOUNDED = settings(derandomize=True, database=None, deadline=None)
 

@@ -55,6 +55,7 @@ CASES = {
     "exact": {"protocol": "exact", "distributions": ["beta:2,5"]},
     "random_start": {"attack": APGD(steps=3, restarts=2), "seed": 3},
     "L2": {"threat_model": ThreatModel("L2", 0.6)},
+    "L1": {"threat_model": ThreatModel("L1", 8.0)},
 }
 
 

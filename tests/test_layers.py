@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "hf_robust_ft"
 
 LAYERS = [
-    ("class_names", "model_calls", "processor_maps", "confidence_intervals"),
+    ("balls", "class_names", "model_calls", "processor_maps", "confidence_intervals"),
     (
         "threat_models",
         "schedules",

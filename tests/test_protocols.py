@@ -9,6 +9,7 @@ from hf_robust_ft import PixelClassifier, PixelSpace, ThreatModel, evaluate_robu
 from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.metrics.robustness.curve import trapezoid_weights
 from hf_robust_ft.protocols import PROTOCOLS, evaluation_attack, get_protocol, resolve_epsilons
+from hf_robust_ft.reporting.settings import measured_by
 
 NAMES = ["beta:2,5", "truncnorm:4/255,1/255", "dirac:2/255"]
 
@@ -149,3 +150,11 @@ def test_at_eps_zero_only_clean_accuracy_is_counted(measure, protocol):
 def test_an_unknown_protocol_lists_the_valid_ones():
     with pytest.raises(ValueError, match=r"Unknown protocol 'Exact'\. Valid protocols: paper, exact\."):
         get_protocol("Exact")
+
+
+def test_l1_is_attacked_with_larger_eps_first(measure):
+    assert {norm: evaluation_attack(norm=norm).larger_eps for norm in ("Linf", "L2", "L1")} == {
+        "Linf": False, "L2": False, "L1": True,
+    }  # fmt: skip
+    report = measure("paper", "L1", epsilons=[0, 8.0])
+    assert report.attack["larger_eps"] and measured_by(report) == "APGD-CE-10, larger eps first"

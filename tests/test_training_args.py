@@ -14,6 +14,12 @@ def test_defaults_are_the_papers(make_args):
     assert args.evaluation_grid == [k / 255 for k in range(4)] + [4 / 255]
 
 
+def test_only_the_evaluation_under_l1_begins_with_larger_eps(make_args):
+    found = {norm: make_args(norm=norm, eps=0.5, eval_epsilons=None) for norm in ("Linf", "L2", "L1")}
+    assert [norm for norm, args in found.items() if args.eval_attack.larger_eps] == ["L1"]
+    assert not any(args.train_attack.larger_eps for args in found.values())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

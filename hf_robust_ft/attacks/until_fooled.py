@@ -37,6 +37,7 @@ def attack_until_fooled(
     ball = checked_ball(pixels, labels, threat_model, eps)
     if ball is None:
         return attack(logits_fn, pixels, labels, threat_model, eps=0.0)
+    attack.check_start(start)
     attack = replace(attack, select="fooled")
     best: Point | None = None
     standing = torch.arange(len(labels), device=labels.device)
@@ -72,7 +73,7 @@ def _search(run: ApgdRun, standing: Tensor, best: Point | None) -> Point:
     """Step until every image is fooled or the steps are spent; enter what was found in `best` (N rows)."""
     rows = standing
     if best is None:
-        best = Point(run.current.x, run.current.loss, run.current.fooled, run.current.predictions)
+        best = run.result
     while True:
         best = _enter(best, rows, run.result)
         left = (~run.result.fooled).nonzero()[:, 0]

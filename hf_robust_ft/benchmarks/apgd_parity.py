@@ -2,9 +2,11 @@
 
     python -m hf_robust_ft.benchmarks.apgd_parity --model quickstart --dataset digits --eps 16/255
 
-AutoAttack's APGD comes from pyautoattack, torchattacks' knows no L1 (both in the extra `bench`).
+AutoAttack's APGD comes from pyautoattack, torchattacks' knows no L1 (both in the extra `bench`). Under L1 both search
+larger balls first, as AutoAttack does by itself; `--no-larger_eps` leaves that out.
 """
 
+import argparse
 import json
 
 import torch
@@ -21,29 +23,38 @@ NUM_TARGETS = 3
 
 
 def adversarial_examples(
-    library: str, classifier, pixels, labels, threat_model: ThreatModel, steps: int, seed: int, loss: str
+    library: str, classifier, pixels, labels, threat_model: ThreatModel, steps: int, seed: int, options
 ):
-    """The library's APGD examples from one random start; None where it has no such attack."""
-    if library == "hf_robust_ft":
-        attack = APGD(steps=steps, loss=loss, random_start=True, select="fooled", num_targets=NUM_TARGETS)
-        generator = torch.Generator().manual_seed(seed)
+    """The library's APGD examples from one random start, ours also from the images; None without such an attack."""
+    loss, larger_eps = options.loss, options.larger_eps
+    if library.startswith("hf_robust_ft"):
+        random_start = library == "hf_robust_ft"
+        attack = APGD(
+            steps=steps,
+            loss=loss,
+            random_start=random_start,
+            select="fooled",
+            num_targets=NUM_TARGETS,
+            larger_eps=larger_eps,
+        )
+        generator = torch.Generator().manual_seed(seed) if random_start else None
         return attack(classifier, pixels, labels, threat_model, generator=generator).adversarial
-    options = {"norm": threat_model.norm, "eps": threat_model.eps, "seed": seed}
+    settings = {"norm": threat_model.norm, "eps": threat_model.eps, "seed": seed}
     if library == "autoattack":
         from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
-        options |= {"n_iter": steps, "device": "cpu"}
+        settings |= {"n_iter": steps, "device": "cpu", "use_largereps": larger_eps}
         if loss == "dlr_targeted":
-            return APGDAttack_targeted(classifier, n_target_classes=NUM_TARGETS, **options).perturb(pixels, labels)
-        return APGDAttack(classifier, loss=loss, **options).perturb(pixels, labels)
+            return APGDAttack_targeted(classifier, n_target_classes=NUM_TARGETS, **settings).perturb(pixels, labels)
+        return APGDAttack(classifier, loss=loss, **settings).perturb(pixels, labels)
     import torchattacks
 
-    if threat_model.norm == "L1":
+    if threat_model.norm == "L1" or larger_eps:
         return None
     if loss == "dlr_targeted":
-        attack = torchattacks.APGDT(classifier, steps=steps, n_classes=NUM_TARGETS + 1, **options)
+        attack = torchattacks.APGDT(classifier, steps=steps, n_classes=NUM_TARGETS + 1, **settings)
     else:
-        attack = torchattacks.APGD(classifier, steps=steps, loss=loss, **options)
+        attack = torchattacks.APGD(classifier, steps=steps, loss=loss, **settings)
     return attack(pixels, labels)
 
 
@@ -52,7 +63,13 @@ def main() -> None:
     parser.add_argument("--loss", default="ce", help="ce, dlr or dlr_targeted (towards 3 classes).")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--seeds", type=int, default=1, help="Random starts; far from convergence one says little.")
+    parser.add_argument(
+        "--larger_eps", action=argparse.BooleanOptionalAction, help="3 and 2 eps first; the default is: under L1."
+    )
+    parser.add_argument("--clean_start", action="store_true", help="Also ours from the images, as evaluation does.")
     options = parser.parse_args()
+    if options.larger_eps is None:
+        options.larger_eps = options.norm == "L1"
 
     model, processor = load_image_classifier(options.model)
     use_fast_memory_format(model)
@@ -63,14 +80,15 @@ def main() -> None:
     threat_model = ThreatModel(options.norm, options.eps)
     classifier = PixelClassifier(model, space).eval()
 
+    libraries = [*(["hf_robust_ft, clean start"] if options.clean_start else []), "autoattack", "torchattacks"]
     ball, rows = threat_model.ball(pixels), []
     with attack_mode(classifier):
         for steps in options.steps:
-            for library in ("hf_robust_ft", "autoattack", "torchattacks"):
+            for library in ("hf_robust_ft", *libraries):
                 accuracies, distance = [], 0.0
-                for seed in range(options.seeds):
+                for seed in range(1 if library.endswith("clean start") else options.seeds):
                     found = adversarial_examples(
-                        library, classifier, pixels, labels, threat_model, steps, seed, options.loss
+                        library, classifier, pixels, labels, threat_model, steps, seed, options
                     )
                     if found is None:
                         break

@@ -75,7 +75,8 @@ def main() -> None:
     classifier = PixelClassifier(model, space).eval()
     threat_model = ThreatModel(options.norm, options.eps)
     epsilons = resolve_epsilons(None, threat_model)
-    setting = {"threat_model": threat_model, "epsilons": epsilons, "attack": evaluation_attack(options.steps)}
+    attack = evaluation_attack(options.steps, norm=options.norm)
+    setting = {"threat_model": threat_model, "epsilons": epsilons, "attack": attack}
 
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     correct: dict[str, Tensor] = {}

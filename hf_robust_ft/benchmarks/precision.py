@@ -109,7 +109,7 @@ def main() -> None:
     pixels = space.to_pixels(batch["pixel_values"]).clamp(0, 1).to(device)
     labels = batch["labels"].to(device)
     classifier, threat_model = PixelClassifier(model, space).eval(), ThreatModel(options.norm, options.eps)
-    attack = evaluation_attack(options.steps)
+    attack = evaluation_attack(options.steps, norm=options.norm)
     names = options.precisions or [name for name in AUTOCAST if name != "tf32" or device.type == "cuda"]
     result = {
         "model": options.model,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from hf_robust_ft.attacks import APGD
+from hf_robust_ft.attacks.larger_eps import eps_phases
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.checked_images import CHECKED_IMAGES
 from hf_robust_ft.convergence import AUTO, rounds_up_to
@@ -106,7 +107,7 @@ def attack_passes(attack: APGD, num_classes: int) -> tuple[int, int]:
     """
     targeted = get_loss(attack.loss).targeted
     runs = attack.restarts * (min(attack.num_targets, num_classes - 1) if targeted else 1)
-    return runs * attack.steps, runs + targeted
+    return runs * attack.steps, runs * len(eps_phases(attack)) + targeted
 
 
 def evaluations(args: AdversarialTrainingArguments, length: TrainingLength) -> int:

@@ -86,10 +86,13 @@ def attack_name(attack: Mapping[str, Any], convergence: Mapping[str, Any] | None
     'APGD-CE-10'
     >>> attack_name({"steps": 40, "loss": "dlr", "restarts": 5, "random_start": True})
     'APGD-DLR-40, 5 restarts, random start'
+    >>> attack_name({"steps": 10, "loss": "ce", "larger_eps": True})
+    'APGD-CE-10, larger eps first'
     >>> attack_name({"steps": 40, "loss": "ce"}, {"limit": 160})
     'APGD-CE-auto (at most 160)'
     """
     steps = f"auto (at most {convergence['limit']})" if convergence else attack.get("steps", "?")
     name = f"APGD-{str(attack.get('loss', '?')).upper().replace('_', '-')}-{steps}"
     restarts = f", {attack['restarts']} restarts" if attack.get("restarts", 1) != 1 else ""
-    return name + restarts + (", random start" if attack.get("random_start") else "")
+    larger = ", larger eps first" if attack.get("larger_eps") else ""
+    return name + restarts + (", random start" if attack.get("random_start") else "") + larger

@@ -6,8 +6,9 @@ import torch
 
 from hf_robust_ft import APGD, PixelClassifier, ThreatModel
 from hf_robust_ft.attacks import smallest_fooling_eps
+from hf_robust_ft.balls import BALLS
 from hf_robust_ft.protocols import attack_on_grid
-from hf_robust_ft.threat_models import BALLS, default_epsilons
+from hf_robust_ft.threat_models import default_epsilons
 
 RADII = {"Linf": 0.6, "L2": 8.0, "L1": 100.0}  # large enough to fool some images of each tiny model
 ATTACK = APGD(steps=10, random_start=False, select="fooled")
@@ -81,7 +82,10 @@ def test_what_is_reported_is_what_the_example_shows(classifier, batch, norm):
     ball = ThreatModel(norm, RADII[norm]).ball(batch)
     found = result.eps.isfinite()
     assert result.eps.dtype == torch.float64 and found[2:].any()
-    assert torch.equal(ball.distance(result.adversarial).double()[found], result.eps[found])
+    assert torch.equal(ball.distance(result.adversarial)[found], result.eps[found])
+    order = {"Linf": math.inf, "L2": 2, "L1": 1}[norm]  # whoever checks a stored example in float64 finds it inside
+    change = (result.adversarial.double() - batch.double()).flatten(1)
+    assert (change.norm(order, dim=1)[found] <= result.eps[found]).all()
     assert (result.eps[found] <= RADII[norm]).all()
     assert torch.equal(result.adversarial[~found], batch[~found])
     assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1

@@ -110,6 +110,7 @@ def test_an_epoch_without_eps_costs_no_attack(make_args):
         (APGD(steps=7), (7, 1)),
         (APGD(steps=10, restarts=3), (30, 3)),
         (APGD(steps=10, loss="dlr_targeted"), (90, 10)),
+        (APGD(steps=10, larger_eps=True, restarts=2), (20, 6)),
         (APGD(steps=10, loss="dlr_targeted", num_targets=500), (990, 100)),
     ],
     ids=str,
