@@ -32,7 +32,7 @@ def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor
     logits = logits.float()
     ranked = logits.topk(3, dim=1).values
     spread = ranked[:, 0] - ranked[:, 2]
-    return _best_other(logits, labels) / (spread + _TINY)
+    return margin(logits, labels) / (spread + _TINY)
 
 
 def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
@@ -47,8 +47,9 @@ def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     return towards[:, 0] / (spread + _TINY)
 
 
-def _best_other(logits: Tensor, labels: Tensor) -> Tensor:
+def margin(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
     """How far the highest logit of another class lies above the label's, (N,)."""
+    logits = logits.float()
     is_label = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
     others = logits.masked_fill(is_label, -torch.inf).amax(1)
     return others - logits.gather(1, labels[:, None])[:, 0]
@@ -89,6 +90,9 @@ LOSSES: dict[str, AttackLoss] = {
         AttackLoss("dlr_targeted", dlr_targeted, targeted=True, min_classes=3),
     )
 }
+
+# For searches that ask how far away the boundary is; attacks at a fixed budget climb one of `LOSSES`.
+MARGIN = AttackLoss("margin", margin)
 
 
 def get_loss(name: str) -> AttackLoss:
