@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_robust_ft.attacks import APGD
+from hf_robust_ft.attacks import APGD, Square
 from hf_robust_ft.confidence_intervals import accuracy_interval
+from hf_robust_ft.protocols import get_protocol
 from hf_robust_ft.reports import share_of_each_image
 from hf_robust_ft.trust_verdicts import OPENINGS, TrustCheck, verdict
 
@@ -45,6 +46,24 @@ def check_steps_limit(limit: int, name: str = "attack_steps_limit") -> None:
         )
 
 
+def steps_under(protocol: str, steps: int | str | None) -> int | str | None:
+    """The steps that a protocol takes, given what was asked for: "auto" where it closes with other attacks.
+
+    Raises:
+        ValueError: an unknown protocol, neither a count nor "auto", or a count where the protocol takes as many as it
+            needs.
+    """
+    steps = None if steps is None else parse_attack_steps(steps)
+    if not get_protocol(protocol).closing:
+        return steps
+    if steps not in (None, AUTO):
+        raise ValueError(
+            f"Protocol {protocol} takes as many attack steps as the accuracy needs to settle, got attack_steps "
+            f"{steps}: leave them out, or choose another protocol."
+        )
+    return AUTO
+
+
 def first_attack(attack: APGD, steps: int | str) -> APGD:
     """The attack with `steps`, of "auto" the first round's."""
     return replace(attack, steps=FIRST_STEPS if steps == AUTO else steps)
@@ -76,6 +95,7 @@ class Convergence:
         protocol: a key of `PROTOCOLS`.
         limit: the most steps.
         limit_name: what the user calls it.
+        closing: attacks of other kinds, one after the other on what stands once the steps are done with.
     """
 
     attack: APGD
@@ -85,17 +105,14 @@ class Convergence:
     limit_name: str = "attack_steps_limit"
     rounds: list[dict[str, Any]] = field(default_factory=list)
     settled: bool = False
+    closing: Sequence[APGD | Square] = ()
+    closed: list[dict[str, Any]] | None = None  # of each closing attack so far; None before the first is asked for
 
     def add(self, smallest_epsilons: Sequence[float]) -> None:
         """Enter the smallest fooling eps (N,) of every image after a round."""
         smallest, grid = np.asarray(smallest_epsilons, dtype=np.float64), np.asarray(self.epsilons)
         standing = (smallest[:, None] > grid).sum(0)
-        found = {
-            "steps": self.attack.steps,
-            "adversarial_accuracy": float(standing[-1] / len(smallest)),
-            "expected_robustness": float(share_of_each_image(smallest, grid, self.protocol).mean()),
-            "accuracies": (standing / len(smallest)).tolist(),
-        }
+        found = {"steps": self.attack.steps} | self._scores(smallest)
         if self.rounds:
             before = np.rint(np.array(self.rounds[-1]["accuracies"]) * len(smallest)).astype(int)
             self.settled = all(_is_small(*counts, len(smallest)) for counts in zip(before, standing, strict=True))
@@ -103,18 +120,37 @@ class Convergence:
             self.settled = True  # nothing is left to attack
         self.rounds.append(found)
 
-    def after(self, smallest_epsilons: Sequence[float]) -> APGD | None:
+    def _scores(self, smallest: np.ndarray) -> dict[str, Any]:
+        grid = np.asarray(self.epsilons)
+        return {
+            "adversarial_accuracy": float((smallest > grid[-1]).mean()),
+            "expected_robustness": float(share_of_each_image(smallest, grid, self.protocol).mean()),
+            "accuracies": (smallest[:, None] > grid).mean(0).tolist(),
+        }
+
+    def after(self, smallest_epsilons: Sequence[float]) -> APGD | Square | None:
         """Enter a round as `add` does; the attack of the next one, None where this was the last."""
-        self.add(smallest_epsilons)
-        steps = 2 * self.attack.steps
-        if self.settled or steps > self.limit:
-            return None
-        self.attack = replace(self.attack, steps=steps)
-        return self.attack
+        if self.closed is None:
+            self.add(smallest_epsilons)
+            steps = 2 * self.attack.steps
+            if not self.settled and steps <= self.limit:
+                self.attack = replace(self.attack, steps=steps)
+                return self.attack
+            self.closed = []
+        else:
+            scores = self._scores(np.asarray(smallest_epsilons, dtype=np.float64))
+            self.closed.append({"attack": str(self.closing[len(self.closed)])} | scores)
+        return self.closing[len(self.closed)] if len(self.closed) < len(self.closing) else None
+
+    @property
+    def rounds_done(self) -> int:
+        """Of all kinds."""
+        return len(self.rounds) + len(self.closed or ())
 
     def described(self) -> dict[str, Any]:
-        """What a report keeps: `limit`, `settled`, and of each round its steps and scores."""
-        return {"limit": self.limit, "settled": self.settled, "rounds": self.rounds}
+        """What a report keeps: `limit`, `settled`, of each round its steps and scores, and likewise of `closing`."""
+        closing = {"closing": self.closed} if self.closed else {}
+        return {"limit": self.limit, "settled": self.settled, "rounds": self.rounds} | closing
 
     def metrics(self) -> dict[str, float]:
         """What a Trainer logs beside the last round's scores, under the same names at each evaluation."""

@@ -25,8 +25,12 @@ def convergence_sentence(convergence: Mapping[str, Any]) -> str | None:
     how = f"until the accuracy settled, at {last}"
     if not convergence["settled"]:
         how = f"up to {last} without the accuracy settling: it is too high"
+    others = [f"{round['attack']}: {round['adversarial_accuracy']:.1%}" for round in convergence.get("closing", ())]
+    then = f" Then {'; then '.join(others)}." if others else ""
+    if others:
+        how += f" ({convergence['rounds'][-1]['adversarial_accuracy']:.1%} adversarial accuracy)"
     return (
-        f"Attack steps doubled {how}. After {first['steps']} steps, as in the paper: "
+        f"Attack steps doubled {how}.{then} After {first['steps']} steps, as in the paper: "
         f"{first['adversarial_accuracy']:.1%} adversarial accuracy, {first['expected_robustness']:.1%} expected "
         "robustness."
     )

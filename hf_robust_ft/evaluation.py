@@ -19,7 +19,7 @@ from hf_robust_ft.convergence import (
     Convergence,
     check_steps_limit,
     first_attack,
-    parse_attack_steps,
+    steps_under,
     with_convergence,
 )
 from hf_robust_ft.evaluated_model import as_classifier
@@ -27,7 +27,7 @@ from hf_robust_ft.evaluation_work import KEYS, EvaluationWork
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
 from hf_robust_ft.pixels import PixelSpace
 from hf_robust_ft.precision import SHORT_NAMES, autocast_dtype, evaluated_in
-from hf_robust_ft.protocols import evaluation_attack, get_protocol, resolve_epsilons
+from hf_robust_ft.protocols import closing_attacks, evaluation_attack, resolve_epsilons
 from hf_robust_ft.reports import RobustnessReport, build_report
 from hf_robust_ft.shared_work import SharedWork
 from hf_robust_ft.threat_models import ThreatModel
@@ -76,7 +76,8 @@ def evaluate_robustness(
         attack_steps: in place of the attack's own; "auto" doubles them, from 10, on what still stands until the
             accuracy settles (`convergence.Convergence`), for which the source must bring the same batches again.
         attack_steps_limit: the most steps of "auto".
-        protocol: a key of `PROTOCOLS`: "paper" (comparable) or "exact" (stronger, no quadrature error).
+        protocol: a key of `PROTOCOLS`: "paper" (comparable), "exact" (stronger, no quadrature error) or "reliable" (the
+            worst case of three attacks, the first as with `attack_steps="auto"`, which it implies).
         distributions: also report expected robustness under these distributions of eps, e.g. "beta:2,5", or as any
             weights of any eps "weights:0=1,2/255=3" or {0: 1, "2/255": 3}; see
             `RobustnessReport.expected_robustness_under`.
@@ -100,9 +101,9 @@ def evaluate_robustness(
         _check_arguments(threat_model, attack, distributions, autoattack, seed)
         attack = evaluation_attack(norm=threat_model.norm) if attack is None else attack
         check_steps_limit(attack_steps_limit)
+        attack_steps = steps_under(protocol, attack_steps)
         if attack_steps is not None:
-            attack = first_attack(attack, parse_attack_steps(attack_steps))
-        get_protocol(protocol)
+            attack = first_attack(attack, attack_steps)
         grid = resolve_epsilons(epsilons, threat_model)
         classifier, pixel_space = as_classifier(model, pixel_space)
         rounds = Convergence(attack, grid, protocol, attack_steps_limit) if attack_steps == AUTO else None
@@ -170,8 +171,11 @@ def _measured(
     with work.stored_in(results_dir, batches, processes) as store:
         records = work.all_of(batches, processes, store, progress, repeated=rounds is not None)
         rows = _of_all_processes(processes, records)
+        if rounds is not None:
+            num_labels = max(each or 0 for each in processes.gather(first_work.num_labels))  # 0 where one had no batch
+            rounds.closing = closing_attacks(work.protocol, work.threat_model.norm, num_labels)
         while rounds is not None and (next_attack := rounds.after(rows["smallest_eps"])) is not None:
-            work = dataclasses.replace(work, attack=next_attack, rounds_done=len(rounds.rounds))
+            work = dataclasses.replace(work, attack=next_attack, rounds_done=rounds.rounds_done)
             with work.stored_in(results_dir, batches, processes) as round_store:
                 records = work.all_of(batches, processes, round_store, progress, records, repeated=True)
             rows = _of_all_processes(processes, records)

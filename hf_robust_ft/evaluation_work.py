@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import hf_robust_ft
-from hf_robust_ft.attacks import APGD, autoattack
+from hf_robust_ft.attacks import APGD, Square, autoattack
 from hf_robust_ft.attacks.autoattack import check_num_classes
 from hf_robust_ft.batch_checks import check_batch, check_first_batch
 from hf_robust_ft.batches import NumberedBatches
@@ -42,7 +42,7 @@ class EvaluationWork:
     pixel_space: PixelSpace
     threat_model: ThreatModel
     epsilons: list[float]
-    attack: APGD
+    attack: APGD | Square
     protocol: str
     seed: int
     autoattack: int
@@ -99,7 +99,7 @@ class EvaluationWork:
         records = {}
         bar = tqdm(
             total=batches.images_of_process(processes.rank, processes.world_size),
-            desc="Robust evaluation" + (f", {self.attack.steps} steps" if earlier is not None else ""),
+            desc="Robust evaluation" + (f", {self.attack}" if earlier is not None else ""),
             unit="img",
             disable=not progress or processes.rank > 0,
         )

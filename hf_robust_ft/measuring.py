@@ -14,13 +14,13 @@ from datasets import Dataset
 from hf_robust_ft.attacks.autoattack import check_autoattack
 from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.class_names import class_names
-from hf_robust_ft.convergence import STEPS_LIMIT, check_steps_limit, first_attack, parse_attack_steps
+from hf_robust_ft.convergence import FIRST_STEPS, STEPS_LIMIT, check_steps_limit, first_attack, steps_under
 from hf_robust_ft.data import align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.evaluation import evaluate_robustness
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
 from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
-from hf_robust_ft.protocols import evaluation_attack, get_protocol, resolve_epsilons
+from hf_robust_ft.protocols import evaluation_attack, resolve_epsilons
 from hf_robust_ft.reporting import choose_examples, save_examples, write_evidence
 from hf_robust_ft.reporting.examples import remove_examples
 from hf_robust_ft.reporting.model_card import EXAMPLES
@@ -53,14 +53,20 @@ class EvaluationArguments:
         },
     )
     attack_steps: str = field(
-        default=10,
-        metadata={"help": "APGD steps; 'auto' doubles them, from 10, on what still stands until the accuracy settles."},
+        default=None,
+        metadata={
+            "help": "APGD steps; 'auto' doubles them, from 10, on what still stands until the accuracy settles "
+            "(default: 10; under protocol reliable auto)."
+        },
     )
     attack_steps_limit: int = field(default=STEPS_LIMIT, metadata={"help": "The most steps of 'auto'."})
     attack_loss: str = field(default="ce", metadata={"help": "Loss that the attack climbs: ce, dlr, dlr_targeted."})
     protocol: str = field(
         default="paper",
-        metadata={"help": "How the curve is measured: paper (comparable), exact (stronger, no quadrature error)."},
+        metadata={
+            "help": "How the curve is measured: paper (comparable), exact (stronger, no quadrature error), "
+            "reliable (the worst case of three attacks, its steps auto)."
+        },
     )
     eps_distributions: list[str] = field(
         default_factory=list,
@@ -93,7 +99,7 @@ class EvaluationArguments:
     )
 
     def __post_init__(self):
-        self.attack_steps = parse_attack_steps(self.attack_steps)
+        self.attack_steps = steps_under(self.protocol, self.attack_steps) or FIRST_STEPS
         check_steps_limit(self.attack_steps_limit)
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
@@ -118,7 +124,6 @@ def measure(
             f"{options.output_dir} holds a checkpoint, whose report and card would be overwritten: give another "
             "output_dir."
         )
-    get_protocol(options.protocol)
     threat_model = ThreatModel(options.norm, options.eps)
     epsilons = resolve_epsilons(options.epsilons, threat_model)
     attack = first_attack(evaluation_attack(loss=options.attack_loss, norm=threat_model.norm), options.attack_steps)

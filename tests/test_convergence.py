@@ -97,7 +97,7 @@ def test_only_what_stands_is_attacked_again(rippled):
     assert sum(fixed) < sum(auto) <= sum(fixed) + 97 * 21 * 1.5
 
 
-@pytest.mark.parametrize("protocol", ["paper", "exact"])
+@pytest.mark.parametrize("protocol", ["paper", "exact", "reliable"])
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_run_that_was_cut_off_ends_in_the_same_report(rippled, tmp_path, protocol, share):
     whole_model = Rippled()

@@ -45,6 +45,7 @@ def test_report_covers_the_papers_grid(report):
         "restarts": 1,
         "select": "fooled",
         "num_targets": 9,
+        "larger_eps": False,
     }
 
 

@@ -44,7 +44,6 @@ def test_help_tells_what_the_defaults_are():
     [
         ({"eps_distributions": ["weights:9/255=1"]}, r"in \[0, eps_g\]"),
         ({"eps_distributions": ["beta"]}, "is no distribution of eps"),
-        ({"protocol": "fast"}, "Unknown protocol"),
         ({"device": "tpu"}, "cannot be used here"),
         ({"model": "nowhere"}, "Unknown model 'nowhere'"),
         ({"model": ".", "model_revision": "main"}, r"\. lies on this machine and has no revision 'main'"),
@@ -54,6 +53,26 @@ def test_bad_options_are_refused_before_anything_is_loaded(changes, message):
     options = EvaluationArguments(**({"model": "some/model"} | changes))
     with pytest.raises(ValueError, match=message):
         measuring.measure(options, None, "command")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "fast"}, "Unknown protocol 'fast'. Valid protocols: paper, exact, reliable."),
+        (
+            {"protocol": "reliable", "attack_steps": "20"},
+            "Protocol reliable takes as many attack steps as .* got .* 20",
+        ),
+    ],
+)
+def test_a_protocol_that_cannot_be_is_refused_as_the_options_are_read(options, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationArguments(model="some/model", **options)
+
+
+@pytest.mark.parametrize(("protocol", "steps"), [("paper", 10), ("exact", 10), ("reliable", "auto")])
+def test_the_steps_are_the_protocols_where_none_are_asked_for(protocol, steps):
+    assert EvaluationArguments(model="some/model", protocol=protocol).attack_steps == steps
 
 
 def test_the_card_of_a_checkpoint_is_not_overwritten(tmp_path):

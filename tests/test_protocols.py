@@ -148,7 +148,7 @@ def test_at_eps_zero_only_clean_accuracy_is_counted(measure, protocol):
 
 
 def test_an_unknown_protocol_lists_the_valid_ones():
-    with pytest.raises(ValueError, match=r"Unknown protocol 'Exact'\. Valid protocols: paper, exact\."):
+    with pytest.raises(ValueError, match=r"Unknown protocol 'Exact'\. Valid protocols: paper, exact, reliable\."):
         get_protocol("Exact")
 
 

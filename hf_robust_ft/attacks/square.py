@@ -37,6 +37,9 @@ class Square:
         if not isinstance(self.queries, int) or isinstance(self.queries, bool) or self.queries < 1:
             raise ValueError(f"Square needs queries to be a whole number of at least 1, got {self.queries!r}.")
 
+    def __str__(self) -> str:
+        return f"Square, {self.queries} queries"
+
     def __call__(
         self,
         logits_fn: LogitsFn,
@@ -44,11 +47,13 @@ class Square:
         labels: Tensor,
         threat_model: ThreatModel,
         *,
+        eps: float | Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> AttackResult:
         """Attack `pixels` (N, C, H, W) in [0, 1]: `queries` + 1 forwards an image, fewer where it is fooled earlier.
 
         Args:
+            eps: in place of the threat model's, (N,) for one an image.
             generator: source of the squares; without one, a fresh generator at torch's default seed.
 
         Returns:
@@ -57,7 +62,7 @@ class Square:
         Raises:
             ValueError: shapes, types or an eps that do not make sense.
         """
-        ball = checked_ball(pixels, labels, threat_model)
+        ball = checked_ball(pixels, labels, threat_model, eps)
         generator = torch.Generator(pixels.device) if generator is None else generator
         with torch.no_grad():
             found = pixels.detach().float().clone()
