@@ -11,7 +11,7 @@ from typing import Any
 
 import hf_robust_ft
 from hf_robust_ft.command_parser import CommandParser
-from hf_robust_ft.sharing_commands import leaderboard, publish, publish_metric, report
+from hf_robust_ft.sharing_commands import leaderboard, publish, publish_metric, report, verify
 from hf_robust_ft.shown_command import command_to_go_on, shown_command
 
 PROGRAM = "hf-robust-ft"
@@ -29,6 +29,7 @@ commands:
   calibrate    find the schedule's T1 and T2 for a model and a dataset from short runs, and write them as a recipe
   reproduce    run a grid of backbones, datasets, budgets, schedules and seeds, and set its tables beside the paper's
   evaluate     measure clean accuracy, adversarial accuracy and expected robustness of a checkpoint
+  verify       check a report by its stored adversarial examples, without attacking
   report       make one interactive HTML page of several runs that needs no network
   leaderboard  rank robust models by what their repositories or folders say, each setting by itself
   publish      put a checkpoint with its report, pictures and card on the Hub, and compare what arrived
@@ -254,6 +255,7 @@ COMMANDS = {
     "calibrate": calibrate,
     "reproduce": reproduce,
     "evaluate": evaluate,
+    "verify": verify,
     "report": report,
     "leaderboard": leaderboard,
     "publish": publish,

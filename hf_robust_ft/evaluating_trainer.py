@@ -16,12 +16,15 @@ from hf_robust_ft.batch_checks import check_batch, check_first_batch
 from hf_robust_ft.batches import first_images
 from hf_robust_ft.class_names import class_names
 from hf_robust_ft.convergence import AUTO, Convergence, with_convergence
+from hf_robust_ft.data.source_hashes import source_digest
 from hf_robust_ft.data.sources import loaded_facts
 from hf_robust_ft.evaluation_record import EvaluationRecord
+from hf_robust_ft.image_hashes import as_hex, hash_images
+from hf_robust_ft.measured_evidence import misclassified_again
 from hf_robust_ft.model_calls import extract_logits
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace, input_dtype
 from hf_robust_ft.precision import evaluated_in, half_of
-from hf_robust_ft.protocols import attack_on_grid, attack_standing
+from hf_robust_ft.protocols import Outcome, attack_on_grid, attack_standing
 from hf_robust_ft.publishing_trainer import PublishingTrainer
 from hf_robust_ft.random_state import random_state_kept
 from hf_robust_ft.readable_logs import print_readable_eps
@@ -118,7 +121,7 @@ class EvaluatingTrainer(PublishingTrainer):
         clean = self._clean_logits(classifier, inputs)
         self._evaluation.num_classes = clean.shape[1]
         pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
-        with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
+        with attack_mode(self.model, freeze=not self.is_fsdp_enabled), self._evaluation.metered(classifier):
             outcome = attack_on_grid(
                 classifier,
                 pixels,
@@ -130,9 +133,16 @@ class EvaluatingTrainer(PublishingTrainer):
                 # FSDP's forward waits for every rank: no rank may attack fewer images than the others.
                 survivors_only=not self.is_fsdp_enabled and not classifier.model_inputs,
             )
-        found = (inputs["labels"], outcome.smallest_eps, outcome.wrong_classes)
-        self._evaluation.add_own(None if classifier.model_inputs else pixels, *found)
-        self._evaluation.add(self.accelerator.gather_for_metrics(found))
+        evaluation = self._evaluation
+        attacks = len(evaluation.epsilons) > 1
+        again = torch.full_like(inputs["labels"], -1)
+        if attacks:
+            again = self._found_again(classifier, outcome, inputs["labels"])
+        evaluation.add_own(None if classifier.model_inputs else pixels, inputs["labels"], outcome, again)
+        evaluation.add(self.accelerator.gather_for_metrics((inputs["labels"], *evaluation.own[-1])))
+        if attacks:
+            hashes = self.accelerator.gather_for_metrics(hash_images(pixels).to(pixels.device))
+            evaluation.image_hashes.append(hashes.cpu())
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
     def _new_evaluation(self, attacks: bool, dataset: Any) -> EvaluationRecord:
@@ -148,10 +158,11 @@ class EvaluatingTrainer(PublishingTrainer):
         for number, batch in enumerate(dataloader):
             inputs = self._prepare_inputs(batch)
             pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
-            smallest_eps, wrong_classes = evaluation.own[number]
-            with attack_mode(self.model):
-                evaluation.own[number] = attack_standing(
-                    self._classifier(inputs),
+            smallest_eps, wrong_classes, again = evaluation.own[number]
+            classifier = self._classifier(inputs)
+            with attack_mode(self.model), evaluation.metered(classifier):
+                outcome = attack_standing(
+                    classifier,
                     pixels,
                     inputs["labels"],
                     smallest_eps=smallest_eps,
@@ -160,7 +171,19 @@ class EvaluatingTrainer(PublishingTrainer):
                     epsilons=evaluation.epsilons,
                     attack=attack,
                 )
+            new = outcome.smallest_eps < smallest_eps
+            again = torch.where(new, self._found_again(classifier, outcome, inputs["labels"]), again)
+            evaluation.own[number] = (outcome.smallest_eps, outcome.wrong_classes, again)
             evaluation.add(self.accelerator.gather_for_metrics((inputs["labels"], *evaluation.own[number])))
+
+    def _found_again(self, classifier: PixelClassifier, outcome: Outcome, labels: Tensor) -> Tensor:
+        """Of each image whether its example is misclassified in another batch: 1 or 0, and -1 without one; (N,)."""
+        has_example = (outcome.smallest_eps > 0) & outcome.smallest_eps.isfinite()
+        # As many images on every rank: FSDP's forward waits for all of them.
+        whole = self.is_fsdp_enabled or bool(classifier.model_inputs)
+        with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
+            wrong = misclassified_again(classifier, outcome.adversarial, labels, in_halves=not whole)
+        return torch.where(has_example, wrong.long(), -1)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self._evaluation is None:
@@ -188,15 +211,20 @@ class EvaluatingTrainer(PublishingTrainer):
             return {}
         rounds = evaluation.rounds
         self._class_names = class_names(getattr(self.model, "config", None), evaluation.num_classes)
+        *found, again = (torch.cat(parts).numpy() for parts in zip(*evaluation.gathered, strict=True))
+        passes = torch.tensor([evaluation.passes], device=self.accelerator.device)
         report = build_report(
-            *(torch.cat(parts).numpy() for parts in zip(*evaluation.gathered, strict=True)),
+            *found,
+            image_hashes=[each for part in evaluation.image_hashes for each in as_hex(part)],
+            found_again=[None if wrong < 0 else bool(wrong) for wrong in again],
+            passes=self.accelerator.gather(passes).tolist(),
             threat_model=self.args.threat_model,
             epsilons=evaluation.epsilons,
             attack=self.args.eval_attack if rounds is None else rounds.attack,
             checks=self._trust_checks(evaluation),
             convergence=None if rounds is None else rounds.described(),
             class_names=self._class_names,
-            metadata=self._metadata() | loaded_facts(evaluation.dataset) | self._evaluated_in(),
+            metadata=self._metadata() | self._data_facts(evaluation.dataset) | self._evaluated_in(),
         )
         metrics = {f"{prefix}_clean_accuracy": report.clean_accuracy}
         if len(report.epsilons) > 1:
@@ -228,6 +256,11 @@ class EvaluatingTrainer(PublishingTrainer):
                 classes=evaluation.classes(),
             )
         return checks if evaluation.rounds is None else with_convergence(checks, evaluation.rounds)
+
+    def _data_facts(self, dataset: Any) -> dict[str, Any]:
+        """Where the images are from, and after training which they are: that reads all their files."""
+        digest = None if self.is_in_train else source_digest(dataset)
+        return loaded_facts(dataset) | ({"source_digest": digest} if digest else {})
 
     def _evaluated_in(self) -> dict[str, str]:
         """The half precision of this evaluation, that of training and of the weights included."""

@@ -24,12 +24,14 @@ from hf_robust_ft.convergence import (
 )
 from hf_robust_ft.evaluated_model import as_classifier
 from hf_robust_ft.evaluation_work import KEYS, EvaluationWork
+from hf_robust_ft.image_hashes import combined_hash
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
 from hf_robust_ft.pixels import PixelSpace
 from hf_robust_ft.precision import SHORT_NAMES, autocast_dtype, evaluated_in
 from hf_robust_ft.protocols import closing_attacks, evaluation_attack, resolve_epsilons
 from hf_robust_ft.reports import RobustnessReport, build_report
 from hf_robust_ft.shared_work import SharedWork
+from hf_robust_ft.stored_examples import ExampleFolder
 from hf_robust_ft.threat_models import ThreatModel
 from hf_robust_ft.trust_verdicts import TrustCheck
 
@@ -52,6 +54,7 @@ def evaluate_robustness(
     device: torch.device | str | None = None,
     seed: int = 0,
     results_dir: str | Path | None = None,
+    examples_dir: str | Path | None = None,
     class_names: Sequence[str] | None = None,
     progress: bool = True,
 ) -> RobustnessReport:
@@ -89,6 +92,9 @@ def evaluate_robustness(
         seed: of the attack's random starts, when it has any, and of AutoAttack.
         results_dir: append each batch's results to a file in this folder; a run that was cut off continues there and
             ends in the same report.
+        examples_dir: store the example found for each image in this folder (`stored_examples`), by which others can
+            check the report without an attack (`verification.verify_report`, `hf-robust-ft verify`). 4 bytes a
+            channel of each pixel of the images that fall; resumable where there is a `results_dir`.
         class_names: names for the report's per-class rows.
         progress: show a progress bar with the accuracy so far.
 
@@ -107,9 +113,11 @@ def evaluate_robustness(
         grid = resolve_epsilons(epsilons, threat_model)
         classifier, pixel_space = as_classifier(model, pixel_space)
         rounds = Convergence(attack, grid, protocol, attack_steps_limit) if attack_steps == AUTO else None
+        examples = None if examples_dir is None else ExampleFolder(examples_dir)
         repeatable = processes.world_size > 1 or results_dir is not None or rounds is not None
         batches = NumberedBatches(dataset_or_loader, batch_size, repeatable)
         work = EvaluationWork(classifier, pixel_space, threat_model, grid, attack, protocol, seed, autoattack)
+        work.examples = examples
         if device is not None:
             classifier.to(device)
         autocast = autocast_dtype(work.device)
@@ -125,6 +133,9 @@ def evaluate_robustness(
         protocol=protocol,
         distributions=distributions,
         autoattack=rows["autoattack"],
+        image_hashes=rows["image_hashes"],
+        found_again=rows["found_again"],
+        passes=rows["passes"],
         checks=found_checks,
         convergence=None if rounds is None else rounds.described(),
         class_names=class_names,
@@ -179,6 +190,8 @@ def _measured(
             with work.stored_in(results_dir, batches, processes) as round_store:
                 records = work.all_of(batches, processes, round_store, progress, records, repeated=True)
             rows = _of_all_processes(processes, records)
+    if work.examples is not None:
+        _finish_examples(work.examples, processes, records, rows["image_hashes"])
     found: list[TrustCheck] = []
     if checks and processes.rank == 0:
         found = first_work.trust_checks(batches, rows, check_converged=rounds is None)
@@ -202,3 +215,13 @@ def _of_all_processes(processes: SharedWork, records: dict[int, dict[str, Any]])
         withstood and np.isinf(eps) for withstood, eps in zip(rows["autoattack"], rows["smallest_eps"], strict=False)
     ]
     return rows
+
+
+def _finish_examples(
+    examples: ExampleFolder, processes: SharedWork, records: dict[int, dict[str, Any]], image_hashes: list[str]
+) -> None:
+    """Write the index, once all processes have stored what they found."""
+    own = dict(shard for record in records.values() for shard in record["examples"])
+    everyones = {name: sha256 for shards in processes.gather(own) for name, sha256 in shards.items()}
+    if processes.rank == 0:
+        examples.finish(everyones, image_digest=combined_hash(image_hashes))

@@ -20,18 +20,20 @@ from hf_robust_ft.batches import NumberedBatches
 from hf_robust_ft.checked_images import CHECKED_IMAGES, ClassReservoir, draw_by_class
 from hf_robust_ft.evaluated_model import nan_refused
 from hf_robust_ft.losses import get_loss
+from hf_robust_ft.measured_evidence import EVIDENCE_KEYS, BatchEvidence
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.precision import autocast_dtype
-from hf_robust_ft.protocols import attack_standing, get_protocol
+from hf_robust_ft.protocols import Outcome, attack_standing, get_protocol
 from hf_robust_ft.rehearsal import count_classes
 from hf_robust_ft.results_store import ResultsStore, batch_checksum, model_fingerprint
 from hf_robust_ft.shared_work import SharedWork
+from hf_robust_ft.stored_examples import ExampleFolder
 from hf_robust_ft.threat_models import ThreatModel
 from hf_robust_ft.trust_checks import run_trust_checks
 from hf_robust_ft.trust_verdicts import TrustCheck
 
 # What is kept of a batch: a list each, with an entry per image ("autoattack": per image it was asked for).
-KEYS = ("labels", "smallest_eps", "wrong_classes", "autoattack")
+KEYS = ("labels", "smallest_eps", "wrong_classes", "autoattack", *EVIDENCE_KEYS)
 
 
 @dataclass
@@ -49,6 +51,7 @@ class EvaluationWork:
     num_labels: int | None = None
     rounds_done: int = 0  # of `Convergence`
     largest_batch: int = 0
+    examples: ExampleFolder | None = None
     drawn: ClassReservoir | None = None  # where images cannot be looked up again once all labels are known
 
     @property
@@ -78,6 +81,7 @@ class EvaluationWork:
             "autocast": None if autocast is None else str(autocast),
             "hf_robust_ft": hf_robust_ft.__version__,
             "torch": torch.__version__,
+            "kept": [*KEYS, *(["examples"] if self.examples else [])],
         } | ({"rounds_done": self.rounds_done} if self.rounds_done else {})
         return ResultsStore(folder, settings, rank=processes.rank, world_size=processes.world_size)
 
@@ -119,11 +123,11 @@ class EvaluationWork:
                         "transform changed, or is random."
                         + ("" if store is None else " Choose another results folder.")
                     )
-                if record is None:
+                if record is None or (self.examples is not None and not self.examples.holds(record["examples"])):
                     if before is None:
                         record = self.measure_batch(number, first, pixels, labels)
                     else:
-                        record = self.measure_again(number, pixels, labels, before)
+                        record = self.measure_again(number, first, pixels, labels, before)
                     if compared:
                         record["data"] = checksum
                     if store is not None:
@@ -152,28 +156,29 @@ class EvaluationWork:
 
     def measure_batch(self, number: int, first: int, pixels: Tensor, labels: Tensor) -> dict[str, Any]:
         """What is kept of a batch; it depends on nothing that happened before."""
-        with nan_refused(self.classifier, f"an image of batch {number}"):
-            outcome = get_protocol(self.protocol).measure(
-                self.classifier,
-                pixels,
-                labels,
-                threat_model=self.threat_model,
-                epsilons=self.epsilons,
-                attack=self.attack,
-                generator=self._generator(number),
-            )
-        return {
-            "labels": labels.tolist(),
-            "smallest_eps": [eps if np.isfinite(eps) else None for eps in outcome.smallest_eps.tolist()],
-            "wrong_classes": outcome.wrong_classes.tolist(),
-            "autoattack": self._autoattack(first, pixels, labels, outcome.smallest_eps.isinf().cpu()),
-        }
+        evidence = BatchEvidence(self.classifier, pixels, labels, first)
+        with evidence.meter:
+            with nan_refused(self.classifier, f"an image of batch {number}"):
+                outcome = get_protocol(self.protocol).measure(
+                    self.classifier,
+                    pixels,
+                    labels,
+                    threat_model=self.threat_model,
+                    epsilons=self.epsilons,
+                    attack=self.attack,
+                    generator=self._generator(number),
+                )
+            withstood, outcome = self._autoattack(first, pixels, labels, outcome)
+        return self._record(number, labels, outcome, evidence, {"autoattack": withstood})
 
-    def measure_again(self, number: int, pixels: Tensor, labels: Tensor, before: Mapping[str, Any]) -> dict[str, Any]:
+    def measure_again(
+        self, number: int, first: int, pixels: Tensor, labels: Tensor, before: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """What is kept of a batch after one more round."""
         smallest = [np.inf if eps is None else eps for eps in before["smallest_eps"]]
-        with nan_refused(self.classifier, f"an image of batch {number}"):
-            smallest_eps, wrong_classes = attack_standing(
+        evidence = BatchEvidence(self.classifier, pixels, labels, first, before)
+        with evidence.meter, nan_refused(self.classifier, f"an image of batch {number}"):
+            outcome = attack_standing(
                 self.classifier,
                 pixels,
                 labels,
@@ -185,11 +190,19 @@ class EvaluationWork:
                 by_distance=get_protocol(self.protocol).by_distance,
                 generator=self._generator(number),
             )
-        return {
+        return self._record(number, labels, outcome, evidence, before)
+
+    def _record(
+        self, number: int, labels: Tensor, outcome: Outcome, evidence: BatchEvidence, before: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        record = {
             **before,
-            "smallest_eps": [eps if np.isfinite(eps) else None for eps in smallest_eps.tolist()],
-            "wrong_classes": wrong_classes.tolist(),
+            "labels": labels.tolist(),
+            "smallest_eps": [eps if np.isfinite(eps) else None for eps in outcome.smallest_eps.tolist()],
+            "wrong_classes": outcome.wrong_classes.tolist(),
         }
+        where = (number, self.rounds_done)
+        return record | evidence.of(record, outcome.adversarial, self.threat_model.eps, self.examples, where)
 
     def _generator(self, number: int) -> torch.Generator:
         """Random starts depend on (seed, batch, round) alone."""
@@ -197,15 +210,21 @@ class EvaluationWork:
         generator = torch.Generator(self.device)
         return generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
-    def _autoattack(self, first: int, pixels: Tensor, labels: Tensor, standing: Tensor) -> list[bool]:
-        """Which of the batch's images that AutoAttack is asked for withstand it as well."""
-        asked = standing[: max(0, self.autoattack - first)].clone()
+    def _autoattack(self, first: int, pixels: Tensor, labels: Tensor, outcome: Outcome) -> tuple[list[bool], Outcome]:
+        """Which of the batch's images that AutoAttack is asked for withstand it as well, and what it found."""
+        asked = outcome.smallest_eps.isinf().cpu()[: max(0, self.autoattack - first)].clone()
         rows = asked.nonzero()[:, 0]
         if len(rows):
             index = rows.to(pixels.device)
             found = autoattack(self.classifier, pixels[index], labels[index], self.threat_model, seed=self.seed)
             asked[rows] = ~found.fooled.cpu()
-        return asked.tolist()
+            fallen, fooled = index[found.fooled], found.fooled
+            outcome = dataclasses.replace(
+                outcome,
+                wrong_classes=outcome.wrong_classes.index_copy(0, fallen, found.predictions[fooled]),
+                adversarial=outcome.adversarial.index_copy(0, fallen, found.adversarial[fooled]),
+            )
+        return asked.tolist(), outcome
 
     def trust_checks(
         self, batches: NumberedBatches, rows: Mapping[str, list], check_converged: bool

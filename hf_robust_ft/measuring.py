@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedModel
 
 from hf_robust_ft.attacks.autoattack import check_autoattack
 from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.class_names import class_names
 from hf_robust_ft.convergence import FIRST_STEPS, STEPS_LIMIT, check_steps_limit, first_attack, steps_under
 from hf_robust_ft.data import align_labels, describe_transforms, with_pixel_values
+from hf_robust_ft.data.source_hashes import source_digest
 from hf_robust_ft.evaluation import evaluate_robustness
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
 from hf_robust_ft.models import load_image_classifier
@@ -27,6 +29,7 @@ from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.run_arguments import TRUST_HELP, DataArguments, at_most, check_model_name, describe_model
 from hf_robust_ft.run_record import environment_facts
+from hf_robust_ft.stored_examples import STORED_EXAMPLES
 from hf_robust_ft.threat_models import ThreatModel
 from hf_robust_ft.weight_hashes import hash_weight_files
 
@@ -98,6 +101,14 @@ class EvaluationArguments:
         },
     )
 
+    store_examples: bool = field(
+        default=False,
+        metadata={
+            "help": "Store the adversarial example found for each image in output_dir, with which 'hf-robust-ft "
+            "verify' checks the report without attacking: 4 bytes a channel of each pixel of the images that fall."
+        },
+    )
+
     def __post_init__(self):
         self.attack_steps = steps_under(self.protocol, self.attack_steps) or FIRST_STEPS
         check_steps_limit(self.attack_steps_limit)
@@ -106,8 +117,9 @@ class EvaluationArguments:
         for name in ("autoattack", "save_examples"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is a number of images, got {getattr(self, name)}.")
-        if self.save_examples and not self.output_dir:
-            raise ValueError("save_examples needs an output_dir to write to.")
+        for name in ("save_examples", "store_examples"):
+            if getattr(self, name) and not self.output_dir:
+                raise ValueError(f"{name} needs an output_dir to write to.")
 
 
 def measure(
@@ -133,19 +145,8 @@ def measure(
         check_autoattack(options.autoattack)
     state = PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
     device = _device(options.device, state)
-    splits = data_args.load(require_train=False)
-    if options.split not in splits:
-        raise ValueError(f"Unknown split {options.split!r}. Valid: {', '.join(splits)}.")
-    given = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
-    given = {name: value for name, value in given.items() if value}
-    if options.architecture is not None:  # a file of tensors names no classes: they are the dataset's, in its order
-        given |= {"label_names": splits[options.split].features["label"].names, "head": "keep"}
-    model, processor = load_image_classifier(
-        options.model, architecture=options.architecture, image_size=options.image_size, **given
-    )
+    model, processor, images, splits = load_model_and_images(options, data_args)
     hashes = {"weights_sha256": hash_weight_files(options.model)} if os.path.isdir(options.model) else {}
-    images = align_labels(splits[options.split], model.config)
-    images = at_most(images, data_args.max_eval_samples, data_args.split_seed, "max_eval_samples")
     data = data_args.describe(splits)
     if state.is_main_process:
         _warn_of_another_split(options.model, data)
@@ -167,12 +168,14 @@ def measure(
         batch_size=options.batch_size,
         device=device,
         results_dir=options.output_dir,
+        examples_dir=Path(options.output_dir, STORED_EXAMPLES) if options.store_examples else None,
         class_names=names,
     )
     facts = {
         **describe_model(options.model),
         **data,
         "split": options.split,
+        "source_digest": source_digest(images),
         "transforms": describe_transforms(processor),
         **hashes,
     }
@@ -184,6 +187,29 @@ def measure(
         draw = partial(_write_examples, options, classifier, dataset, report, data_args.split_seed, how)
         write_evidence(report, options.output_dir, examples=draw if options.save_examples else None)
     return state, report
+
+
+def load_model_and_images(
+    options: EvaluationArguments, data_args: DataArguments
+) -> tuple[PreTrainedModel, Any, Dataset, DatasetDict]:
+    """The model, its image processor, the images to measure it on with the classes in its order, and all splits.
+
+    Raises:
+        ValueError: an unknown split, or what `load_image_dataset` or `load_image_classifier` refuse.
+    """
+    splits = data_args.load(require_train=False)
+    if options.split not in splits:
+        raise ValueError(f"Unknown split {options.split!r}. Valid: {', '.join(splits)}.")
+    given = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
+    given = {name: value for name, value in given.items() if value}
+    if options.architecture is not None:  # a file of tensors names no classes: they are the dataset's, in its order
+        given |= {"label_names": splits[options.split].features["label"].names, "head": "keep"}
+    model, processor = load_image_classifier(
+        options.model, architecture=options.architecture, image_size=options.image_size, **given
+    )
+    images = align_labels(splits[options.split], model.config)
+    images = at_most(images, data_args.max_eval_samples, data_args.split_seed, "max_eval_samples")
+    return model, processor, images, splits
 
 
 def _device(wanted: str | None, state: PartialState) -> torch.device:

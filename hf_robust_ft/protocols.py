@@ -148,7 +148,7 @@ def attack_standing(
     attack: APGD | Square,
     by_distance: bool = False,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Outcome:
     """Attack each image again at the largest eps of the grid that it withstood so far, and down from there.
 
     Below an eps that an image withstands it is not attacked again: what the attack misses in a ball it seldom finds
@@ -159,15 +159,16 @@ def attack_standing(
         by_distance: enter the distance of what is found instead of the eps it was looked for at.
 
     Returns:
-        Both, as they are now; no smallest eps is above the one before.
+        All as it is now, `adversarial` where this found something; no smallest eps is above the one before.
     """
+    adversarial = pixels
     grid = torch.tensor(list(epsilons), dtype=torch.float64, device=labels.device)
     rows = torch.arange(len(labels), device=labels.device)
     while True:
         index = torch.searchsorted(grid, smallest_eps[rows])
         rows, index = rows[index > 1], index[index > 1]
         if len(rows) == 0:
-            return smallest_eps, wrong_classes
+            return Outcome(smallest_eps, wrong_classes, adversarial)
         budgets = grid[index - 1]
         attacked = attack if isinstance(attack, Square) else partial(attack_until_fooled, attack)
         found = attacked(logits_fn, pixels[rows], labels[rows], threat_model, eps=budgets, generator=generator)
@@ -177,6 +178,7 @@ def attack_standing(
         rows = rows[fooled]
         smallest_eps = smallest_eps.index_copy(0, rows, budgets[fooled])
         wrong_classes = wrong_classes.index_copy(0, rows, found.predictions[fooled])
+        adversarial = adversarial.index_copy(0, rows, found.adversarial[fooled])
 
 
 @dataclass(frozen=True)

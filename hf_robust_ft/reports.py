@@ -12,6 +12,7 @@ import numpy as np
 from hf_robust_ft.class_names import name_of
 from hf_robust_ft.confidence_intervals import confidence_intervals
 from hf_robust_ft.convergence_text import convergence_sentence
+from hf_robust_ft.image_hashes import combined_hash
 from hf_robust_ft.metrics.robustness.curve import survival_expectation, trapezoid_weights
 from hf_robust_ft.metrics.robustness.robustness import Robustness
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import distribution_spec, parse_distribution
@@ -48,6 +49,12 @@ class RobustnessReport:
         convergence: with `attack_steps="auto"` the `limit` of steps, whether the accuracy has `settled`, and `rounds`:
             per number of steps `adversarial_accuracy`, `expected_robustness`, `accuracies`. All other figures are
             those after the last round; the first round's are the paper's. Empty where the steps were fixed.
+        image_hashes: per image, 16 hex digits of its pixels as evaluated (`image_hashes.hash_images`); empty in
+            reports of versions that told none.
+        image_digest: 16 hex digits for all of them, whatever their order.
+        passes: images in all `forwards` and `gradients` of the attacks (trust checks apart).
+        found_again: how many `examples` there are, misclassified points of images that were right, and how many of
+            them were `misclassified` again in other batches.
         metadata: what else the writer knew (model, dataset, training settings, versions).
     """
 
@@ -68,6 +75,10 @@ class RobustnessReport:
     autoattack_samples: int = 0
     checks: list[dict[str, Any]] = field(default_factory=list)
     convergence: dict[str, Any] = field(default_factory=dict)
+    image_hashes: list[str] = field(default_factory=list)
+    image_digest: str = ""
+    passes: dict[str, int] = field(default_factory=dict, compare=False)  # what it cost is no result
+    found_again: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self, path: str | Path) -> None:
@@ -180,6 +191,9 @@ def build_report(
     protocol: str = "paper",
     distributions: Sequence[str | Mapping[float | str, float]] = (),
     autoattack: Sequence[bool] = (),
+    image_hashes: Sequence[str] = (),
+    found_again: Sequence[bool | None] = (),
+    passes: Sequence[Sequence[int]] = (),
     checks: Sequence[TrustCheck] = (),
     convergence: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
@@ -192,6 +206,9 @@ def build_report(
         smallest_epsilons: (N,), the smallest eps found to fool each image; infinite where there is none.
         wrong_classes: (N,), the class predicted there (anything where there is none).
         autoattack: for the first images, whether AutoAttack left them standing.
+        image_hashes: (N,), of each image.
+        found_again: (N,), whether the example of each image was misclassified again, None where there is none.
+        passes: images in the forwards and gradients of each part of the work.
         class_names: names for `per_class`; without them, indices.
     """
     grid, labels = np.asarray(epsilons, dtype=np.float64), np.asarray(references)
@@ -216,6 +233,10 @@ def build_report(
         autoattack_samples=len(autoattack),
         checks=[dataclasses.asdict(check) for check in checks],
         convergence=dict(convergence or {}),
+        image_hashes=list(image_hashes),
+        image_digest=combined_hash(image_hashes),
+        passes=dict(zip(("forwards", "gradients"), map(sum, zip(*passes, strict=True)), strict=False)),
+        found_again=_count_again(found_again),
         metadata=metadata or {},
     )
     under = {distribution_spec(each): report.expected_robustness_under(each) for each in distributions}
@@ -260,6 +281,11 @@ def _per_class(
             }
         )
     return rows
+
+
+def _count_again(found_again: Sequence[bool | None]) -> dict[str, int]:
+    judged = [wrong for wrong in found_again if wrong is not None]
+    return {"examples": len(judged), "misclassified": sum(judged)} if len(found_again) else {}
 
 
 def _as_array(smallest_epsilons: Sequence[float | None]) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""The commands that show results to others: report, leaderboard, publish, publish-metric."""
+"""The commands that show results to others, or check theirs: report, leaderboard, verify, publish, publish-metric."""
 
+import sys
 from collections.abc import Sequence
 
 from hf_robust_ft.command_parser import CommandParser
@@ -78,6 +79,43 @@ def leaderboard(argv: Sequence[str]) -> None:
             write_page(render(board), path)
 
 
+def verify(argv: Sequence[str]) -> None:
+    """Check a report by its stored adversarial examples: runs the model on them and on the images, attacks nothing."""
+    parser = CommandParser("hf-robust-ft verify", description=verify.__doc__)
+    parser.add_argument(
+        "target",
+        metavar="REPORT|FOLDER|REPO",
+        help="A robustness_report.json, a folder that holds one (of evaluate --store_examples), or a repository's id.",
+    )
+    parser.add_argument("--revision", help="Branch, tag or commit of REPO.")
+    parser.add_argument("--examples", metavar="DIR", help="The stored examples (default: those beside the report).")
+    parser.add_argument("--model", help="The model (default: the checkpoint beside the report, or the one it names).")
+    parser.add_argument("--dataset", help="The data (default: what the report names).")
+    for name in ("model_revision", "architecture", "dataset_config", "dataset_revision", "image_column",
+                 "label_column", "split"):  # fmt: skip
+        parser.add_argument(f"--{name}", help="As in evaluate, where the report does not tell it.")
+    for name in ("image_size", "max_eval_samples", "split_seed"):
+        parser.add_argument(f"--{name}", type=int, help="As in evaluate, where the report does not tell it.")
+    parser.add_argument("--batch_size", type=int, help="Images at a time (default: 64).")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if there is).")
+    parser.add_argument("--skip_bad_images", action="store_true", help="As in evaluate.")
+    parser.add_argument("--trust_remote_code", action="store_true", help="Run code that the model brings.")
+    options = vars(parser.parse_args(argv))
+    from hf_robust_ft.verifying import Overrides
+    from hf_robust_ft.verifying import verify as run
+
+    target = options.pop("target")
+    found = run(target, Overrides(**options))
+    print("\n".join(map(str, found)))
+    failed = [each.name for each in found if not each.passed]
+    if failed:
+        sys.exit(f"hf-robust-ft verify: {target} does not hold: {', '.join(failed)}.")
+    print(
+        "Verified: each image that counts as fooled is. How many of the others a stronger attack would fool is not "
+        "told by this."
+    )
+
+
 def publish(argv: Sequence[str]) -> None:
     """Put a checkpoint with its robustness report, pictures and card on the Hub, and compare what arrived."""
     parser = CommandParser("hf-robust-ft publish", description=publish.__doc__)
@@ -87,6 +125,11 @@ def publish(argv: Sequence[str]) -> None:
     parser.add_argument("--revision", help="Branch to commit to, made if need be (default: main).")
     parser.add_argument("--pr", action="store_true", dest="create_pr", help="Open a pull request instead.")
     parser.add_argument("--report", metavar="DIR", help="What evaluate --output_dir wrote, for DIR's own report.")
+    parser.add_argument(
+        "--examples",
+        action="store_true",
+        help="Also the adversarial examples of evaluate --store_examples, with which hf-robust-ft verify checks it.",
+    )
     parser.add_argument(
         "--trust_remote_code", action="store_true", help="Run code that the checkpoint brings, to see that it loads."
     )

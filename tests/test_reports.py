@@ -126,12 +126,17 @@ def test_every_field_survives_json(tmp_path):
         autoattack=[True, True],
         distributions=["uniform", "dirac:1/255"],
         convergence=rounds,
+        image_hashes=["0" * 16] * 30,
+        found_again=[True, None] * 15,
+        passes=[[3, 2], [4, 1]],
         metadata={"a": [1]},
     )
     empty = [entry.name for entry in dataclasses.fields(report) if getattr(report, entry.name) in (None, [], {}, 0)]
     assert empty == []
     report.to_json(tmp_path / "report.json")
     again = RobustnessReport.from_json(tmp_path / "report.json")
+    assert again.passes == {"forwards": 7, "gradients": 3}
+    assert again.found_again == {"examples": 15, "misclassified": 15}
     assert again == report and again.check_lines() == report.check_lines() and str(again) == str(report)
     assert "Infinity" not in (tmp_path / "report.json").read_text()
 

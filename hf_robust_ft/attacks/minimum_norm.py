@@ -8,7 +8,7 @@ It costs at most 0.4 of the naive grid's forwards (README; a grid of 8 points or
 3. what is still beyond eps_g is forgotten;
 4. the evaluation's attack from the clean image at the next point of the grid below what was found (at eps_g where
    nothing was), and below that until it fails (on a fine grid several times in a row). Under Linf and L2 no image lay
-   above what attacking every point finds, under L1 up to 3 of 100. To be sure of it, one would have to attack every point:
+   above what attacking every point finds, under L1 up to 3 of 100. To be sure of it, attack every point:
    an attack may miss at larger budgets what it finds at a smaller one;
 5. shrinking towards the image, by forwards alone.
 """

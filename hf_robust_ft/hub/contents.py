@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_robust_ft.reporting.evidence import CARD_NAME, CURVE_NAME, EXAMPLE_FILES, REPORT_NAME, TRAINING_NAME
 from hf_robust_ft.run_record import RECIPE_NAME, RECORD_NAME, portable_recipe
+from hf_robust_ft.stored_examples import STORED_EXAMPLES, StoredExamples
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -23,8 +24,11 @@ EVIDENCE = (CARD_NAME, REPORT_NAME, CURVE_NAME, TRAINING_NAME, RECIPE_NAME, RECO
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
-def published_files(folder: str | Path) -> list[str]:
+def published_files(folder: str | Path, stored_examples: bool = False) -> list[str]:
     """Everything that goes up, by path in the repository: the checkpoint's files, and what evidence there is.
+
+    Args:
+        stored_examples: also the adversarial examples of the evaluation, which `hf-robust-ft verify` takes.
 
     Raises:
         ValueError: `folder` is not a plain checkpoint with weights in safetensors and an image processor, or evidence
@@ -33,6 +37,9 @@ def published_files(folder: str | Path) -> list[str]:
     folder = Path(folder)
     evidence = [name for name in EVIDENCE if (folder / name).is_file()]
     examples = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(EXAMPLE_FILES))]
+    if stored_examples:
+        stored = StoredExamples(folder / STORED_EXAMPLES).files
+        examples += [f"{STORED_EXAMPLES}/{name}" for name in stored]
     for name in (*evidence, *examples):
         # Weights may be links into a cache; a picture that is one could be any file of this machine.
         if not (folder / name).resolve().is_relative_to(folder.resolve()):

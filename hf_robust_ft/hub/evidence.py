@@ -15,6 +15,7 @@ from hf_robust_ft.reporting.example_pairs import FILE_NAME as EXAMPLE_PAIRS
 from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.run_record import RECIPE_NAME
+from hf_robust_ft.stored_examples import STORED_EXAMPLES, ExampleFolder, StoredExamples
 from hf_robust_ft.weight_hashes import hash_weight_files
 
 REPLACED_REPORT = "robustness_report.replaced.json"
@@ -87,6 +88,35 @@ def take_report(evaluation: Path, folder: Path) -> None:
         target = folder / source.relative_to(evaluation)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
+
+
+def check_stored_examples(report: RobustnessReport, place: Path) -> None:
+    """Raise unless the folder of a report holds the whole of its stored examples.
+
+    Raises:
+        ValueError: there are none, one is missing or damaged, or they are of other images.
+    """
+    stored = StoredExamples(place / STORED_EXAMPLES)
+    if stored.image_digest != report.image_digest:
+        raise ValueError(
+            f"The examples in {stored.folder} are of the images {stored.image_digest}, the report beside them of "
+            f"{report.image_digest or 'others'}: evaluate again with --store_examples."
+        )
+    if not ExampleFolder(stored.folder).holds(list(stored.shards.items())):
+        raise ValueError(
+            f"A file in {stored.folder} is missing or damaged, which hf-robust-ft verify names: evaluate again."
+        )
+
+
+def take_stored_examples(evaluation: Path, folder: Path) -> None:
+    """Copy an evaluation's stored examples to the checkpoint, in place of those that are there."""
+    target = folder / STORED_EXAMPLES
+    if evaluation.resolve() == folder.resolve():
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    for name in StoredExamples(evaluation / STORED_EXAMPLES).files:
+        shutil.copyfile(evaluation / STORED_EXAMPLES / name, target / name)
 
 
 def _attacked_images(folder: Path) -> list[Path]:

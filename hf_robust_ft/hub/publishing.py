@@ -12,7 +12,13 @@ from huggingface_hub import CommitInfo, HfApi
 from hf_robust_ft.hub.card import check_card, keep_foreign_text, with_base_licence
 from hf_robust_ft.hub.contents import INDEX, PICKLES, PROCESSORS, check_loads, files_to_send, published_files
 from hf_robust_ft.hub.errors import PublishError, cause_to_show, described
-from hf_robust_ft.hub.evidence import check_belongs, read_report, take_report
+from hf_robust_ft.hub.evidence import (
+    check_belongs,
+    check_stored_examples,
+    read_report,
+    take_report,
+    take_stored_examples,
+)
 from hf_robust_ft.hub.leaks import check_for_leaks
 from hf_robust_ft.hub.patience import patiently
 from hf_robust_ft.hub.repository import (
@@ -28,12 +34,13 @@ from hf_robust_ft.reporting.evidence import CARD_NAME, EXAMPLE_FILES, REPORT_NAM
 from hf_robust_ft.reporting.licences import check_licence
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.run_record import RECORD_NAME, write_run_record
+from hf_robust_ft.stored_examples import STORED_EXAMPLES
 from hf_robust_ft.weight_hashes import WEIGHT_FILES
 
 logger = logging.getLogger(__name__)
 
 # What an earlier publication, or Trainer's pushes on the way, left at the root and would stand beside the new files.
-SUPERSEDED = (WEIGHT_FILES, INDEX, *PROCESSORS, EXAMPLE_FILES)
+SUPERSEDED = (WEIGHT_FILES, INDEX, *PROCESSORS, EXAMPLE_FILES, f"{STORED_EXAMPLES}/*")
 LEFT_BY_TRAINING = ("last-checkpoint/*", "checkpoint-*/*")
 
 
@@ -50,6 +57,7 @@ def publish(
     commit_message: str = "Publish with its robustness report",
     remove_training_files: bool = False,
     trust_remote_code: bool = False,
+    examples: bool = False,
 ) -> CommitInfo:
     """Publish a checkpoint with its robustness report, pictures, card and what it was made with.
 
@@ -70,6 +78,8 @@ def publish(
             where it is known.
         trust_remote_code: run the code that a checkpoint brings, to check that it loads.
         remove_training_files: take out what Trainer pushed on the way (`last-checkpoint`, ...).
+        examples: publish the adversarial examples that the evaluation stored (`evaluate --store_examples`), too, so
+            that anyone can run `hf-robust-ft verify REPO`. Without it those of an earlier publication are taken out.
 
     Returns:
         The verified commit; `pr_url` is that of a pull request.
@@ -88,10 +98,10 @@ def publish(
         raise ValueError(f"revision={revision!r} names no branch: give one, or leave it out for main.")
     if revision is not None and create_pr:
         raise ValueError(f"Give a revision ({revision!r}) or open a pull request against main, not both.")
-    measured = _prepare(folder, repo_id, evaluation, license, token, trust_remote_code)
+    measured = _prepare(folder, repo_id, evaluation, license, token, trust_remote_code, examples)
     check_online()
     flags = {"--revision": revision, "--report": str(evaluation) if evaluation else None, "--license": license}
-    resume = _resume_command(folder, repo_id, flags, private, create_pr, trust_remote_code)
+    resume = _resume_command(folder, repo_id, flags, private, create_pr, trust_remote_code, examples)
     try:
         repo_id = create_repository(repo_id, token=token, private=private)
         api = HfApi(token=token)
@@ -104,7 +114,7 @@ def publish(
         write_card(measured, folder, replace)
         if CARD_NAME in held:
             keep_foreign_text(api, repo_id, folder, revision or "main", replace)
-        files = _checked_files(folder, token)
+        files = _checked_files(folder, token, examples)
         stale = _stale(held, files, SUPERSEDED + (LEFT_BY_TRAINING if remove_training_files else ()))
         where = {"revision": revision or "main", "create_pr": create_pr}
         with files_to_send(folder, files) as sent:
@@ -129,26 +139,31 @@ def _prepare(
     license: str | None,
     token: str | bool | None,
     trust_remote_code: bool,
+    examples: bool,
 ) -> RobustnessReport:
     """Check all that can be checked here, and write report, pictures and card."""
     files = published_files(folder)
     measured = read_report(folder, evaluation, repo_id)
     check_belongs(measured, folder, repo_id, evaluation)
     check_loads(folder, files, trust_remote_code)
+    if examples:
+        check_stored_examples(measured, evaluation or folder)
     facts = {"repo_id": repo_id, "model_name": measured.metadata.get("model_name") or repo_id.split("/")[-1]}
     measured = measured.with_metadata(**facts, **({"license": license} if license is not None else {}))
     if evaluation is not None:
         take_report(evaluation, folder)
+        if examples:
+            take_stored_examples(evaluation, folder)
     if not (folder / RECORD_NAME).is_file():
         write_run_record(folder, None, measured.metadata)
     write_evidence(measured, folder)
-    _checked_files(folder, token)
+    _checked_files(folder, token, examples)
     return measured
 
 
-def _checked_files(folder: Path, token: str | bool | None) -> list[str]:
+def _checked_files(folder: Path, token: str | bool | None, examples: bool) -> list[str]:
     """What goes up, once the card is readable and no file tells what it must not."""
-    files = published_files(folder)
+    files = published_files(folder, examples)
     check_card(folder)
     check_for_leaks(folder, files, token)
     return files
@@ -166,10 +181,17 @@ def _ensure_branch(api: HfApi, repo_id: str, revision: str) -> None:
 
 
 def _resume_command(
-    folder: Path, repo_id: str, flags: dict, private: bool | None, create_pr: bool, trust_remote_code: bool
+    folder: Path,
+    repo_id: str,
+    flags: dict,
+    private: bool | None,
+    create_pr: bool,
+    trust_remote_code: bool,
+    examples: bool,
 ) -> str:
     words = ["hf-robust-ft", "publish", os.fspath(folder), repo_id]
     words += [word for name, value in flags.items() if value is not None for word in (name, value)]
     words += ["--private"] * bool(private) + ["--pr"] * create_pr
     words += ["--trust_remote_code"] * trust_remote_code
+    words += ["--examples"] * examples
     return shlex.join(words)

@@ -117,6 +117,7 @@ def _setting_of(entry: EvalResult) -> Setting:
         eps=format_eps(threat_model.eps),
         protocol=str(told["protocol"]),
         attack=str(told.get("attack", UNKNOWN)),
+        image_digest=str(told.get("image_digest", UNKNOWN)),
     )
 
 
@@ -125,8 +126,8 @@ def _clean_accuracy(entries: Sequence[EvalResult], setting: Setting) -> float | 
     for entry in entries:
         told = entry.metric_args if isinstance(entry.metric_args, dict) else {}
         where = _dataset_of(entry), str(entry.dataset_split or UNKNOWN)
-        images = str(told.get("samples", setting.images))
-        if where == (setting.dataset, setting.split) and images == setting.images:
+        images = str(told.get("samples", setting.images)), str(told.get("image_digest", setting.image_digest))
+        if where == (setting.dataset, setting.split) and images == (setting.images, setting.image_digest):
             return _share(entry.metric_value, "clean_accuracy")
     return None
 

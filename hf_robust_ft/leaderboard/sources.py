@@ -20,7 +20,7 @@ from hf_robust_ft.leaderboard.results import Result, from_eval_results
 from hf_robust_ft.reporting.evidence import CARD_NAME, REPORT_NAME
 from hf_robust_ft.reporting.model_card import TAG
 from hf_robust_ft.reporting.page.runs import runs_in, short_names
-from hf_robust_ft.reporting.settings import DEFAULT_GRID
+from hf_robust_ft.reporting.settings import DEFAULT_GRID, UNKNOWN
 from hf_robust_ft.reports import RobustnessReport
 
 
@@ -105,7 +105,11 @@ def _read_files(source: str, report: Path | None, card: Path | None, url: str | 
         told = from_eval_results(_eval_results(card), source, url) if card and not wrong else []
     except Exception as error:
         wrong.append(f"{CARD_NAME}: {_reason(error, card)}")
-    known = {replace(result.setting, grid=DEFAULT_GRID): result for result in measured}  # cards tell no grid
+    known = {  # cards tell no grid, and those of older versions not which images
+        replace(result.setting, grid=DEFAULT_GRID, image_digest=digest): result
+        for result in measured
+        for digest in (result.setting.image_digest, UNKNOWN)
+    }
     for result in told:
         if result.setting in known and (apart := known[result.setting].disagreements(result)):
             wrong.append(f"report and card disagree: {'; '.join(apart)}")

@@ -13,7 +13,7 @@ from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.licences import licence_metadata
 from hf_robust_ft.reporting.reach import LEAST, reach_of, reach_sentence
-from hf_robust_ft.reporting.settings import UNNAMED_DATASET, attack_name, measured_by
+from hf_robust_ft.reporting.settings import UNNAMED_DATASET, attack_name, image_set, measured_by
 from hf_robust_ft.reporting.verdict import verdict
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import format_eps, parse_eps
@@ -66,6 +66,8 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         "norm": norm, "eps": eps, "attack": attack, "steps": report.attack["steps"], "protocol": report.protocol,
         "samples": report.num_samples,
     }  # fmt: skip
+    if images := image_set(report):
+        setting["image_digest"] = images
     reach = reach_of(facts.get("training"))
     results = [
         EvalResult(

@@ -27,6 +27,8 @@ class Setting:
         protocol: how the curve was measured.
         attack: its loss, steps and restarts.
         grid: of the trapezoid rule, where it is not the protocol's own; the protocol "exact" uses none.
+        image_digest: which images, as `image_set` gives it. Results of older versions, which do not tell it, are
+            comparable only among themselves.
     """
 
     dataset: str
@@ -37,6 +39,7 @@ class Setting:
     protocol: str
     attack: str
     grid: str = DEFAULT_GRID
+    image_digest: str = UNKNOWN
 
     @classmethod
     def of(cls, report: RobustnessReport) -> "Setting":
@@ -53,6 +56,7 @@ class Setting:
             protocol=report.protocol,
             attack=measured_by(report),
             grid=DEFAULT_GRID if is_usual or report.protocol == "exact" else f"{len(report.epsilons)} points",
+            image_digest=image_set(report) or UNKNOWN,
         )
 
     def differences(self, other: "Setting") -> list[str]:
@@ -62,10 +66,17 @@ class Setting:
 
     def __str__(self) -> str:
         grid = "" if self.grid == DEFAULT_GRID else f", grid of {self.grid}"
+        which = "which images is not stated" if self.image_digest == UNKNOWN else f"images {self.image_digest}"
         return (
             f"{self.dataset} ({self.split} split, {self.images} images), {self.norm} {self.eps}, protocol "
-            f"{self.protocol}{grid}, {self.attack}"
+            f"{self.protocol}{grid}, {self.attack}, {which}"
         )
+
+
+def image_set(report: RobustnessReport) -> str:
+    """Which images a report is of, in 16 hex digits: by their files where it tells these, so that models of other
+    input sizes can be compared; else by their pixels as evaluated. "" where it tells neither."""
+    return report.metadata.get("source_digest") or report.image_digest
 
 
 def dataset_text(name: str | None, configuration: str | None) -> str:

@@ -152,3 +152,40 @@ def test_an_unreadable_eps_is_refused_before_the_hub_is_asked(monkeypatch, capsy
 def test_a_limit_that_reads_nothing_is_refused(limit):
     with pytest.raises(ValueError, match=f"limit must be at least 1, got {limit}"):
         read_tagged(None, limit=limit)
+
+
+def of_images(hashes, **facts):
+    return build_report(
+        [0] * 4, [0, 0.01, float("inf"), float("inf")], [1] * 4, threat_model=ThreatModel("Linf", "8/255"),
+        attack=APGD(random_start=False), epsilons=[0, 8 / 255], image_hashes=hashes,
+        metadata={"dataset": "digits", "split": "test"} | facts,
+    )  # fmt: skip
+
+
+def test_two_samples_of_as_many_images_do_not_rank_together():
+    first, second = [f"{number:016x}" for number in range(4)], [f"{number:016x}" for number in range(1, 5)]
+    reports = {
+        "here": of_images(first), "again": of_images(first[::-1]), "elsewhere": of_images(second),
+        "old": of_images([]), "older": of_images([]),
+    }  # fmt: skip
+    results = [Result.of_report(report, name) for name, report in reports.items()]
+    board = Leaderboard.of(results)
+    groups = sorted(sorted(result.source for result in ranking.results) for ranking in board.rankings)
+    assert groups == [["again", "here"], ["elsewhere"], ["old", "older"]]
+    text = to_markdown(board)
+    assert f", images {reports['here'].image_digest}\n" in text and ", which images is not stated\n" in text
+    with pytest.raises(ValueError, match=r"differ in image_digest \(\w{16}, \w{16}\)"):
+        Leaderboard.of(results[:3], one_ranking=True)
+
+
+def test_models_of_other_input_sizes_are_compared_by_the_files_of_their_images():
+    first, second = [f"{number:016x}" for number in range(4)], [f"{number:016x}" for number in range(4, 8)]
+    small, large = of_images(first, source_digest="a" * 16), of_images(second, source_digest="a" * 16)
+    other = of_images(first, source_digest="b" * 16)
+    assert Setting.of(small) == Setting.of(large) != Setting.of(other)
+
+
+def test_a_card_names_the_images_of_its_report():
+    report = of_images([f"{number:016x}" for number in range(4)])
+    (told,) = from_eval_results(ModelCard(render_model_card(report)).data.eval_results, "a/b")
+    assert told.setting.image_digest == report.image_digest and told.clean_accuracy == report.clean_accuracy
