@@ -113,16 +113,20 @@ def train(argv: Sequence[str]) -> None:
         measured = trainer.robustness_report
         print(measured if measured is not None else f"Not attacked (robust_eval={args.robust_eval}, eps={args.eps}).")
         print(f"Checkpoint{'' if measured is None else ', report, pictures and card'}: {args.output_dir}")
-        _tell_if_not_robust(measured)
+        _tell_verdict(measured)
 
 
-def _tell_if_not_robust(report: Any) -> None:
-    """The last line of a command that measured a model."""
+def _tell_verdict(report: Any) -> None:
+    """The last lines of a command that measured a model: whether it is robust, and whether that can be relied on."""
+    from hf_robust_ft.reliability import reliability_sentence
     from hf_robust_ft.reporting.verdict import verdict
 
-    found = report and verdict(report)
+    if report is None:
+        return
+    found = verdict(report)
     if found and not found.is_robust:
         print(found.sentence)
+    print(reliability_sentence(report))
 
 
 def search(argv: Sequence[str]) -> None:
@@ -221,7 +225,7 @@ def evaluate(argv: Sequence[str]) -> None:
         print(f"\nCan these numbers be trusted?\n{report.check_lines()}")
     if options.output_dir:
         print(f"\nReport, curve and card: {options.output_dir}")
-    _tell_if_not_robust(report)
+    _tell_verdict(report)
 
 
 def quickstart(argv: Sequence[str]) -> None:
@@ -245,7 +249,7 @@ def quickstart(argv: Sequence[str]) -> None:
     from hf_robust_ft.quickstart import quickstart as run
 
     reports = run(options.output_dir, compare=options.compare, seeds=options.seeds, autoattack=options.autoattack)
-    _tell_if_not_robust(reports["hinge"][options.seeds[0]])
+    _tell_verdict(reports["hinge"][options.seeds[0]])
 
 
 COMMANDS = {

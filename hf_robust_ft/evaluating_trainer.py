@@ -29,6 +29,7 @@ from hf_robust_ft.publishing_trainer import PublishingTrainer
 from hf_robust_ft.random_state import random_state_kept
 from hf_robust_ft.readable_logs import print_readable_eps
 from hf_robust_ft.rehearsal import count_classes, stated_classes
+from hf_robust_ft.reliability import is_reliable
 from hf_robust_ft.reporting import choose_examples, save_examples
 from hf_robust_ft.reporting.examples import remove_examples
 from hf_robust_ft.reporting.model_card import EXAMPLES
@@ -232,6 +233,7 @@ class EvaluatingTrainer(PublishingTrainer):
             self._examples = None if self.is_fsdp_enabled or not evaluation.checked else evaluation.checked_images()
             metrics[f"{prefix}_adversarial_accuracy"] = report.adversarial_accuracy
             metrics[f"{prefix}_expected_robustness"] = report.expected_robustness
+            metrics[f"{prefix}_reliable"] = float(is_reliable(report))
             if rounds is not None:
                 metrics |= {f"{prefix}_{name}": value for name, value in rounds.metrics().items()}
         return metrics

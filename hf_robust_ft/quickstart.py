@@ -18,6 +18,7 @@ from hf_robust_ft.finetuning import DataArguments, ModelArguments, fine_tune
 from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.pixels import PixelSpace
 from hf_robust_ft.recipes import parse_recipe
+from hf_robust_ft.reliability import count_reliable
 from hf_robust_ft.reporting import plot_curves, plot_training
 from hf_robust_ft.reporting.drawing import drawn
 from hf_robust_ft.reporting.evidence import REPORT_NAME
@@ -79,7 +80,8 @@ def quickstart(
             if seed == seeds[0]:
                 histories[name] = history
     if compare:
-        table = comparison_table(scores)
+        every = [report.reliability for by_seed in reports.values() for report in by_seed.values()]
+        table = f"{comparison_table(scores)}\n\n{count_reliable(every)}"
         (output_dir / "comparison.md").write_text(table + "\n", encoding="utf-8")
         (output_dir / "comparison.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
         firsts = {name: by_seed[seeds[0]] for name, by_seed in reports.items()}

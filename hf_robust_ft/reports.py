@@ -18,6 +18,7 @@ from hf_robust_ft.metrics.robustness.robustness import Robustness
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import distribution_spec, parse_distribution
 from hf_robust_ft.metrics.robustness.threat_distributions import grid_weights
 from hf_robust_ft.plain_text import one_line
+from hf_robust_ft.reliability import reliability_of, short_verdict
 from hf_robust_ft.threat_models import ThreatModel, format_eps
 from hf_robust_ft.trust_verdicts import TrustCheck, summary
 
@@ -56,6 +57,8 @@ class RobustnessReport:
         found_again: how many `examples` there are, misclassified points of images that were right, and how many of
             them were `misclassified` again in other batches.
         metadata: what else the writer knew (model, dataset, training settings, versions).
+        reliability: {"verdict": "ok" or "doubtful", "reasons": [...]} by `reliability.reliability_of`; it follows from
+            the rest, and whatever is given, or read from a file, is replaced.
     """
 
     clean_accuracy: float
@@ -80,6 +83,10 @@ class RobustnessReport:
     passes: dict[str, int] = field(default_factory=dict, compare=False)  # what it cost is no result
     found_again: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    reliability: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "reliability", reliability_of(self))
 
     def to_json(self, path: str | Path) -> None:
         """Write the report; `from_json` reads it back equal."""
@@ -90,7 +97,7 @@ class RobustnessReport:
         """Read a report.
 
         Raises:
-            ValueError: the file is no JSON, or holds other keys than a report's.
+            ValueError: the file is no JSON, or holds other keys or values than a report's.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -101,7 +108,10 @@ class RobustnessReport:
         if not isinstance(content, dict) or set(content) - names or required - set(content):
             held = sorted(content) if isinstance(content, dict) else type(content).__name__
             raise ValueError(f"{path} is no robustness report: expected the keys {sorted(names)}, found {held}.")
-        return cls(**content)
+        try:
+            return cls(**content)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"{path} is no robustness report: {type(error).__name__}: {error}.") from None
 
     def with_metadata(self, **metadata: Any) -> "RobustnessReport":
         """The same measurement with more said about it."""
@@ -155,6 +165,7 @@ class RobustnessReport:
             lines.append(f"{key.replace('_', ' '):<22} {value:7.2%}{interval}   {meaning}".rstrip())
         for name, value in self.distributions.items():
             lines.append(f"{'expected robustness':<22} {value:7.2%}   for eps ~ {name}")
+        lines.append(f"{'reliability':<22} {short_verdict(self.reliability)}")
         if told := convergence_sentence(self.convergence):
             lines.append(told)
         if precision := self.metadata.get("evaluated_in"):

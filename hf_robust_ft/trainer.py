@@ -43,7 +43,8 @@ class AdversarialTrainer(SelectingTrainer):
     found where data or model state it, which is logged (`find_pixel_space`).
 
     `evaluate()` adds `clean_accuracy` and, when `args.robust_eval` says so, `adversarial_accuracy` and
-    `expected_robustness`; the whole curve is then in `robustness_report`. Every log carries `eps`.
+    `expected_robustness`, with `reliable` (1.0 where the report's `reliability` is "ok"; trust checks run only after
+    training); the whole curve is then in `robustness_report`. Every log carries `eps`.
 
     Raises:
         TypeError: `args` are plain `TrainingArguments`.

@@ -490,8 +490,8 @@ def test_evaluate_offers_nothing_of_training(capsys):
     assert not [word for word in ("stream", "shuffle", "paper_default", "Shipped") if word in text]
 
 
-def test_a_model_below_the_bar_is_called_so_in_the_last_line(evaluate_flags, tmp_path, capsys):
+def test_a_model_below_the_bar_is_called_so_in_the_last_lines(evaluate_flags, tmp_path, capsys):
     main([*evaluate_flags, "--eps", "64/255", "--output_dir", str(tmp_path / "out")])
-    *_, last = capsys.readouterr().out.splitlines()
-    assert last.startswith("Not robust at Linf 64/255: ")
+    *_, before, last = capsys.readouterr().out.splitlines()
+    assert before.startswith("Not robust at Linf 64/255: ") and last.startswith("Reliability: ")
     assert "**Not robust at Linf 64/255**" in (tmp_path / "out" / "README.md").read_text()

@@ -83,7 +83,10 @@ def test_half_precision_weights_are_evaluated_as_they_are_and_said_so(
     assert alone.metadata["evaluated_in"] == short and f"Measured in {short}" in caplog.text
     write_evidence(alone, tmp_path)
     card = (tmp_path / "README.md").read_text()
-    assert f"**Measured in {short}**" in card and f"APGD-CE-10 in {short}" in card
+    assert (
+        f"measured in {short}, in which attacks find fewer errors than in fp32 (half_precision)" in card
+        and f"APGD-CE-10 in {short}" in card
+    )
     again = make_model(kind)
     again.load_state_dict(model.state_dict())
     whole = evaluate_robustness(

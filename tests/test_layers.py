@@ -35,7 +35,7 @@ LAYERS = [
         "storage_errors",
         "wrapped_models",
     ),
-    ("normalisation_checks",),
+    ("normalisation_checks", "reliability"),
     (
         "batch_checks",
         "attacks",

@@ -28,13 +28,15 @@ def test_trust_checks_are_made_after_training_and_not_in_it(make_trainer, make_m
     assert checked == []
     if robust_eval == "epoch":
         assert trainer.robustness_report.checks == []
+        assert [entry["eval_reliable"] for entry in trainer.state.log_history if "eval_loss" in entry] == [0.0, 0.0]
     before = weights(trainer.model)
-    trainer.evaluate()
+    metrics = trainer.evaluate()
     if robust_eval == "no":
         assert checked == [] and trainer.robustness_report is None
         return
     assert checked == [(48, False)]
     assert [check["name"] for check in trainer.robustness_report.checks] == list(OPENINGS)
+    assert metrics["eval_reliable"] == (trainer.robustness_report.reliability["verdict"] == "ok")
     assert_same_weights(before, trainer.model)
 
 
@@ -56,7 +58,7 @@ def test_what_is_measured_in_half_precision_says_so(make_trainer, caplog, tmp_pa
     assert trainer.robustness_report.metadata["evaluated_in"] == "bf16"
     trainer.save_model()
     trainer.save_evidence()
-    assert "**Measured in bf16**" in (tmp_path / "out" / "README.md").read_text()
+    assert "measured in bf16, in which attacks find fewer errors" in (tmp_path / "out" / "README.md").read_text()
     whole = make_trainer(output_dir=str(tmp_path / "whole"))
     whole.evaluate()
     assert "evaluated_in" not in whole.robustness_report.metadata

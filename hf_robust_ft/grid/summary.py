@@ -19,6 +19,7 @@ from hf_robust_ft.grid.paper_comparison import is_measured_as_paper, paper_figur
 from hf_robust_ft.grid.results import CellResult
 from hf_robust_ft.grid.settings import schedule_epochs
 from hf_robust_ft.paper.numbers import Scores
+from hf_robust_ft.reliability import count_reliable
 from hf_robust_ft.threat_models import format_eps
 
 REFERENCES = ("fix", "hinge")
@@ -48,6 +49,7 @@ def summarise(results: Sequence[CellResult], failed: Mapping[str, str]) -> dict[
         "protocols": protocols,
         "papers_protocol": papers,
         "images": {each.dataset: each.report.num_samples for each in sorted(results, key=lambda each: each.dataset)},
+        "reliability": count_reliable(each.report.reliability for each in results) if results else None,
         "cells": [
             _cell(table, configuration, setting)
             | _first_scores(first, runs[configuration, setting], configuration, setting)

@@ -70,6 +70,8 @@ def _introduction(summary: Mapping[str, Any]) -> list[str]:
         "All accuracies in percent, on held-out images, as mean ± standard deviation over seeds where there are "
         f"several; differences in points. Images: {images}."
     ]
+    if told := summary.get("reliability"):
+        lines.append(told)
     if summary["missing"]:
         lines.append("Cells that have no result (every comparison uses what both sides have):")
         lines.append(_missing(summary["missing"]))

@@ -11,7 +11,7 @@ from hf_robust_ft.threat_models import format_eps, parse_eps
 
 @dataclass(frozen=True)
 class Ranking:
-    """Results of one setting, best first; `places` counts from 1, equal scores share one."""
+    """Results of one setting, best first, all doubtful ones last; `places` counts from 1, equal scores share one."""
 
     setting: Setting
     results: list[Result]
@@ -73,12 +73,12 @@ class Leaderboard:
 
 
 def _ranked(setting: Setting, results: Sequence[Result], sorted_by: str) -> Ranking:
-    def score(result: Result) -> float:
+    def merit(result: Result) -> tuple[bool, float]:
         value = getattr(result, sorted_by)
-        return -1.0 if value is None else value
+        return result.is_reliable, -1.0 if value is None else value
 
-    ordered = sorted(results, key=lambda result: (-score(result), result.source))
-    return Ranking(setting, ordered, [1 + sum(score(other) > score(result) for other in ordered) for result in ordered])
+    ordered = sorted(sorted(results, key=lambda result: result.source), key=merit, reverse=True)
+    return Ranking(setting, ordered, [1 + sum(merit(other) > merit(result) for other in ordered) for result in ordered])
 
 
 def _not_one(groups: Mapping[Setting, Sequence[Result]]) -> str:

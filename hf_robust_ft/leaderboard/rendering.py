@@ -6,12 +6,13 @@ from hf_robust_ft.plain_text import markdown
 from hf_robust_ft.reporting.page.assets import GENERATOR, render_template
 
 COLUMNS = (
-    "", "model", "expected robustness", "95 % interval", "adversarial", "after 10 steps", "clean", "trust checks",
+    "", "model", "expected robustness", "95 % interval", "adversarial", "after 10 steps", "clean", "reliability",
 )  # fmt: skip
 TITLE = "Robustness leaderboard"
 CAUTION = (
     "Figures are what the repositories say of themselves, not measured again; each is an upper bound found by an "
-    "attack. A ranking holds one setting only: other data, norms, eps, protocols and attacks cannot be compared."
+    "attack. A ranking holds one setting only: other data, norms, eps, protocols and attacks cannot be compared. "
+    "Doubtful figures, which are not checked or failed their checks, stand below all that are ok."
 )
 
 
@@ -53,8 +54,7 @@ def _row(place: int, result: Result, link: bool) -> list[str]:
     def percent(share: float | None) -> str:
         return "" if share is None else f"{100 * share:.2f} %"
 
-    name = markdown(result.source) if link else result.source
-    checks = {None: "not told", 0: "passed"}.get(result.warnings, f"{result.warnings} warnings")
+    name, reliability = (markdown(text) if link else text for text in (result.source, result.reliability))
     return [
         str(place),
         f"[{name}]({result.url})" if link and result.url else name,
@@ -63,7 +63,7 @@ def _row(place: int, result: Result, link: bool) -> list[str]:
         percent(result.adversarial_accuracy) + ("" if result.settled in (True, None) else " (not settled)"),
         percent(result.first_adversarial),
         percent(result.clean_accuracy),
-        "1 warning" if result.warnings == 1 else checks,
+        reliability if result.is_reliable else f"**{reliability}**" if link else reliability,
     ]
 
 

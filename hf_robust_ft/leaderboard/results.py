@@ -7,6 +7,7 @@ from numbers import Real
 from huggingface_hub import EvalResult
 
 from hf_robust_ft.convergence_text import first_round
+from hf_robust_ft.reliability import DOUBTFUL, OK, short_verdict
 from hf_robust_ft.reporting.consistency import check_consistent
 from hf_robust_ft.reporting.settings import UNKNOWN, UNNAMED_DATASET, Setting, dataset_text
 from hf_robust_ft.reports import RobustnessReport
@@ -15,6 +16,7 @@ from hf_robust_ft.threat_models import ThreatModel, format_eps
 SCORES = ("expected_robustness", "adversarial_accuracy", "clean_accuracy")
 NEEDED = ("norm", "eps", "protocol")  # without them a figure means nothing
 ROUNDING = 1e-5  # of the figures in a card
+NOT_TOLD = f"{DOUBTFUL}: not told"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Result:
         interval: 95 % of the expected robustness, None where it is not told.
         first_adversarial: adversarial accuracy after the first round of steps "auto", the paper's; None otherwise.
         settled: whether the accuracy settled then; None where the steps were fixed, or nothing is told.
-        warnings: trust checks that failed; None where nothing is told of any.
+        reliability: "ok", or "doubtful: REASON, ..." by the names of `reliability_of`; a card that does not
+            tell is doubtful.
         url: where it is found, None for a folder.
     """
 
@@ -40,7 +43,7 @@ class Result:
     interval: tuple[float, float] | None = None
     first_adversarial: float | None = None
     settled: bool | None = None
-    warnings: int | None = None
+    reliability: str = NOT_TOLD
     url: str | None = None
 
     @classmethod
@@ -52,7 +55,6 @@ class Result:
         """
         check_consistent(report)
         interval = report.confidence_intervals.get("expected_robustness")
-        failed = sum(not check["passed"] for check in report.checks)
         return cls(
             source,
             Setting.of(report),
@@ -60,9 +62,14 @@ class Result:
             interval=tuple(interval) if interval else None,
             first_adversarial=first["adversarial_accuracy"] if (first := first_round(report.convergence)) else None,
             settled=report.convergence.get("settled"),
-            warnings=failed if report.checks else None,
+            reliability=short_verdict(report.reliability),
             url=url,
         )
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether its reliability is "ok"."""
+        return self.reliability == OK
 
     def disagreements(self, other: "Result") -> list[str]:
         """Scores that both tell and that differ by more than a card's rounding."""
@@ -84,12 +91,22 @@ def from_eval_results(entries: Iterable[EvalResult], source: str, url: str | Non
     """
     entries = [entry for entry in entries if _score_of(entry)]
     scores: dict[Setting, dict[str, float]] = {}
+    reliabilities: dict[Setting, list[str]] = {}
     for entry in entries:
         if (name := _score_of(entry)) != "clean_accuracy":
-            scores.setdefault(_setting_of(entry), {})[name] = _share(entry.metric_value, name)
+            setting = _setting_of(entry)
+            scores.setdefault(setting, {})[name] = _share(entry.metric_value, name)
+            reliabilities.setdefault(setting, []).append(_reliability_of(entry))
     clean = [entry for entry in entries if _score_of(entry) == "clean_accuracy"]
     return [
-        Result(source, setting, **found, clean_accuracy=_clean_accuracy(clean, setting), url=url)
+        Result(
+            source,
+            setting,
+            **found,
+            clean_accuracy=_clean_accuracy(clean, setting),
+            reliability=next((each for each in reliabilities[setting] if each != OK), OK),
+            url=url,
+        )
         for setting, found in scores.items()
     ]
 
@@ -119,6 +136,11 @@ def _setting_of(entry: EvalResult) -> Setting:
         attack=str(told.get("attack", UNKNOWN)),
         image_digest=str(told.get("image_digest", UNKNOWN)),
     )
+
+
+def _reliability_of(entry: EvalResult) -> str:
+    told = str(entry.metric_args.get("reliability", NOT_TOLD))
+    return told if told == OK or told.startswith(DOUBTFUL) else NOT_TOLD
 
 
 def _clean_accuracy(entries: Sequence[EvalResult], setting: Setting) -> float | None:

@@ -9,6 +9,7 @@ from hf_robust_ft.confidence_intervals import interval_method
 from hf_robust_ft.convergence_text import convergence_sentence, first_round
 from hf_robust_ft.plain_text import markdown, one_line
 from hf_robust_ft.protocols import PROTOCOLS
+from hf_robust_ft.reliability import is_reliable, reliability_sentence, short_verdict
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.licences import licence_metadata
@@ -58,16 +59,19 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     subject = facts.get("base_model_text") or facts.get("base_model")
     found = verdict(report)
     is_robust = found is None or found.is_robust
+    called_robust = is_robust and is_reliable(report)
     title = f"Robustness of {subject}"
     if facts.get("training") or not subject:
-        title = "Robust image classifier" if is_robust else "Image classifier, adversarially fine-tuned"
+        title = "Robust image classifier" if called_robust else "Image classifier, adversarially fine-tuned"
     dataset = facts.get("dataset_name") or facts.get("dataset") or UNNAMED_DATASET
     setting = {
         "norm": norm, "eps": eps, "attack": attack, "steps": report.attack["steps"], "protocol": report.protocol,
-        "samples": report.num_samples,
+        "samples": report.num_samples, "reliability": short_verdict(report.reliability),
     }  # fmt: skip
     if images := image_set(report):
         setting["image_digest"] = images
+    how = attack if report.protocol == "paper" else f"{attack}, {report.protocol}"
+    how += "" if is_reliable(report) else "; doubtful"
     reach = reach_of(facts.get("training"))
     results = [
         EvalResult(
@@ -78,9 +82,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
             dataset_split=facts.get("split"),
             dataset_revision=facts.get("dataset_commit") or facts.get("dataset_revision"),
             metric_type="accuracy" if key == "clean_accuracy" else key,
-            metric_name=_metric_name(
-                key, f"{norm} {eps}", attack if report.protocol == "paper" else f"{attack}, {report.protocol}"
-            ),
+            metric_name=_metric_name(key, f"{norm} {eps}", how),
             metric_value=round(getattr(report, key), 6),
             metric_args=_metric_args(key, report, setting),
         )
@@ -110,6 +112,9 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         title=facts.get("model_name") or title,
         verdict=found,
         is_robust=is_robust,
+        called_robust=called_robust,
+        mark="" if is_reliable(report) else " (doubtful)",
+        reliability=reliability_sentence(report).partition(": ")[2],
         text=markdown,
         training=facts.get("training", {}),
         reach=None if reach is None else ("" if reach >= LEAST else "**Warning.** ") + reach_sentence(reach),
@@ -119,7 +124,6 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         threat=THREATS[norm].format(eps=eps),
         attack=attack_name({**report.attack, "random_start": False}, report.convergence),  # attack_start tells
         first=first_round(report.convergence),
-        settled=report.convergence.get("settled", True),
         convergence_text=convergence_sentence(report.convergence),
         attack_start="a random point of the ball" if report.attack["random_start"] else "the clean image",
         protocol_text=PROTOCOLS[report.protocol].description,
@@ -167,7 +171,8 @@ def _metric_name(key: str, budget: str, attack: str) -> str:
 def _metric_args(key: str, report: RobustnessReport, setting: dict) -> dict:
     """Threat model, attack, protocol and number of images of one result; clean accuracy is the one at eps 0."""
     if key == "clean_accuracy":
-        return {**setting, "eps": "0", "attack": "none", "steps": 0}
+        clean = {name: value for name, value in setting.items() if name != "reliability"}
+        return {**clean, "eps": "0", "attack": "none", "steps": 0}
     if key == "autoattack_accuracy":
         told = {"norm": setting["norm"], "eps": setting["eps"], "attack": "AutoAttack", "protocol": "standard"}
         return {**told, "samples": report.autoattack_samples}

@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from hf_robust_ft.reliability import is_reliable
 from hf_robust_ft.reports import RobustnessReport
 from hf_robust_ft.threat_models import format_eps
 
@@ -30,7 +31,7 @@ def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> No
             color=colour,
             markersize=4,
             clip_on=False,
-            label=f"{label}: expected {report.expected_robustness:.1%}",
+            label=f"{label}: expected {report.expected_robustness:.1%}{_mark(report)}",
         )
         bands = report.confidence_intervals.get("accuracies")
         if bands:
@@ -77,6 +78,10 @@ def plot_training(histories: Mapping[str, list[dict]], path: str | Path, norm: s
     if top.lines:
         top.legend(frameon=False)
     _save(figure, path)
+
+
+def _mark(report: RobustnessReport) -> str:
+    return "" if is_reliable(report) else " (doubtful)"
 
 
 def _unit(norm: str) -> tuple[int, str]:

@@ -49,7 +49,8 @@ def test_a_card_alone_gives_what_the_report_would(read, tmp_path):
     assert not problems and card.setting == told.setting == both.setting
     for score in ("expected_robustness", "adversarial_accuracy", "clean_accuracy"):
         assert getattr(card, score) == pytest.approx(getattr(told, score), abs=1e-6)
-    assert card.warnings is None and told.warnings == both.warnings == 1 and both.interval == told.interval
+    assert card.reliability == told.reliability == both.reliability and card.reliability.startswith("doubtful: conv")
+    assert both.interval == told.interval
 
 
 @pytest.mark.parametrize(

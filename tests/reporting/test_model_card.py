@@ -4,6 +4,7 @@ import re
 
 import pytest
 from huggingface_hub import ModelCard
+from passed_checks import passed_checks
 from PIL import Image
 
 from hf_robust_ft import RobustnessReport
@@ -30,6 +31,7 @@ def report():
         attack={"steps": 10, "loss": "ce", "random_start": False, "restarts": 1, "select": "fooled"},
         protocol="paper",
         num_samples=200,
+        checks=[dataclasses.asdict(check) for check in passed_checks()],
         metadata={
             "model_name": "Swin on flowers",
             "base_model": "microsoft/swin-tiny-patch4-window7-224",
@@ -56,6 +58,7 @@ def test_metadata_is_what_the_hub_reads(report):
     }  # fmt: skip
     assert results["adversarial_accuracy"].metric_args == {
         "norm": "Linf", "eps": "4/255", "attack": "APGD-CE-10", "steps": 10, "protocol": "paper", "samples": 200,
+        "reliability": "ok",
     }  # fmt: skip
 
 
@@ -222,16 +225,16 @@ def full(report):
 def test_results_have_an_interval_where_there_is_one(full, report):
     assert table(render_model_card(full), "| metric | value | 95 % interval |")[2:] == [
         ["Clean accuracy", "90.00 %", "85.00 % to 94.00 %"],
-        ["Adversarial accuracy at Linf 4/255", "50.00 %", "44.00 % to 56.00 %"],
-        ["Expected robustness (mean accuracy over eps in [0, 4/255])", "70.00 %", "66.00 % to 75.00 %"],
-        ["Expected robustness for eps ~ beta:2,5", "76.00 %", ""],
+        ["Adversarial accuracy at Linf 4/255 (doubtful)", "50.00 %", "44.00 % to 56.00 %"],
+        ["Expected robustness (mean accuracy over eps in [0, 4/255]) (doubtful)", "70.00 %", "66.00 % to 75.00 %"],
+        ["Expected robustness for eps ~ beta:2,5 (doubtful)", "76.00 %", ""],
         ["Accuracy under standard AutoAttack at Linf 4/255 (first 64 images)", "43.75 %", "31.00 % to 57.00 %"],
     ]
     assert "Intervals: Clopper-Pearson over the images" in render_model_card(full)
     old = {key: pair for key, pair in full.confidence_intervals.items() if key not in ("autoattack_accuracy", "method")}
     earlier = render_model_card(dataclasses.replace(full, confidence_intervals=old))
     assert "Intervals: bootstrap over the images" in earlier and "| 43.75 % |  |" in earlier
-    plain = render_model_card(report)
+    plain = render_model_card(dataclasses.replace(report, checks=[]))
     assert [len(row) for row in table(plain, "| metric | value |")] == [2] * 5
     for absent in ("interval", "AutoAttack", "## By class", "## Can these numbers be trusted?", "eps ~"):
         assert absent not in plain, absent

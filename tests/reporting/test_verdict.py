@@ -1,10 +1,12 @@
 """Which models may be called robust, and what is said of the others."""
 
+import dataclasses
 import re
 from dataclasses import replace
 
 import pytest
 from page_runs import make_report
+from passed_checks import passed_checks
 
 from hf_robust_ft.metrics.robustness.curve import expected_robustness
 from hf_robust_ft.reporting import render_model_card
@@ -19,6 +21,7 @@ def report_of(*accuracies, classes=10, most=None, **metadata):
     rows[0]["samples"] = most or 10
     return replace(
         make_report(**metadata),
+        checks=[dataclasses.asdict(check) for check in passed_checks()],
         epsilons=epsilons,
         accuracies=list(accuracies),
         clean_accuracy=accuracies[0],

@@ -99,7 +99,7 @@ const Charts = {
     return {
       x: measured.map((eps) => eps / group.unit),
       y: measured.map((eps) => 100 * Robustness.accuracyAt(run, eps)),
-      name: Charts.text(run.name),
+      name: Charts.text(run.name) + (run.doubtful ? " (doubtful)" : ""),
       mode: run.smallest ? "markers" : "lines+markers",
       line,
       marker: { size: own.map((index) => (index < 0 ? 0 : 7)), color: line.color, opacity: 1, line: { width: 0 } },

@@ -9,6 +9,7 @@ import numpy as np
 
 from hf_robust_ft.confidence_intervals import interval_method
 from hf_robust_ft.protocols import PROTOCOLS
+from hf_robust_ft.reliability import is_reliable, reliability_sentence
 from hf_robust_ft.reporting.consistency import check_consistent
 from hf_robust_ft.reporting.example_pairs import ExamplePairs, drawable
 from hf_robust_ft.reporting.page.assets import read_asset, render_template
@@ -103,6 +104,7 @@ def _describe(run: Run, index: int) -> dict[str, Any]:
         "setting": comparable,
         "epsLabel": setting.eps,
         "images": report.num_samples,
+        "doubtful": not is_reliable(report),
         "epsilons": report.epsilons,
         "accuracies": report.accuracies,
         "bands": report.confidence_intervals.get("accuracies") or [],
@@ -129,6 +131,7 @@ def _describe(run: Run, index: int) -> dict[str, Any]:
         "notes": facts.get("notes") or [],
         "reach": None if reach is None else {"sentence": reach_sentence(reach), "passed": reach >= LEAST},
         "verdict": verdict(report),
+        "reliability": {**report.reliability, "sentence": reliability_sentence(report)},
         "interval_method": interval_method(report.confidence_intervals),
         "data": data,
     }

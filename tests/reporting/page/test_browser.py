@@ -173,7 +173,7 @@ def test_charts_hold_the_runs_that_are_ticked(visit):
     box = page.locator(".show").nth(1)
     box.focus()
     page.keyboard.press("Space")
-    assert page.evaluate(names)[1:] == ["half", "exact"]
+    assert page.evaluate(names)[1:] == ["half (doubtful)", "exact (doubtful)"]
     count = page.locator(".group").nth(1).locator(".curves").evaluate("(chart) => chart.data.length")
     assert count == 2  # band and curve
 
@@ -187,7 +187,7 @@ def test_hovering_tells_the_value_and_its_interval(visit):
     page.wait_for_selector(".hoverlayer .legend text")
     text = " ".join(page.locator(".hoverlayer .legend text").all_text_contents())
     low, high = RUNS[1].report.confidence_intervals["accuracies"][4]
-    wanted = f"second : {100 * RUNS[1].report.accuracies[4]:.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
+    wanted = f"second (doubtful) : {100 * RUNS[1].report.accuracies[4]:.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
     assert "eps 4/255" in text and wanted in text.replace("\xa0", " ")
     assert all(name in text for name in ("half", "exact"))
 
