@@ -291,8 +291,8 @@ def test_unknown_command_lists_the_valid_ones(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["fit"])
     commands = (
-        "train, search, diagnose, calibrate, reproduce, evaluate, verify, report, leaderboard, publish, publish-metric, "
-        "quickstart"
+        "train, search, diagnose, calibrate, reproduce, evaluate, verify, report, leaderboard, publish, "
+        "publish-metric, quickstart"
     )
     assert f"Commands: {commands}" in str(stop.value.code)
 
