@@ -46,20 +46,20 @@ def check_steps_limit(limit: int, name: str = "attack_steps_limit") -> None:
         )
 
 
-def steps_under(protocol: str, steps: int | str | None) -> int | str | None:
+def steps_under(protocol: str, steps: int | str | None, name: str = "attack_steps") -> int | str | None:
     """The steps that a protocol takes, given what was asked for: "auto" where it closes with other attacks.
 
     Raises:
         ValueError: an unknown protocol, neither a count nor "auto", or a count where the protocol takes as many as it
             needs.
     """
-    steps = None if steps is None else parse_attack_steps(steps)
+    steps = None if steps is None else parse_attack_steps(steps, name)
     if not get_protocol(protocol).closing:
         return steps
     if steps not in (None, AUTO):
         raise ValueError(
-            f"Protocol {protocol} takes as many attack steps as the accuracy needs to settle, got attack_steps "
-            f"{steps}: leave them out, or choose another protocol."
+            f"Protocol {protocol} takes as many attack steps as the accuracy needs to settle, got {name} {steps}: "
+            f"leave them out, or choose another protocol."
         )
     return AUTO
 

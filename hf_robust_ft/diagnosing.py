@@ -27,7 +27,8 @@ SET_BY_SWEEP = {
         "trains every run at a constant eps, one of --epsilons",
     ),
     **dict.fromkeys(
-        ("eval_epsilons", "eval_attack_steps", "eval_attack_steps_limit", "robust_eval", "eval_strategy"),
+        ("eval_epsilons", "eval_protocol", "eval_attack_steps", "eval_attack_steps_limit", "robust_eval",
+         "eval_strategy"),
         "measures clean validation accuracy after each epoch, and attacks nothing there",
     ),
     **dict.fromkeys(

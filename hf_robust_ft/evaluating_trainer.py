@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_robust_ft.attacks import APGD, attack_mode
+from hf_robust_ft.attacks import APGD, Square, attack_mode
 from hf_robust_ft.batch_checks import check_batch, check_first_batch
 from hf_robust_ft.batches import first_images
 from hf_robust_ft.class_names import class_names
@@ -24,7 +24,7 @@ from hf_robust_ft.measured_evidence import misclassified_again
 from hf_robust_ft.model_calls import extract_logits
 from hf_robust_ft.pixels import PixelClassifier, PixelSpace, input_dtype
 from hf_robust_ft.precision import evaluated_in, half_of
-from hf_robust_ft.protocols import Outcome, attack_on_grid, attack_standing
+from hf_robust_ft.protocols import Outcome, attack_on_grid, attack_standing, closing_attacks
 from hf_robust_ft.publishing_trainer import PublishingTrainer
 from hf_robust_ft.random_state import random_state_kept
 from hf_robust_ft.readable_logs import print_readable_eps
@@ -103,6 +103,10 @@ class EvaluatingTrainer(PublishingTrainer):
                 output = super().evaluation_loop(
                     dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
                 )
+                if self._evaluation.rounds is not None and self._evaluation.num_classes:
+                    self._evaluation.rounds.closing = closing_attacks(
+                        self.args.eval_protocol, self.args.norm, self._evaluation.num_classes
+                    )
                 while (attack := self._evaluation.next_attack()) is not None:
                     self._attack_again(dataloader, attack)
             output.metrics.update(self._robustness_metrics(self._evaluation, metric_key_prefix))
@@ -150,10 +154,10 @@ class EvaluatingTrainer(PublishingTrainer):
         grid, rounds = self.args.evaluation_grid if attacks else [0.0], None
         if self.args.eval_attack_steps == AUTO and len(grid) > 1:
             limit = self.args.eval_attack_steps_limit
-            rounds = Convergence(self.args.eval_attack, grid, "paper", limit, "eval_attack_steps_limit")
+            rounds = Convergence(self.args.eval_attack, grid, self.args.eval_protocol, limit, "eval_attack_steps_limit")
         return EvaluationRecord(grid, dataset, rounds, self.args.seed)
 
-    def _attack_again(self, dataloader: DataLoader, attack: APGD) -> None:
+    def _attack_again(self, dataloader: DataLoader, attack: APGD | Square) -> None:
         """One more round: every batch comes again, and what stands in it is attacked."""
         evaluation = self._evaluation
         for number, batch in enumerate(dataloader):
@@ -221,6 +225,7 @@ class EvaluatingTrainer(PublishingTrainer):
             passes=self.accelerator.gather(passes).tolist(),
             threat_model=self.args.threat_model,
             epsilons=evaluation.epsilons,
+            protocol=self.args.eval_protocol,
             attack=self.args.eval_attack if rounds is None else rounds.attack,
             checks=self._trust_checks(evaluation),
             convergence=None if rounds is None else rounds.described(),

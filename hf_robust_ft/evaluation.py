@@ -12,7 +12,7 @@ from torch import nn
 from hf_robust_ft.attacks import APGD, attack_mode, fast_memory_format
 from hf_robust_ft.attacks.autoattack import check_autoattack
 from hf_robust_ft.batches import NumberedBatches
-from hf_robust_ft.checked_images import CHECKED_IMAGES, ClassReservoir
+from hf_robust_ft.checked_images import CHECKED_IMAGES, ClassReservoir, draw_by_class
 from hf_robust_ft.convergence import (
     AUTO,
     STEPS_LIMIT,
@@ -84,7 +84,8 @@ def evaluate_robustness(
         distributions: also report expected robustness under these distributions of eps, e.g. "beta:2,5", or as any
             weights of any eps "weights:0=1,2/255=3" or {0: 1, "2/255": 3}; see
             `RobustnessReport.expected_robustness_under`.
-        autoattack: run standard AutoAttack at eps_g on what the protocol leaves standing of the first so many images.
+        autoattack: run standard AutoAttack at eps_g on what the protocol leaves standing of so many images, drawn as
+            for the trust checks; the source must bring the same batches again.
         checks: run `trust_checks` in the end, on `CHECKED_IMAGES` drawn by `seed`, equally many of each class; under
             "exact" and "auto" the second opinion is of what these leave standing.
         batch_size: images at a time, when given a dataset; a loader's own size holds for the checks too.
@@ -114,7 +115,7 @@ def evaluate_robustness(
         classifier, pixel_space = as_classifier(model, pixel_space)
         rounds = Convergence(attack, grid, protocol, attack_steps_limit) if attack_steps == AUTO else None
         examples = None if examples_dir is None else ExampleFolder(examples_dir)
-        repeatable = processes.world_size > 1 or results_dir is not None or rounds is not None
+        repeatable = processes.world_size > 1 or results_dir is not None or rounds is not None or autoattack > 0
         batches = NumberedBatches(dataset_or_loader, batch_size, repeatable)
         work = EvaluationWork(classifier, pixel_space, threat_model, grid, attack, protocol, seed, autoattack)
         work.examples = examples
@@ -133,6 +134,7 @@ def evaluate_robustness(
         protocol=protocol,
         distributions=distributions,
         autoattack=rows["autoattack"],
+        autoattack_images=rows.get("autoattack_images", ()),
         image_hashes=rows["image_hashes"],
         found_again=rows["found_again"],
         passes=rows["passes"],
@@ -179,17 +181,27 @@ def _measured(
     first_work = work
     if checks and not batches.looks_up:
         work.drawn = ClassReservoir(CHECKED_IMAGES, work.seed)
+    repeated = rounds is not None or work.autoattack > 0
+
+    def once_more(work: EvaluationWork, records: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        with work.stored_in(results_dir, batches, processes) as store:
+            return work.all_of(batches, processes, store, progress, records, repeated=True)
+
     with work.stored_in(results_dir, batches, processes) as store:
-        records = work.all_of(batches, processes, store, progress, repeated=rounds is not None)
+        records = work.all_of(batches, processes, store, progress, repeated=repeated)
         rows = _of_all_processes(processes, records)
         if rounds is not None:
             num_labels = max(each or 0 for each in processes.gather(first_work.num_labels))  # 0 where one had no batch
             rounds.closing = closing_attacks(work.protocol, work.threat_model.norm, num_labels)
         while rounds is not None and (next_attack := rounds.after(rows["smallest_eps"])) is not None:
             work = dataclasses.replace(work, attack=next_attack, rounds_done=rounds.rounds_done)
-            with work.stored_in(results_dir, batches, processes) as round_store:
-                records = work.all_of(batches, processes, round_store, progress, records, repeated=True)
+            records = once_more(work, records)
             rows = _of_all_processes(processes, records)
+        if work.autoattack:
+            drawn = draw_by_class(rows["labels"], work.autoattack, work.seed)
+            work = dataclasses.replace(work, asked=frozenset(drawn), rounds_done=work.rounds_done + 1)
+            records = once_more(work, records)
+            rows = _of_all_processes(processes, records) | {"autoattack_images": drawn}
     if work.examples is not None:
         _finish_examples(work.examples, processes, records, rows["image_hashes"])
     found: list[TrustCheck] = []
@@ -210,10 +222,6 @@ def _of_all_processes(processes: SharedWork, records: dict[int, dict[str, Any]])
         raise ValueError("The dataset is empty: there is nothing to evaluate.")
     rows = {key: [value for _, record in sorted(everyones.items()) for value in record[key]] for key in KEYS}
     rows["smallest_eps"] = [np.inf if eps is None else eps for eps in rows["smallest_eps"]]
-    # Asked after the first round only, it may have left what a later one fooled.
-    rows["autoattack"] = [
-        withstood and np.isinf(eps) for withstood, eps in zip(rows["autoattack"], rows["smallest_eps"], strict=False)
-    ]
     return rows
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_robust_ft.attacks import APGD
+from hf_robust_ft.attacks import APGD, Square
 from hf_robust_ft.attacks.pass_meter import PassMeter
 from hf_robust_ft.checked_images import CHECKED_IMAGES, ClassReservoir
 from hf_robust_ft.convergence import Convergence
@@ -35,7 +35,7 @@ class EvaluationRecord:
     def add(self, found: tuple[Tensor, ...]) -> None:
         self.gathered.append(tuple(values.cpu() for values in found))
 
-    def next_attack(self) -> APGD | None:
+    def next_attack(self) -> APGD | Square | None:
         """The attack of another round, which gathers anew; None where steps are fixed or the accuracy has settled."""
         if self.rounds is None or not self.gathered:
             return None

@@ -1,7 +1,7 @@
 """What `evaluate_robustness` does with each batch, and what it keeps of it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +48,16 @@ class EvaluationWork:
     protocol: str
     seed: int
     autoattack: int
+    asked: frozenset[int] | None = None  # in the last round, the images that AutoAttack is asked about
     num_labels: int | None = None
     rounds_done: int = 0  # of `Convergence`
     largest_batch: int = 0
     examples: ExampleFolder | None = None
     drawn: ClassReservoir | None = None  # where images cannot be looked up again once all labels are known
+
+    @property
+    def _name_of_round(self) -> str:
+        return str(self.attack) if self.asked is None else "AutoAttack"
 
     @property
     def device(self) -> torch.device:
@@ -71,7 +76,6 @@ class EvaluationWork:
             "threat_model": str(self.threat_model),
             "epsilons": self.epsilons,
             "attack": dataclasses.asdict(self.attack),
-            "autoattack": self.autoattack,
             "seed": self.seed,
             "batch_size": batches.batch_size,
             "pixel_space": self.pixel_space.settings(),
@@ -83,6 +87,8 @@ class EvaluationWork:
             "torch": torch.__version__,
             "kept": [*KEYS, *(["examples"] if self.examples else [])],
         } | ({"rounds_done": self.rounds_done} if self.rounds_done else {})
+        if self.asked is not None:
+            settings["autoattack"] = sorted(self.asked)
         return ResultsStore(folder, settings, rank=processes.rank, world_size=processes.world_size)
 
     def all_of(
@@ -103,7 +109,7 @@ class EvaluationWork:
         records = {}
         bar = tqdm(
             total=batches.images_of_process(processes.rank, processes.world_size),
-            desc="Robust evaluation" + (f", {self.attack}" if earlier is not None else ""),
+            desc="Robust evaluation" + ("" if earlier is None else f", {self._name_of_round}"),
             unit="img",
             disable=not progress or processes.rank > 0,
         )
@@ -135,7 +141,7 @@ class EvaluationWork:
                 records[number] = record
                 if self.drawn is not None and earlier is None:
                     self.drawn.add(pixels, labels, first)
-                smallest = np.array([np.inf if eps is None else eps for eps in record["smallest_eps"]])
+                smallest = np.array(_with_inf(record["smallest_eps"]))
                 counts += len(smallest), (smallest > 0).sum(), (smallest > self.epsilons[-1]).sum()
                 bar.set_postfix(clean=f"{counts[1] / counts[0]:.1%}", adversarial=f"{counts[2] / counts[0]:.1%}")
                 bar.update(len(smallest))
@@ -157,32 +163,31 @@ class EvaluationWork:
     def measure_batch(self, number: int, first: int, pixels: Tensor, labels: Tensor) -> dict[str, Any]:
         """What is kept of a batch; it depends on nothing that happened before."""
         evidence = BatchEvidence(self.classifier, pixels, labels, first)
-        with evidence.meter:
-            with nan_refused(self.classifier, f"an image of batch {number}"):
-                outcome = get_protocol(self.protocol).measure(
-                    self.classifier,
-                    pixels,
-                    labels,
-                    threat_model=self.threat_model,
-                    epsilons=self.epsilons,
-                    attack=self.attack,
-                    generator=self._generator(number),
-                )
-            withstood, outcome = self._autoattack(first, pixels, labels, outcome)
-        return self._record(number, labels, outcome, evidence, {"autoattack": withstood})
+        with evidence.meter, nan_refused(self.classifier, f"an image of batch {number}"):
+            outcome = get_protocol(self.protocol).measure(
+                self.classifier,
+                pixels,
+                labels,
+                threat_model=self.threat_model,
+                epsilons=self.epsilons,
+                attack=self.attack,
+                generator=self._generator(number),
+            )
+        return self._record(number, labels, outcome, evidence, {"autoattack": []})
 
     def measure_again(
         self, number: int, first: int, pixels: Tensor, labels: Tensor, before: Mapping[str, Any]
     ) -> dict[str, Any]:
         """What is kept of a batch after one more round."""
-        smallest = [np.inf if eps is None else eps for eps in before["smallest_eps"]]
+        if self.asked is not None:
+            return self._ask_autoattack(number, first, pixels, labels, before)
         evidence = BatchEvidence(self.classifier, pixels, labels, first, before)
         with evidence.meter, nan_refused(self.classifier, f"an image of batch {number}"):
             outcome = attack_standing(
                 self.classifier,
                 pixels,
                 labels,
-                smallest_eps=torch.tensor(smallest, dtype=torch.float64, device=pixels.device),
+                smallest_eps=torch.tensor(_with_inf(before["smallest_eps"]), dtype=torch.float64, device=pixels.device),
                 wrong_classes=torch.tensor(before["wrong_classes"], device=pixels.device),
                 threat_model=self.threat_model,
                 epsilons=self.epsilons,
@@ -210,21 +215,25 @@ class EvaluationWork:
         generator = torch.Generator(self.device)
         return generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
-    def _autoattack(self, first: int, pixels: Tensor, labels: Tensor, outcome: Outcome) -> tuple[list[bool], Outcome]:
-        """Which of the batch's images that AutoAttack is asked for withstand it as well, and what it found."""
-        asked = outcome.smallest_eps.isinf().cpu()[: max(0, self.autoattack - first)].clone()
-        rows = asked.nonzero()[:, 0]
-        if len(rows):
-            index = rows.to(pixels.device)
-            found = autoattack(self.classifier, pixels[index], labels[index], self.threat_model, seed=self.seed)
-            asked[rows] = ~found.fooled.cpu()
-            fallen, fooled = index[found.fooled], found.fooled
-            outcome = dataclasses.replace(
-                outcome,
-                wrong_classes=outcome.wrong_classes.index_copy(0, fallen, found.predictions[fooled]),
-                adversarial=outcome.adversarial.index_copy(0, fallen, found.adversarial[fooled]),
-            )
-        return asked.tolist(), outcome
+    def _ask_autoattack(
+        self, number: int, first: int, pixels: Tensor, labels: Tensor, before: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What is kept of a batch once AutoAttack has had its say about those of its images that were drawn for it."""
+        smallest = torch.tensor(_with_inf(before["smallest_eps"]), dtype=torch.float64, device=pixels.device)
+        wrong_classes, adversarial = torch.tensor(before["wrong_classes"], device=pixels.device), pixels
+        drawn = torch.tensor([first + row in self.asked for row in range(len(labels))], device=pixels.device)
+        withstood = smallest.isinf()
+        rows = (drawn & withstood).nonzero()[:, 0]
+        evidence = BatchEvidence(self.classifier, pixels, labels, first, before)
+        with evidence.meter:
+            if len(rows):
+                found = autoattack(self.classifier, pixels[rows], labels[rows], self.threat_model, seed=self.seed)
+                fallen = rows[found.fooled]
+                withstood = withstood.index_fill(0, fallen, False)
+                wrong_classes = wrong_classes.index_copy(0, fallen, found.predictions[found.fooled])
+                adversarial = adversarial.index_copy(0, fallen, found.adversarial[found.fooled])
+        outcome = Outcome(smallest, wrong_classes, adversarial)
+        return self._record(number, labels, outcome, evidence, {**before, "autoattack": withstood[drawn].tolist()})
 
     def trust_checks(
         self, batches: NumberedBatches, rows: Mapping[str, list], check_converged: bool
@@ -251,3 +260,8 @@ class EvaluationWork:
             standing=(smallest[positions] > self.epsilons[-1]).to(pixels.device),
             classes=torch.tensor([*{*rows["labels"], *rows["wrong_classes"]}], device=pixels.device),
         )
+
+
+def _with_inf(smallest_eps: Sequence[float | None]) -> list[float]:
+    """As numbers; records are kept as JSON, which has no infinity."""
+    return [np.inf if eps is None else eps for eps in smallest_eps]

@@ -79,7 +79,7 @@ class EvaluationArguments:
         },
     )
     autoattack: int = field(
-        default=0, metadata={"help": "Run standard AutoAttack on what is left of the first so many images."}
+        default=0, metadata={"help": "Run standard AutoAttack on what is left of so many images, drawn at random."}
     )
     trust_checks: bool = field(
         default=True, metadata={"help": "Check on 64 images, drawn by class, whether the numbers can be trusted."}
@@ -110,7 +110,8 @@ class EvaluationArguments:
     )
 
     def __post_init__(self):
-        self.attack_steps = steps_under(self.protocol, self.attack_steps) or FIRST_STEPS
+        steps = steps_under(self.protocol, self.attack_steps)
+        self.attack_steps = FIRST_STEPS if steps is None else steps
         check_steps_limit(self.attack_steps_limit)
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")

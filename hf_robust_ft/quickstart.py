@@ -150,6 +150,7 @@ def _measured(folder: Path, images: Dataset, target: AdversarialTrainingArgument
         threat_model=target.threat_model,
         pixel_space=PixelSpace.from_processor(processor),
         attack=target.eval_attack,
+        protocol=target.eval_protocol,
         attack_steps=target.eval_attack_steps,
         attack_steps_limit=target.eval_attack_steps_limit,
         **{"epsilons": target.evaluation_grid, **how},

@@ -15,7 +15,7 @@ TOLERATED_SHARE = 0.01  # of AutoAttack's images that it alone fools; a single i
 SEVERAL_ATTACKS = {"reliable": ("second_opinion", "converged")}  # protocols and the checks that their attacks replace
 
 NOT_CHECKED, NOT_RUN = "not_checked", "not checked"
-_MORE_ATTACKS = "measure it with --protocol reliable"
+_MORE_ATTACKS = "measure it with hf-robust-ft evaluate --protocol reliable"
 _ONE_ANSWER = "let the answer depend on the image alone: evaluation mode, nothing random and no batch statistics"
 _CURES = {
     NOT_CHECKED: "run the trust checks, as hf-robust-ft evaluate does unless told not to",
@@ -129,5 +129,6 @@ def _contradicted(report: Any) -> dict[str, str]:
 
 def _standing_before_autoattack(report: Any) -> float:
     """Adversarial accuracy on AutoAttack's images, or on all where single images are not known."""
-    smallest = report.smallest_epsilons[: report.autoattack_samples]
+    images = report.autoattack_images or range(report.autoattack_samples)
+    smallest = [report.smallest_epsilons[index] for index in images if index < len(report.smallest_epsilons)]
     return sum(eps is None for eps in smallest) / len(smallest) if smallest else report.adversarial_accuracy

@@ -45,7 +45,9 @@ class RobustnessReport:
         per_class: the three scores and the number of images of each class.
         distributions: expected robustness under other distributions of eps than the uniform one, by their names.
         autoattack_accuracy: accuracy under standard AutoAttack at eps_g, if it was run.
-        autoattack_samples: on how many images, the first of the data.
+        autoattack_samples: on how many images.
+        autoattack_images: which these are, drawn by a seed, equally many of each class as far as there are; empty in
+            reports of versions that took the first.
         checks: what tells whether the accuracies can be trusted (`trust_verdicts.TrustCheck`'s fields).
         convergence: with `attack_steps="auto"` the `limit` of steps, whether the accuracy has `settled`, and `rounds`:
             per number of steps `adversarial_accuracy`, `expected_robustness`, `accuracies`. All other figures are
@@ -76,6 +78,7 @@ class RobustnessReport:
     distributions: dict[str, float] = field(default_factory=dict)
     autoattack_accuracy: float | None = None
     autoattack_samples: int = 0
+    autoattack_images: list[int] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     convergence: dict[str, Any] = field(default_factory=dict)
     image_hashes: list[str] = field(default_factory=list)
@@ -156,7 +159,7 @@ class RobustnessReport:
             ("expected_robustness", self.expected_robustness, f"mean accuracy over eps in [0, {eps}]"),
         ]
         if self.autoattack_accuracy is not None:
-            where = f"at {self.threat_model['norm']} {eps}, first {self.autoattack_samples} images"
+            where = f"at {self.threat_model['norm']} {eps}, {self.autoattack_set}"
             rows.append(("autoattack_accuracy", self.autoattack_accuracy, where))
         lines = []
         for key, value, meaning in rows:
@@ -186,6 +189,12 @@ class RobustnessReport:
             lines.append(f"{name:<{width}}  {row['samples']:6}  {clean:7.1%}  {adversarial:11.1%}  {expected:8.1%}")
         return "\n".join(lines)
 
+    @property
+    def autoattack_set(self) -> str:
+        """AutoAttack's images in words, "100 images drawn at random"."""
+        count = self.autoattack_samples
+        return f"{count} images drawn at random" if self.autoattack_images else f"the first {count} images"
+
     def check_lines(self) -> str:
         """The trust checks, a line each."""
         return summary([TrustCheck(**check) for check in self.checks])
@@ -202,6 +211,7 @@ def build_report(
     protocol: str = "paper",
     distributions: Sequence[str | Mapping[float | str, float]] = (),
     autoattack: Sequence[bool] = (),
+    autoattack_images: Sequence[int] = (),
     image_hashes: Sequence[str] = (),
     found_again: Sequence[bool | None] = (),
     passes: Sequence[Sequence[int]] = (),
@@ -216,7 +226,8 @@ def build_report(
         references: (N,), the true classes.
         smallest_epsilons: (N,), the smallest eps found to fool each image; infinite where there is none.
         wrong_classes: (N,), the class predicted there (anything where there is none).
-        autoattack: for the first images, whether AutoAttack left them standing.
+        autoattack: of the images AutoAttack was asked about, whether it left them standing.
+        autoattack_images: their indices.
         image_hashes: (N,), of each image.
         found_again: (N,), whether the example of each image was misclassified again, None where there is none.
         passes: images in the forwards and gradients of each part of the work.
@@ -242,6 +253,7 @@ def build_report(
         per_class=_per_class(labels, correct, shares, class_names),
         autoattack_accuracy=float(np.mean(autoattack)) if len(autoattack) else None,
         autoattack_samples=len(autoattack),
+        autoattack_images=list(autoattack_images),
         checks=[dataclasses.asdict(check) for check in checks],
         convergence=dict(convergence or {}),
         image_hashes=list(image_hashes),

@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 # Recorded in recipes, and of no influence on the weights (tests/test_reproducibility.py).
 NOT_TRAINING = (
-    "eval_attack_steps", "eval_attack_steps_limit", "eval_epsilons", "robust_eval", "eval_strategy", "eval_steps",
-    "per_device_eval_batch_size",
+    "eval_protocol", "eval_attack_steps", "eval_attack_steps_limit", "eval_epsilons", "robust_eval", "eval_strategy",
+    "eval_steps", "per_device_eval_batch_size",
     "logging_strategy", "logging_steps", "save_strategy", "save_steps", "remove_unused_columns",
     "max_eval_samples", "stream_eval_samples",
 )  # fmt: skip

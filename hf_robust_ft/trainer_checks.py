@@ -98,10 +98,11 @@ def check_sharded(args: AdversarialTrainingArguments, is_fsdp_enabled: bool) -> 
     """
     check_sharding(args, is_fsdp_enabled)
     attacks = args.robust_eval != "no" and args.threat_model.eps > 0
+    implied = "" if args.eval_protocol == "paper" else f", which eval_protocol={args.eval_protocol!r} implies,"
     if is_fsdp_enabled and attacks and args.eval_attack_steps == AUTO:
         raise ValueError(
-            "eval_attack_steps='auto' attacks what stands, other numbers of images on each process, while a forward "
-            "under FSDP waits for all of them: give a number of steps, and measure the saved checkpoint with "
+            f"eval_attack_steps='auto'{implied} attacks what stands, other numbers of images on each process, while a "
+            "forward under FSDP waits for all of them: give a number of steps, and measure the saved checkpoint with "
             "hf-robust-ft evaluate --attack_steps auto."
         )
 

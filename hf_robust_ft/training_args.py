@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_robust_ft.attacks import APGD, MEMORY_FORMATS
-from hf_robust_ft.convergence import STEPS_LIMIT, check_steps_limit, first_attack, parse_attack_steps
+from hf_robust_ft.convergence import FIRST_STEPS, STEPS_LIMIT, check_steps_limit, first_attack, steps_under
 from hf_robust_ft.launching import check_deepspeed, refuse_zero_3
 from hf_robust_ft.overfitting_guard import check_guard
-from hf_robust_ft.protocols import evaluation_attack, resolve_epsilons
+from hf_robust_ft.protocols import PROTOCOLS, evaluation_attack, get_protocol, resolve_epsilons
 from hf_robust_ft.schedules import SCHEDULES, PerSample, Schedule, build_schedule, parse_schedule_args
 from hf_robust_ft.threat_models import ThreatModel
 from hf_robust_ft.tuning import TuningArguments
@@ -104,9 +104,19 @@ class AdversarialTrainingArguments(TuningArguments):
             "models, but under FSDP."
         },
     )
+    eval_protocol: str = field(
+        default="paper",
+        metadata={
+            "help": "How evaluate() measures the curve: 'paper' (comparable), 'reliable' (the worst case of three "
+            "attacks)."
+        },
+    )
     eval_attack_steps: str = field(
-        default=10,
-        metadata={"help": "APGD steps of the evaluation attack; 'auto': doubled from 10 until the accuracy settles."},
+        default=None,
+        metadata={
+            "help": "APGD steps of the evaluation attack; 'auto': doubled from 10 until the accuracy settles (default: "
+            "10; under eval_protocol reliable auto)."
+        },
     )
     eval_attack_steps_limit: int = field(default=STEPS_LIMIT, metadata={"help": "The most steps of 'auto'."})
     eval_epsilons: list[str] | None = field(
@@ -150,7 +160,14 @@ class AdversarialTrainingArguments(TuningArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        self.eval_attack_steps = parse_attack_steps(self.eval_attack_steps, "eval_attack_steps")
+        if get_protocol(self.eval_protocol).by_distance:
+            raise ValueError(
+                f"A Trainer measures at the points of a grid, which eval_protocol={self.eval_protocol!r} does not: "
+                f"choose {' or '.join(name for name, each in PROTOCOLS.items() if not each.by_distance)}, and measure "
+                f"the saved checkpoint with hf-robust-ft evaluate --protocol {self.eval_protocol}."
+            )
+        steps = steps_under(self.eval_protocol, self.eval_attack_steps, "eval_attack_steps")
+        self.eval_attack_steps = FIRST_STEPS if steps is None else steps
         check_steps_limit(self.eval_attack_steps_limit, "eval_attack_steps_limit")
         check_policy(self.batch_norm)
         # Each of these raises on what it cannot be built from.

@@ -273,7 +273,7 @@ def test_help_is_short_and_grouped(capsys):
         and "--eps_schedule" in text
         and "--learning_rate" in text
     )
-    assert "--fsdp" not in text and "--eps-schedule" not in text and text.count("\n") < 280
+    assert "--fsdp" not in text and "--eps-schedule" not in text and text.count("\n") < 290
     with pytest.raises(SystemExit):
         main(["train", "--help_all"])
     assert "--fsdp" in capsys.readouterr().out
@@ -389,11 +389,13 @@ def test_autoattack_is_printed_and_in_the_card(evaluate_flags, tmp_path, capsys,
     monkeypatch.setattr(evaluation_work, "autoattack", fools_none)
     main([*evaluate_flags, "--autoattack", "19", "--eps", "0.001", "--output_dir", str(tmp_path / "out")])
     report = RobustnessReport.from_json(tmp_path / "out" / "robustness_report.json")
-    standing = sum(eps is None for eps in report.smallest_epsilons[:19]) / 19
+    standing = sum(report.smallest_epsilons[index] is None for index in report.autoattack_images) / 19
     assert standing > 0 and report.autoattack_accuracy == standing and report.autoattack_samples == 19
     low, high = report.confidence_intervals["autoattack_accuracy"]
     assert low < standing < high
-    line = f"autoattack accuracy    {standing:7.2%}   [{low:.1%}, {high:.1%}]   at Linf 0.001, first 19 images"
+    line = (
+        f"autoattack accuracy    {standing:7.2%}   [{low:.1%}, {high:.1%}]   at Linf 0.001, 19 images drawn at random"
+    )
     assert line in capsys.readouterr().out
     assert "autoattack_accuracy" in (tmp_path / "out" / "README.md").read_text()
 

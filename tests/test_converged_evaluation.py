@@ -24,8 +24,10 @@ def measured(make_trainer, **changes):
     return trainer, trainer.evaluate()
 
 
-def test_it_agrees_with_evaluate_robustness(make_trainer, dataset):
-    trainer, metrics = measured(make_trainer)
+@pytest.mark.parametrize("protocol", ["paper", "reliable"])
+def test_it_agrees_with_evaluate_robustness(make_trainer, dataset, protocol):
+    steps = {"eval_attack_steps": None} if protocol == "reliable" else {}
+    trainer, metrics = measured(make_trainer, eval_protocol=protocol, **steps)
     report = evaluate_robustness(
         Trained(),
         dataset,
@@ -33,12 +35,14 @@ def test_it_agrees_with_evaluate_robustness(make_trainer, dataset):
         epsilons=trainer.args.evaluation_grid,
         pixel_space=trainer.pixel_space,
         attack_steps="auto",
+        protocol=protocol,
         batch_size=8,
         progress=False,
     )
     mine = trainer.robustness_report
     assert mine.convergence == report.convergence and mine.accuracies == report.accuracies
     assert mine.smallest_epsilons == report.smallest_epsilons and mine.attack == report.attack
+    assert mine.protocol == protocol and bool(mine.convergence.get("closing")) == (protocol == "reliable")
     assert mine.checks == report.checks and len(mine.checks) == 8
     assert metrics["eval_adversarial_accuracy"] == report.adversarial_accuracy
     first = report.convergence["rounds"][0]
@@ -78,6 +82,17 @@ def test_each_evaluation_set_and_each_evaluation_logs_the_same_keys(make_trainer
 def test_bad_steps_are_refused(make_args, value):
     with pytest.raises(ValueError, match="eval_attack_steps is a whole number of at least 1, or 'auto'"):
         make_args(eval_attack_steps=value)
+
+
+def test_protocols_that_a_trainer_cannot_measure_by_are_refused(make_args):
+    with pytest.raises(ValueError, match=r"eval_protocol='exact' does not: choose paper or reliable, .* exact"):
+        make_args(eval_protocol="exact")
+    with pytest.raises(ValueError, match=r"Unknown protocol 'fast'\. Valid protocols: paper, exact, reliable"):
+        make_args(eval_protocol="fast")
+    with pytest.raises(
+        ValueError, match=r"Protocol reliable takes as many .* got eval_attack_steps 20: leave"
+    ):
+        make_args(eval_protocol="reliable", eval_attack_steps=20)
 
 
 def test_a_bad_limit_is_refused(make_args):

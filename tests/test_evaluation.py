@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -281,17 +282,37 @@ def asked(monkeypatch):
 
 @pytest.mark.parametrize("protocol", ["paper", "exact"])
 @pytest.mark.parametrize("count", [1, 10, 25, 48, 1000])
-def test_autoattack_runs_on_the_survivors_of_the_first_images(measure, dataset, asked, protocol, count):
+def test_autoattack_runs_on_the_survivors_of_images_drawn_by_class(measure, dataset, asked, protocol, count):
     report = measure(autoattack=count, protocol=protocol, epsilons=[0, "8/255"])
-    first = min(count, 48)
-    labels = [example["labels"] for example in dataset]
-    survivors = [
-        label for label, eps in zip(labels[:first], report.smallest_epsilons[:first], strict=True) if eps is None
-    ]
+    drawn, labels = report.autoattack_images, [example["labels"] for example in dataset]
+    survivors = [labels[index] for index in drawn if report.smallest_epsilons[index] is None]
     assert [label for batch in asked for label in batch] == survivors
-    assert report.autoattack_samples == first
-    assert report.autoattack_accuracy == pytest.approx(sum(label != 0 for label in survivors) / first)
-    assert report.autoattack_accuracy <= len(survivors) / first
+    assert report.autoattack_samples == len({*drawn}) == min(count, 48) and drawn == sorted(drawn)
+    taken = Counter(labels[index] for index in drawn)
+    assert max(taken.values()) - min(taken[label] for label in range(4)) <= 1
+    assert report.autoattack_accuracy == pytest.approx(sum(label != 0 for label in survivors) / len(drawn))
+    assert report.autoattack_accuracy <= len(survivors) / len(drawn)
+
+
+def test_autoattack_is_asked_again_about_the_same_images_and_no_others_by_another_seed(measure, asked):
+    images = [measure(autoattack=9, seed=seed, epsilons=[0, "8/255"]).autoattack_images for seed in (0, 0, 1)]
+    assert images[0] == images[1] != images[2]
+
+
+def test_an_evaluation_with_autoattack_that_was_cut_off_goes_on(measure, asked, tmp_path):
+    options = {"autoattack": 20, "epsilons": [0, "8/255"], "checks": False, "batch_size": 8}
+    whole = measure(results_dir=tmp_path, **options)
+    before = len(asked)
+    newest = max(tmp_path.rglob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    newest.write_text("".join(newest.read_text().splitlines(keepends=True)[:-2]))
+    assert measure(results_dir=tmp_path, **options) == whole
+    assert 0 < len(asked) - before <= 2
+
+
+def test_autoattack_needs_the_same_images_again(measure, dataset):
+    shuffled = DataLoader(dataset, 8, shuffle=True, collate_fn=stack_examples)
+    with pytest.raises(ValueError, match="one with AutoAttack needs shuffle=False"):
+        measure(shuffled, autoattack=5)
 
 
 def test_without_autoattack_nothing_is_reported_of_it(measure, asked):
@@ -302,7 +323,7 @@ def test_without_autoattack_nothing_is_reported_of_it(measure, asked):
 
 def test_real_autoattack_is_at_least_as_strong(measure):
     report = measure(autoattack=3, epsilons=[0, "8/255"])
-    standing = sum(eps is None for eps in report.smallest_epsilons[:3])
+    standing = sum(report.smallest_epsilons[index] is None for index in report.autoattack_images)
     assert standing > 0 and 0 <= report.autoattack_accuracy <= standing / 3
 
 

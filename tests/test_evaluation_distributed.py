@@ -130,8 +130,9 @@ def test_the_work_is_shared(both, dataset, processor):
     assert first["loader"] < model.forwards and second["loader"] < model.forwards
     assert first["loader"] + second["loader"] == model.forwards + 1  # each counts the classes on one image
     assert second["one_batch"] == 0
-    # The 25 images that AutoAttack is asked for are the first three batches of ten.
-    assert (first["paper autoattack"], second["paper autoattack"]) == (2, 1)
+    # The 25 images that AutoAttack is asked about are drawn from all five batches of ten.
+    assert first["paper autoattack"] + second["paper autoattack"] <= 5
+    assert first["paper autoattack"] > 0 < second["paper autoattack"]
 
 
 @pytest.mark.parametrize("name", ["late checks", "late batch"])

@@ -124,6 +124,7 @@ def test_every_field_survives_json(tmp_path):
         30,
         checks=CHECKS,
         autoattack=[True, True],
+        autoattack_images=[3, 9],
         distributions=["uniform", "dirac:1/255"],
         convergence=rounds,
         image_hashes=["0" * 16] * 30,

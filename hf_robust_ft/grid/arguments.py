@@ -18,6 +18,7 @@ RUNNERS = ("in_process", "launch", "ray")
 SET_BY_GRID = {
     "model": "--models", "dataset": "--datasets", "eps": "--epsilons", "seed": "--seeds", "eps_schedule": "--settings",
     "schedule": "--settings", "eval_epsilons": "--eval_points", "robust_eval": "--protocol",
+    "eval_protocol": "--protocol",
 }  # fmt: skip
 REFUSED = ("eval_strategy", "save_strategy", "save_total_limit", "resume_from_checkpoint", "push_to_hub")
 
@@ -51,7 +52,10 @@ class GridArguments:
     )
     protocol: str = field(
         default="paper",
-        metadata={"help": "How each cell is measured: paper (comparable), exact (stronger, no quadrature error)."},
+        metadata={
+            "help": "How each cell is measured: paper (comparable), exact (stronger, no quadrature error), "
+            "reliable (the worst case of three attacks)."
+        },
     )
     eval_split: str = field(
         default="test", metadata={"help": "Split that is measured: test, or validation while you still choose."}

@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from hf_robust_ft.attacks import APGD
+from hf_robust_ft.attacks import APGD, Square
 from hf_robust_ft.attacks.larger_eps import eps_phases
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.checked_images import CHECKED_IMAGES
 from hf_robust_ft.convergence import AUTO, rounds_up_to
 from hf_robust_ft.losses import get_loss
 from hf_robust_ft.output_checks import IMAGES_ALONE
+from hf_robust_ft.protocols import closing_attacks
 from hf_robust_ft.second_opinion import SQUARE, TARGETED, TWO_CLASSES
 from hf_robust_ft.training_args import AdversarialTrainingArguments
 from hf_robust_ft.trust_checks import LONGER, MOST_DRAWS
@@ -99,12 +100,14 @@ def training_length(args: AdversarialTrainingArguments, train_images: int) -> Tr
     )
 
 
-def attack_passes(attack: APGD, num_classes: int) -> tuple[int, int]:
+def attack_passes(attack: APGD | Square, num_classes: int) -> tuple[int, int]:
     """Passes of one image with an input gradient, and without any gradient.
 
     >>> attack_passes(APGD(steps=7), num_classes=100)
     (7, 1)
     """
+    if isinstance(attack, Square):
+        return 0, attack.queries + 1
     targeted = get_loss(attack.loss).targeted
     runs = attack.restarts * (min(attack.num_targets, num_classes - 1) if targeted else 1)
     return runs * attack.steps, runs * len(eps_phases(attack)) + targeted
@@ -173,6 +176,12 @@ def _grid_attack(name: str, args: AdversarialTrainingArguments, visits: int, num
         )
     if budgets and args.eval_attack_steps == AUTO:
         yield _more_steps(name, args, visits, num_classes)
+    for attack in closing_attacks(args.eval_protocol, args.norm, num_classes) if budgets else ():
+        # Once an image: falls from budget to budget are counted as if they happened at the last round of steps.
+        gradients, forwards = attack_passes(attack, num_classes)
+        yield Phase(
+            f"{name}, {attack}", visits, forward=forwards * visits, input_gradient=gradients * visits, at_most=True
+        )
 
 
 def _more_steps(name: str, args: AdversarialTrainingArguments, visits: int, num_classes: int) -> Phase:

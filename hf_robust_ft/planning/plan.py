@@ -187,6 +187,7 @@ def configuration(
         own |= {"validation_size": None, "test_size": None}
     own = {name: value for name, value in own.items() if value is not None and name not in OF_ONE_LAUNCH}
     evaluation = {
+        "eval_protocol": args.eval_protocol,
         "eval_attack_steps": args.eval_attack_steps,
         "robust_eval": args.robust_eval,
         "eval_strategy": args.eval_strategy.value,

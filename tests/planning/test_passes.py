@@ -77,9 +77,16 @@ def test_the_plan_bounds_what_a_schedule_that_follows_training_attacks(
         assert seen[kind] <= sum(getattr(phase, kind) for phase in planned), kind
 
 
-@pytest.mark.parametrize(("robust_eval", "steps"), [("end", 2), ("epoch", 2), ("end", "auto"), ("epoch", "auto")])
-def test_the_plan_of_an_evaluation_bounds_what_passes(make_trainer, make_args, visited, robust_eval, steps):
+EVALUATIONS = [
+    ("end", 2, "paper"), ("epoch", 2, "paper"), ("end", "auto", "paper"), ("epoch", "auto", "paper"),
+    ("end", None, "reliable"), ("epoch", None, "reliable"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("robust_eval", "steps", "protocol"), EVALUATIONS)
+def test_the_plan_of_an_evaluation_bounds_what_passes(make_trainer, make_args, visited, robust_eval, steps, protocol):
     options = {"eval_epsilons": None, "eval_attack_steps": steps, "eval_attack_steps_limit": 40}
+    options["eval_protocol"] = protocol
     args = make_args(num_train_epochs=2, eval_strategy="epoch", robust_eval=robust_eval, **options)
     trainer = make_trainer(args=args)
     seen = visited(trainer.model)
@@ -91,7 +98,7 @@ def test_the_plan_of_an_evaluation_bounds_what_passes(make_trainer, make_args, v
     for kind in ("input_gradient", "forward"):
         exact = sum(getattr(phase, kind) for phase in planned if not phase.at_most)
         assert exact < seen[kind] <= sum(getattr(phase, kind) for phase in planned), kind
-    attacks = 0 if robust_eval == "end" else 1 if steps == 2 else 2
+    attacks = 0 if robust_eval == "end" else 1 if steps == 2 else 2 if protocol == "paper" else 4
     assert sum("validation" in phase.name for phase in planned) == 1 + attacks
 
 

@@ -65,7 +65,7 @@ def _autoattack_text(report: RobustnessReport) -> str | None:
         return None
     low, high = report.confidence_intervals.get("autoattack_accuracy", (None, None))
     interval = "" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})"
-    return f"{report.autoattack_accuracy:.1%}{interval} of the first {report.autoattack_samples} images"
+    return f"{report.autoattack_accuracy:.1%}{interval} of {report.autoattack_set}"
 
 
 def _reach_text(reach: dict[str, float] | None) -> str | None:
