@@ -16,7 +16,7 @@ def convergence_sentence(convergence: Mapping[str, Any]) -> str | None:
     >>> rounds = [of(10, 0.5), of(20, 0.4)]
     >>> convergence_sentence({"limit": 20, "settled": False, "rounds": rounds})  # doctest: +NORMALIZE_WHITESPACE
     'Attack steps doubled up to 20 without the accuracy settling: it is too high. After 10 steps, as in the paper:
-    50.0% adversarial accuracy, 80.0% expected robustness.'
+    50.0% adversarial accuracy (10.0 points more), 80.0% expected robustness.'
     """
     first = first_round(convergence)
     if first is None:
@@ -29,8 +29,10 @@ def convergence_sentence(convergence: Mapping[str, Any]) -> str | None:
     then = f" Then {'; then '.join(others)}." if others else ""
     if others:
         how += f" ({convergence['rounds'][-1]['adversarial_accuracy']:.1%} adversarial accuracy)"
+    last_of_all = (*convergence["rounds"], *convergence.get("closing", ()))[-1]
+    gap = 100 * (first["adversarial_accuracy"] - last_of_all["adversarial_accuracy"])
     return (
         f"Attack steps doubled {how}.{then} After {first['steps']} steps, as in the paper: "
-        f"{first['adversarial_accuracy']:.1%} adversarial accuracy, {first['expected_robustness']:.1%} expected "
-        "robustness."
+        f"{first['adversarial_accuracy']:.1%} adversarial accuracy ({gap:.1f} points more), "
+        f"{first['expected_robustness']:.1%} expected robustness."
     )

@@ -193,7 +193,7 @@ class RobustnessReport:
     def autoattack_set(self) -> str:
         """AutoAttack's images in words, "100 images drawn at random"."""
         count = self.autoattack_samples
-        return f"{count} images drawn at random" if self.autoattack_images else f"the first {count} images"
+        return f"{count} images drawn at random" if self.autoattack_images else f"{count} images, the first of the data"
 
     def check_lines(self) -> str:
         """The trust checks, a line each."""

@@ -112,7 +112,8 @@ def test_print_shows_intervals_autoattack_and_distributions():
     report = make(60, autoattack=[True, False, False, False], distributions=["beta:2,5"])
     low, high = report.confidence_intervals["clean_accuracy"]
     text = str(report)
-    assert f"[{low:.1%}, {high:.1%}]" in text and "25.00%   [0.6%, 80.6%]   at Linf 4/255, first 4 images" in text
+    assert f"[{low:.1%}, {high:.1%}]" in text
+    assert "25.00%   [0.6%, 80.6%]   at Linf 4/255, 4 images, the first of the data" in text
     assert report.autoattack_accuracy == 0.25 and report.autoattack_samples == 4
     assert "for eps ~ beta:2,5" in text and "autoattack" not in str(make(60))
 

@@ -114,7 +114,7 @@ def test_intervals_are_told_by_what_made_them():
     assert "intervals over" not in Page(render_page([Run("bare", bare)])).text
     tested = replace(new, autoattack_accuracy=0.0, autoattack_samples=50)
     tested.confidence_intervals["autoattack_accuracy"] = [0.0, 0.071]
-    assert "0.0% (0.0 to 7.1) of the first 50 images" in Page(render_page([Run("tested", tested)])).text
+    assert "0.0% (0.0 to 7.1) of 50 images, the first of the data" in Page(render_page([Run("tested", tested)])).text
 
 
 def test_a_damaged_report_is_refused():
