@@ -89,9 +89,7 @@ def test_protocols_that_a_trainer_cannot_measure_by_are_refused(make_args):
         make_args(eval_protocol="exact")
     with pytest.raises(ValueError, match=r"Unknown protocol 'fast'\. Valid protocols: paper, exact, reliable"):
         make_args(eval_protocol="fast")
-    with pytest.raises(
-        ValueError, match=r"Protocol reliable takes as many .* got eval_attack_steps 20: leave"
-    ):
+    with pytest.raises(ValueError, match=r"Protocol reliable takes as many .* got eval_attack_steps 20: leave"):
         make_args(eval_protocol="reliable", eval_attack_steps=20)
 
 
