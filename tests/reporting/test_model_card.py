@@ -228,7 +228,11 @@ def test_results_have_an_interval_where_there_is_one(full, report):
         ["Adversarial accuracy at Linf 4/255 (doubtful)", "50.00 %", "44.00 % to 56.00 %"],
         ["Expected robustness (mean accuracy over eps in [0, 4/255]) (doubtful)", "70.00 %", "66.00 % to 75.00 %"],
         ["Expected robustness for eps ~ beta:2,5 (doubtful)", "76.00 %", ""],
-        ["Accuracy under standard AutoAttack at Linf 4/255 (64 images, the first of the data)", "43.75 %", "31.00 % to 57.00 %"],
+        [
+            "Accuracy under standard AutoAttack at Linf 4/255 (64 images, the first of the data)",
+            "43.75 %",
+            "31.00 % to 57.00 %",
+        ],
     ]
     assert "Intervals: Clopper-Pearson over the images" in render_model_card(full)
     old = {key: pair for key, pair in full.confidence_intervals.items() if key not in ("autoattack_accuracy", "method")}
