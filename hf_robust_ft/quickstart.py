@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,11 @@ NOTE = (
     "package's README holds what standard AutoAttack finds beyond these figures."
 )
 
-# Run name -> what it changes in the recipe. An eps of 0 is standard fine-tuning: no attack ever runs.
+# Run name -> what it changes in the recipe.
 COMPARED = {
     "hinge": {"eps_schedule": "hinge"},
     "fix": {"eps_schedule": "constant"},
-    "standard": {"eps": "0", "eval_epsilons": None, "robust_eval": "no"},
+    "standard": {"eps_schedule": "none"},
 }
 
 
@@ -100,8 +99,6 @@ def _run(
     # The same command goes on with a run that was stopped.
     changes = {**COMPARED[name], "seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "auto"}
     model_args, data_args, args = parse_recipe(types, "quickstart", overrides=changes)
-    # Standard fine-tuning has no budget of its own: it is measured at the others'.
-    _, _, target = parse_recipe(types, "quickstart", overrides={"output_dir": str(folder)})
     metadata = {
         "model_name": f"EfficientNet-Lite0 on digits, {name}",
         "license": "apache-2.0",
@@ -112,16 +109,10 @@ def _run(
     report = _finished(folder, metadata["recipe"])
     if report is None:
         report = fine_tune(model_args, data_args, args, metadata).robustness_report
-    images = data_args.load()["test"]
-    if report is None:
-        report = _measured(folder, images, target)
-        report = replace(report, metadata={**data_args.describe(), "split": "test", **metadata})
-        report.to_json(folder / REPORT_NAME)
     beside = None
     if autoattack:
-        few = at_most(images, autoattack, data_args.split_seed, "autoattack")
-        ends = {"epsilons": [0.0, target.threat_model.eps], "results_dir": folder / "autoattack"}
-        beside = _measured(folder, few, target, autoattack=len(few), checks=False, **ends)
+        few = at_most(data_args.load()["test"], autoattack, data_args.split_seed, "autoattack")
+        beside = _beside_autoattack(folder, few, args)
         beside.to_json(folder / "autoattack" / REPORT_NAME)
     history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     return report, history, beside
@@ -142,18 +133,22 @@ def _finished(folder: Path, recipe: dict[str, Any]) -> RobustnessReport | None:
     return report
 
 
-def _measured(folder: Path, images: Dataset, target: AdversarialTrainingArguments, **how: Any) -> RobustnessReport:
+def _beside_autoattack(folder: Path, images: Dataset, args: AdversarialTrainingArguments) -> RobustnessReport:
+    """What the evaluation's attacks leave of the images at eps_g, and AutoAttack of that."""
     model, processor = load_image_classifier(str(folder))
     return evaluate_robustness(
         model,
         with_pixel_values(align_labels(images, model.config), processor),
-        threat_model=target.threat_model,
+        threat_model=args.threat_model,
         pixel_space=PixelSpace.from_processor(processor),
-        attack=target.eval_attack,
-        protocol=target.eval_protocol,
-        attack_steps=target.eval_attack_steps,
-        attack_steps_limit=target.eval_attack_steps_limit,
-        **{"epsilons": target.evaluation_grid, **how},
+        epsilons=[0.0, args.threat_model.eps],
+        attack=args.eval_attack,
+        protocol=args.eval_protocol,
+        attack_steps=args.eval_attack_steps,
+        attack_steps_limit=args.eval_attack_steps_limit,
+        autoattack=len(images),
+        checks=False,
+        results_dir=folder / "autoattack",
     )
 
 

@@ -66,7 +66,7 @@ def test_a_flag_is_one_however_it_is_written(parse, flag):
     [
         (["--eps_shedule", "hinge"], "Unknown option --eps_shedule. Did you mean --eps_schedule"),
         (["--learning-rat", "1"], "Did you mean --learning_rate"),
-        (["--schedule", "hing"], "Unknown eps schedule 'hing'. Did you mean hinge? Valid schedules: constant,"),
+        (["--schedule", "hing"], "Unknown eps schedule 'hing'. Did you mean hinge? Valid schedules: none, constant,"),
         (["--eps_schedule", "fix"], "Unknown eps schedule 'fix'. Did you mean constant?"),
         (["--xyzzy"], "Unknown option --xyzzy."),
         (["hinge"], "Unknown option hinge."),

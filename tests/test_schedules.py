@@ -72,8 +72,8 @@ def test_a_jump_warns_and_a_plain_start_does_not():
 
 def test_the_family_is_complete_and_bounded_and_repeats():
     assert list(SCHEDULES) == [
-        "constant", "linear_warmup", "hinge", "cosine", "smoothed_hinge", "piecewise_linear", "exponential", "uniform",
-        "beta", "auto", "loss_driven", "per_sample",
+        "none", "constant", "linear_warmup", "hinge", "cosine", "smoothed_hinge", "piecewise_linear", "exponential",
+        "uniform", "beta", "auto", "loss_driven", "per_sample",
     ]  # fmt: skip
     for name in SCHEDULES:
         alphas = [

@@ -29,7 +29,7 @@ def test_only_the_evaluation_under_l1_begins_with_larger_eps(make_args):
         ({"eps": float("nan")}, "finite"),
         ({"eps": "4/0"}, "divides by zero"),
         ({"norm": "linf"}, "Valid norms: Linf"),
-        ({"eps_schedule": "cosin"}, "Valid schedules: constant, linear_warmup, hinge"),
+        ({"eps_schedule": "cosin"}, "Valid schedules: none, constant, linear_warmup, hinge"),
         ({"schedule_start": 0.9, "schedule_end": 0.5}, "is after schedule_end"),
         ({"schedule_start": 12}, r"must lie in \[0, 1\]"),
         ({"schedule_args": ["patience=3"]}, r"'hinge' does not take patience\. Its arguments: hinge\(start"),

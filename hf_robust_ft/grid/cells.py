@@ -9,7 +9,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_robust_ft.convergence import FIRST_STEPS, steps_under
 from hf_robust_ft.file_names import as_file_name
 from hf_robust_ft.grid.settings import setting_name, setting_options, table_name
 from hf_robust_ft.options import parse_options
@@ -138,14 +137,12 @@ class Job:
         """
         types, titles = (ModelArguments, DataArguments, AdversarialTrainingArguments), ("model", "data", "training")
         try:
-            parsed = CellArguments(*parse_options("reproduce", self.options, types, titles, "").parsed)
+            protocol = self.measurement.protocol
+            of_trainer = "paper" if get_protocol(protocol).by_distance else protocol
+            flags = [*self.options, "--eval_protocol", of_trainer]  # its plan and its number of steps
+            parsed = CellArguments(*parse_options("reproduce", flags, types, titles, "").parsed)
             if self.measurement.split not in ("test", "validation"):
                 raise ValueError(f"Unknown split {self.measurement.split!r}. Valid: test, validation.")
-            if get_protocol(self.measurement.protocol).closing:
-                training, steps = parsed.training, parsed.training.eval_attack_steps
-                asked = None if steps == FIRST_STEPS else steps  # nobody asks for what it begins with
-                training.eval_attack_steps = steps_under(self.measurement.protocol, asked, "eval_attack_steps")
-                training.eval_protocol = self.measurement.protocol
         except ValueError as error:
             raise ValueError(f"Cell {self.cell.name}: {error}") from None
         return parsed

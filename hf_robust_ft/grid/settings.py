@@ -12,9 +12,8 @@ from hf_robust_ft.schedules import SCHEDULES
 PAPER_EPOCHS = 50  # the scale of "hinge:T1,T2", as in the paper's Table 7
 STANDARD = "standard"
 # Never an attack; eps stays the budget that is measured. With batch_norm=trainer bitwise the plain Trainer's training.
-NEVER = {"eps_schedule": "piecewise_linear", "schedule_args": ["points=0:0,1:0"]}
-NAMED = {STANDARD: NEVER, "fix": {"eps_schedule": "constant"}, "sched": {"eps_schedule": "hinge"}}
-SYNONYMS = {"sched": "hinge", "constant": "fix"}  # in tables
+NAMED = {STANDARD: {"eps_schedule": "none"}, "fix": {"eps_schedule": "constant"}, "sched": {"eps_schedule": "hinge"}}
+SYNONYMS = {"sched": "hinge", "constant": "fix", "none": STANDARD}  # in tables
 DEFAULT_SETTINGS = (STANDARD, "fix", "linear_warmup", "uniform", "auto", "hinge")
 # What tells cells apart, and so is no setting's to change.
 OF_THE_GRID = ("model", "dataset", "norm", "eps", "seed", "output_dir", "push_to_hub", "resume_from_checkpoint")

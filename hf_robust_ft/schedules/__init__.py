@@ -16,6 +16,7 @@ from hf_robust_ft.schedules.ramps import (
     exponential,
     hinge,
     linear_warmup,
+    none,
     piecewise_linear,
     smoothed_hinge,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "exponential",
     "hinge",
     "linear_warmup",
+    "none",
     "parse_schedule_args",
     "piecewise_linear",
     "smoothed_hinge",

@@ -5,6 +5,15 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 
+def none(progress: float) -> float:
+    """Never an attack: standard fine-tuning, of a model that is measured at eps_g all the same.
+
+    >>> {none(t) for t in (0.0, 0.5, 1.0)}
+    {0.0}
+    """
+    return 0.0
+
+
 def constant(progress: float) -> float:
     """The whole budget from the first step: standard robust fine-tuning, the paper's *fix* (arXiv 2509.23325)."""
     return 1.0

@@ -14,6 +14,7 @@ from hf_robust_ft.schedules.ramps import (
     exponential,
     hinge,
     linear_warmup,
+    none,
     piecewise_linear,
     smoothed_hinge,
 )
@@ -21,6 +22,7 @@ from hf_robust_ft.schedules.sampled import beta, uniform
 
 # To add one, see .github/CONTRIBUTING.md.
 SCHEDULES: dict[str, Callable[..., Any]] = {
+    "none": none,
     "constant": constant,
     "linear_warmup": linear_warmup,
     "hinge": hinge,

@@ -3,7 +3,7 @@
 import pytest
 
 from hf_robust_ft.grid.settings import setting_name, setting_options
-from hf_robust_ft.schedules import SCHEDULES, build_schedule, parse_schedule_args
+from hf_robust_ft.schedules import SCHEDULES, build_schedule
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "beta"])
@@ -12,8 +12,7 @@ def test_every_schedule_is_a_setting(name):
 
 
 def test_standard_never_attacks():
-    options = setting_options("standard")
-    schedule = build_schedule(options["eps_schedule"], arguments=parse_schedule_args(options["schedule_args"]))
+    schedule = build_schedule(setting_options("standard")["eps_schedule"])
     assert [schedule(k / 10) for k in range(11)] == [0.0] * 11
 
 
