@@ -223,10 +223,7 @@ PROTOCOLS = {
         "doubled until the accuracy settles; on what still stands, targeted APGD towards the three likeliest wrong "
         "classes, from where cross-entropy leads; then Square, which needs no gradients. Each is tried at the largest "
         "eps of the grid that an image withstands, and down from there while it succeeds.",
-        closing=(
-            FollowUp(steps=40, num_targets=3),
-            Square(queries=500),
-        ),
+        closing=(FollowUp(steps=30, num_targets=3), Square(queries=300)),
     ),
 }
 
