@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_robust_ft.attacks import APGD, Square, attack_until_fooled, smallest_fooling_eps
 from hf_robust_ft.attacks.apgd import LogitsFn
 from hf_robust_ft.attacks.step_rules import take_rows
-from hf_robust_ft.attacks.until_fooled import visit_images
+from hf_robust_ft.attacks.until_fooled import FollowUp, visit_images
 from hf_robust_ft.losses import get_loss
 from hf_robust_ft.metrics.robustness.curve import check_epsilons
 from hf_robust_ft.threat_models import ThreatModel, default_epsilons, format_eps, parse_eps
@@ -170,7 +170,10 @@ def attack_standing(
         if len(rows) == 0:
             return Outcome(smallest_eps, wrong_classes, adversarial)
         budgets = grid[index - 1]
-        attacked = attack if isinstance(attack, Square) else partial(attack_until_fooled, attack)
+        if isinstance(attack, FollowUp):
+            attacked = attack.until_fooled
+        else:
+            attacked = attack if isinstance(attack, Square) else partial(attack_until_fooled, attack)
         found = attacked(logits_fn, pixels[rows], labels[rows], threat_model, eps=budgets, generator=generator)
         fooled = found.fooled
         if by_distance:
@@ -218,12 +221,9 @@ PROTOCOLS = {
         attack_on_grid,
         "Protocol *reliable*: the worst case of three attacks for each image. First as protocol *paper*, its steps "
         "doubled until the accuracy settles; on what still stands, targeted APGD towards the three likeliest wrong "
-        "classes; then Square, which needs no gradients. Each is tried at the largest eps of the grid that an image "
-        "withstands, and down from there while it succeeds.",
-        closing=(
-            APGD(steps=40, loss="dlr_targeted", num_targets=3, random_start=False, select="fooled"),
-            Square(queries=500),
-        ),
+        "classes, from where cross-entropy leads; then Square, which needs no gradients. Each is tried at the largest "
+        "eps of the grid that an image withstands, and down from there while it succeeds.",
+        closing=(FollowUp(steps=30, num_targets=3), Square(queries=300)),
     ),
 }
 

@@ -1,6 +1,6 @@
 """APGD that stops attacking an image once it is fooled: what an evaluation needs, at a fraction of the cost."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,6 +53,33 @@ def attack_until_fooled(
         if len(standing) == 0:
             break
     return as_result(best, attack.loss)
+
+
+@dataclass(frozen=True)
+class FollowUp(APGD):
+    """A targeted APGD that begins where as many steps on cross-entropy lead, and aims at the likeliest classes there.
+
+    From there it finds examples that it misses from the image itself. With larger eps first, which would lead away
+    again, it begins at the image.
+    """
+
+    loss: str = "dlr_targeted"
+    random_start: bool = False
+    select: str = "fooled"
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if self.larger_eps else text.replace("clean start", "from where cross-entropy leads")
+
+    def until_fooled(
+        self, logits_fn: LogitsFn, pixels: Tensor, labels: Tensor, threat_model: ThreatModel, *, eps: Tensor, **options
+    ) -> AttackResult:
+        """As `attack_until_fooled(self, ...)`, for `steps` gradients more an image."""
+        start = None
+        if not self.larger_eps:
+            first = APGD(steps=self.steps, random_start=False, select="fooled")
+            start = attack_until_fooled(first, logits_fn, pixels, labels, threat_model, eps=eps).adversarial
+        return attack_until_fooled(self, logits_fn, pixels, labels, threat_model, eps=eps, start=start, **options)
 
 
 def visit_images(attack: APGD, logits_fn: LogitsFn, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Point | None]:

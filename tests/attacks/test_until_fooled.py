@@ -5,6 +5,7 @@ import torch
 
 from hf_robust_ft import APGD, PixelClassifier, ThreatModel
 from hf_robust_ft.attacks import attack_until_fooled
+from hf_robust_ft.attacks.until_fooled import FollowUp
 
 RADII = {"Linf": 0.06, "L2": 1.0, "L1": 12.0}
 
@@ -153,3 +154,37 @@ def test_an_eps_of_zero_for_one_image_leaves_it_as_it_is(classifier, pixels):
     eps[4] = 0
     result = attack_until_fooled(APGD(steps=3), classifier, pixels, labels, ThreatModel("Linf", 0.3), eps=eps)
     assert torch.equal(result.adversarial[4], pixels[4]) and not result.fooled[4] and result.fooled.any()
+
+
+def behind_a_flat_class(x):
+    """Class 1 is the likeliest wrong one at grey images, and flat; class 2 rises with the pixels and wins at 0.8."""
+    mean = x.flatten(1).mean(1, keepdim=True)
+    return torch.cat([0 * mean, 0 * mean - 1, 10 * (mean - 0.8), 0 * mean - 9, 0 * mean - 9.5], 1)
+
+
+def test_a_follow_up_aims_at_what_is_likeliest_where_cross_entropy_leads():
+    pixels, labels = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, dtype=torch.int64)
+    threat_model, eps = ThreatModel("Linf", 0.4), torch.tensor([0.4, 0.1])
+    attack, at_the_image = FollowUp(steps=5, num_targets=1), []
+
+    def watched(x):
+        at_the_image.append(bool((x == 0.5).flatten(1).all(1).any()))
+        return behind_a_flat_class(x)
+
+    found = attack.until_fooled(watched, pixels, labels, threat_model, eps=eps)
+    assert found.fooled.tolist() == [True, False] and found.predictions.tolist() == [2, 0]
+    assert ((found.adversarial - pixels).abs().amax((1, 2, 3)) <= eps + 1e-7).all()
+    assert at_the_image[0] and not any(at_the_image[1:])
+    assert not attack_until_fooled(attack, behind_a_flat_class, pixels, labels, threat_model, eps=eps).fooled.any()
+
+
+def test_a_follow_up_costs_as_many_gradients_more_and_under_l1_none(classifier, pixels):
+    labels = clean_predictions(classifier, pixels)
+    for norm, larger_eps, more in (("Linf", False, 5), ("L1", True, 0)):
+        attack, threat_model = FollowUp(steps=5, num_targets=2, larger_eps=larger_eps), ThreatModel(norm, 1e-4)
+        alone, follow_up = Counter(classifier), Counter(classifier)
+        attack_until_fooled(attack, alone, pixels, labels, threat_model)
+        eps = torch.full((len(labels),), 1e-4)
+        assert not attack.until_fooled(follow_up, pixels, labels, threat_model, eps=eps).fooled.any()
+        assert follow_up.image_gradients == alone.image_gradients + more * len(labels)
+        assert ("cross-entropy" in str(attack)) == (more > 0)
