@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from hf_robust_ft.attacks import APGD, Square
 from hf_robust_ft.attacks.larger_eps import eps_phases
+from hf_robust_ft.attacks.until_fooled import FollowUp
 from hf_robust_ft.callbacks import EpsilonSchedulerCallback
 from hf_robust_ft.checked_images import CHECKED_IMAGES
 from hf_robust_ft.convergence import AUTO, rounds_up_to
@@ -110,7 +111,10 @@ def attack_passes(attack: APGD | Square, num_classes: int) -> tuple[int, int]:
         return 0, attack.queries + 1
     targeted = get_loss(attack.loss).targeted
     runs = attack.restarts * (min(attack.num_targets, num_classes - 1) if targeted else 1)
-    return runs * attack.steps, runs * len(eps_phases(attack)) + targeted
+    gradients, forwards = runs * attack.steps, runs * len(eps_phases(attack)) + targeted
+    if isinstance(attack, FollowUp) and not attack.larger_eps:
+        return gradients + attack.steps, forwards + 1
+    return gradients, forwards
 
 
 def evaluations(args: AdversarialTrainingArguments, length: TrainingLength) -> int:
