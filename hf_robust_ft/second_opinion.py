@@ -72,8 +72,28 @@ def _few(count: int, num_images: int) -> bool:
     return count <= 1 or count / num_images <= TOLERATED_SHARE
 
 
+SMALLEST = torch.finfo(torch.float64).tiny
+INVERSES = {
+    "probabilities": ("the logarithm", lambda p: p.clamp(min=SMALLEST).log()),
+    "sigmoids": ("the logits", lambda p: p.clamp(min=SMALLEST).log() - (1 - p).clamp(min=1e-16).log()),
+    "tanhs": ("what tanh was taken of", lambda t: t.clamp(-1 + 1e-16, 1 - 1e-16).atanh()),
+}
+
+
+def _form(outputs: Tensor) -> str:
+    """Logits may lie in [-1, 1] as well; what saturates there comes close to its ends."""
+    if not (outputs.abs() <= 1).all():
+        return "logits"
+    if not (outputs >= 0).all():
+        return "tanhs" if outputs.abs().max() > 0.999 else "logits"
+    return "probabilities" if ((outputs.sum(1) - 1).abs() < 0.01).all() else "sigmoids"
+
+
 class UsableLogits:
-    """Outputs in a form that attacks can use: logarithms of probabilities, of `classes` only.
+    """Outputs in a form that attacks can use: logarithms of probabilities, what sigmoid and tanh were taken of, and of
+    `classes` only.
+
+    All of these keep the order of the classes, so an output that is bounded for another reason may be taken for either.
 
     A class that is no image's label and no image's prediction can be held just below the top one, where an attack
     climbs towards it in vain. It is left out, unless fewer than two classes would remain.
@@ -84,7 +104,8 @@ class UsableLogits:
         classes: int64 (M,), those that occur.
 
     Attributes:
-        are_probabilities: whether each row of the outputs is in [0, 1] and sums to 1.
+        form: "probabilities", where each row of the outputs is in [0, 1] and sums to 1; "sigmoids", in [0, 1];
+            "tanhs", in [-1, 1]; "logits".
         kept: int64 (M',), the classes of the logits, in their order.
         left_out: how many others there are.
     """
@@ -93,7 +114,7 @@ class UsableLogits:
         with torch.no_grad():
             outputs = logits_fn(pixels).float()
         self.logits_fn = logits_fn
-        self.are_probabilities = bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 0.01).all())
+        self.form = _form(outputs)
         self.kept = classes.to(pixels.device).unique()
         if len(self.kept) < 2:
             self.kept = torch.arange(outputs.shape[1], device=pixels.device)
@@ -101,13 +122,15 @@ class UsableLogits:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         outputs = self.logits_fn(pixels)
-        if self.are_probabilities:
-            outputs = outputs.float().clamp(min=torch.finfo(torch.float32).tiny).log()
+        if self.form in INVERSES:
+            outputs = INVERSES[self.form][1](outputs.double()).float()
         return outputs[:, self.kept]
 
     def told(self) -> str:
         """What the attacks were spared, in words; nothing for plain logits."""
-        told = " (the outputs are probabilities, of which they took the logarithm)" if self.are_probabilities else ""
+        told = ""
+        if self.form in INVERSES:
+            told = f" (the outputs are {self.form}, of which they took {INVERSES[self.form][0]})"
         return told + (f" ({self.left_out} classes that never occur were left out)" if self.left_out else "")
 
     def numbers(self, labels: Tensor) -> Tensor:
