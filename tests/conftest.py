@@ -29,8 +29,8 @@ from transformers import (
 )
 
 from hf_robust_ft import AdversarialTrainer, AdversarialTrainingArguments
-from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.data import with_pixel_values
+from hf_robust_ft.evaluation.batches import stack_examples
 
 NUM_CLASSES = 4
 
@@ -180,9 +180,12 @@ def assert_same_weights(first, second) -> None:
     assert first.keys() == second.keys() and not different, f"tensors differ: {different}"
 
 
+TESTS = Path(__file__).parent
+REPOSITORY = TESTS.parent
+
 SCRIPT_START = """
 import pathlib, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import torch
 torch.set_num_threads(1)
 import conftest
@@ -200,7 +203,7 @@ def run_script(body: str, folder: Path, processes: int = 1, **environment: str) 
     """Run Python with this file's fixtures as variables, in one process or several under torchrun."""
     folder.mkdir(exist_ok=True)
     script = folder / "script.py"
-    script.write_text(SCRIPT_START.format(tests=str(Path(__file__).parent), folder=str(folder)) + body)
+    script.write_text(SCRIPT_START.format(tests=[str(TESTS), *map(str, TESTS.glob("**/"))], folder=str(folder)) + body)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

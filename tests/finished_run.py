@@ -7,9 +7,9 @@ from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from hf_robust_ft import RobustnessReport
+from hf_robust_ft.provenance.record import environment_facts, write_run_record
+from hf_robust_ft.provenance.weight_hashes import hash_weight_files
 from hf_robust_ft.reporting import write_evidence
-from hf_robust_ft.run_record import environment_facts, write_run_record
-from hf_robust_ft.weight_hashes import hash_weight_files
 
 COMMAND = "hf-robust-ft train --model timm/base --dataset someone/colours --eps 8/255"
 PUBLISHED = {

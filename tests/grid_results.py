@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from hf_robust_ft.grid.results import CellResult
-from hf_robust_ft.reports import RobustnessReport
-from hf_robust_ft.threat_models import default_epsilons, parse_eps
+from hf_robust_ft.attacks.threat_model import default_epsilons, parse_eps
+from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.experiments.grid.results import CellResult
 
 EPOCHS = 10
 

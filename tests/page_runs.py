@@ -5,10 +5,10 @@ import json
 import numpy as np
 
 from hf_robust_ft import APGD, ThreatModel
+from hf_robust_ft.attacks.threat_model import default_epsilons
+from hf_robust_ft.evaluation.report import build_report
+from hf_robust_ft.evaluation.trust_verdicts import TrustCheck
 from hf_robust_ft.reporting.example_pairs import ExamplePairs
-from hf_robust_ft.reports import build_report
-from hf_robust_ft.threat_models import default_epsilons
-from hf_robust_ft.trust_verdicts import TrustCheck
 
 EVIL = "<script>window.hacked = 1</script>"
 EVIL_IMAGE = '"><img src=x onerror="window.hacked=1">'

@@ -1,6 +1,6 @@
 """All trust checks passed, or all but some, for reports that tests make up."""
 
-from hf_robust_ft.trust_verdicts import OPENINGS, TrustCheck
+from hf_robust_ft.evaluation.trust_verdicts import OPENINGS, TrustCheck
 
 
 def passed_checks(*failed: str) -> list[TrustCheck]:

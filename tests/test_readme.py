@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import NUM_CLASSES
 
-from hf_robust_ft.quickstart import comparison_table
+from hf_robust_ft.experiments.quickstart import comparison_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hf_robust_ft.attacks.apgd_run import ApgdRun, Point, evaluate_point, keep_better
+from hf_robust_ft.attacks.balls import Ball
 from hf_robust_ft.attacks.larger_eps import eps_phases
-from hf_robust_ft.attacks.run import ApgdRun, Point, keep_better, visit
-from hf_robust_ft.balls import Ball
-from hf_robust_ft.losses import get_loss
-from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.attacks.losses import get_loss
+from hf_robust_ft.attacks.threat_model import ThreatModel
 
 LogitsFn = Callable[[Tensor], Tensor]
 
@@ -88,7 +88,7 @@ class APGD:
         self.check_start(start)
         if ball is None:
             loss = "dlr" if get_loss(self.loss).targeted else self.loss  # there is no class to aim at
-            return as_result(visit(logits_fn, pixels, labels, get_loss(loss)), loss)
+            return as_result(evaluate_point(logits_fn, pixels, labels, get_loss(loss)), loss)
         best = None
         for x, targets in self.starts(logits_fn, ball, labels, start, generator):
             found = single_run(self, logits_fn, ball, labels, x, targets, warm=start is not None)
@@ -171,7 +171,7 @@ def apgd(
         labels: int64 (N,), the classes to move away from.
         threat_model: the ball: Linf, L2, or L1 (with the sparse steps of arXiv 2103.01208).
         steps: gradient steps n.
-        loss: a key of `hf_robust_ft.losses.LOSSES`: "ce", "dlr" or "dlr_targeted".
+        loss: a key of `hf_robust_ft.attacks.losses.LOSSES`: "ce", "dlr" or "dlr_targeted".
         random_start: start from a random point of the ball instead of the image itself.
         restarts: independent runs, of which each image keeps its worst case (only useful with `random_start`).
         select: "loss" returns the point of highest loss visited, as training wants; "fooled" prefers misclassified

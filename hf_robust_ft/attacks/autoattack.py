@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_robust_ft.attacks.apgd import AttackResult, checked_ball
-from hf_robust_ft.balls import Ball
-from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.attacks.balls import Ball
+from hf_robust_ft.attacks.threat_model import ThreatModel
 
 # Fewest classes for each version's losses: DLR ranks three logits, targeted DLR four.
 MIN_CLASSES = {"standard": 4, "plus": 4, "rand": 3}

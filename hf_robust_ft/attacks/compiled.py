@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from hf_robust_ft.attacks.apgd import APGD, AttackResult, LogitsFn, as_result, checked_ball, single_run
-from hf_robust_ft.attacks.run import Point, keep_better
-from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.attacks.apgd_run import Point, keep_better
+from hf_robust_ft.attacks.threat_model import ThreatModel
 
 
 def compile_attack(

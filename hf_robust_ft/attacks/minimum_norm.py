@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from hf_robust_ft.attacks.apgd import APGD, LogitsFn
-from hf_robust_ft.attacks.run import FIRST_SCALE, Point, visit, with_usable_gradient
+from hf_robust_ft.attacks.apgd_run import FIRST_SCALE, Point, evaluate_point, with_usable_gradient
+from hf_robust_ft.attacks.balls import Ball
+from hf_robust_ft.attacks.losses import MARGIN
 from hf_robust_ft.attacks.step_rules import per_image, step_rule, take_rows
-from hf_robust_ft.attacks.until_fooled import attack_until_fooled, visit_images
-from hf_robust_ft.balls import Ball
-from hf_robust_ft.losses import MARGIN
-from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.attacks.threat_model import ThreatModel
+from hf_robust_ft.attacks.until_fooled import attack_until_fooled, evaluate_images
 
 WIDENING = 2  # the ball that the descent begins in, in eps_g
 DESCENT_SHARE = 0.2  # its steps, as a share of the steps of the attacks at all points of the grid
@@ -71,7 +71,7 @@ def smallest_fooling_eps(
         attack: what an image must withstand; its steps set the cost of everything else.
         generator: of the attack's random starts, where it has any.
     """
-    predictions, clean = visit_images(attack, logits_fn, pixels, labels)
+    predictions, clean = evaluate_images(attack, logits_fn, pixels, labels)
     found = _Found(logits_fn, threat_model.ball(pixels), labels, predictions)
     if threat_model.eps > 0:
         points = len(epsilons) - 1
@@ -200,7 +200,7 @@ def _descend(found: _Found, steps: int) -> None:
     rule = step_rule(ball).begin(ball, x, torch.zeros_like(scale), steps, warm=True)
     for step in range(steps):
         falling = 0.1 + 0.9 * (1 + math.cos(math.pi * step / steps)) / 2
-        point = visit(found.logits_fn, x, labels, MARGIN, scale=scale)
+        point = evaluate_point(found.logits_fn, x, labels, MARGIN, scale=scale)
         found.enter(rows, x, point.predictions)
         to_boundary = _straight_way(ball, replace(point, gradient=point.gradient / per_image(scale, x)))
         point, scale = with_usable_gradient(point, scale)

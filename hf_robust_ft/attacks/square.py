@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hf_robust_ft.attacks.apgd import AttackResult, LogitsFn, checked_ball
-from hf_robust_ft.balls import Ball, L1Ball, LinfBall
-from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.attacks.balls import Ball, L1Ball, LinfBall
+from hf_robust_ft.attacks.threat_model import ThreatModel
 
 # Of 10,000 queries, those after which the share of the image that a square covers is halved; scaled where there are
 # fewer.

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from hf_robust_ft.balls import Ball, L1Ball
+from hf_robust_ft.attacks.balls import Ball, L1Ball
 
 MOMENTUM = 0.75
 FIRST_STEP, WARM_STEP = 2.0, 0.5  # in eps; a run that goes on from an earlier find must not leave it at once

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from hf_robust_ft.attacks.apgd import APGD, AttackResult, LogitsFn, as_result, checked_ball
-from hf_robust_ft.attacks.run import FIRST_SCALE, ApgdRun, Point, keep_better, visit
+from hf_robust_ft.attacks.apgd_run import FIRST_SCALE, ApgdRun, Point, evaluate_point, keep_better
+from hf_robust_ft.attacks.losses import get_loss
 from hf_robust_ft.attacks.step_rules import take_rows
-from hf_robust_ft.losses import get_loss
-from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.attacks.threat_model import ThreatModel
 
 
 def attack_until_fooled(
@@ -32,7 +32,7 @@ def attack_until_fooled(
     Args:
         attack: the settings; restarts and target classes are tried on the images still standing.
         logits_fn, pixels, labels, threat_model, eps, start, generator: as in `apgd`.
-        clean: what `visit_images` found at `pixels`, whose gradients serve the first step at every eps.
+        clean: what `evaluate_images` found at `pixels`, whose gradients serve the first step at every eps.
     """
     ball = checked_ball(pixels, labels, threat_model, eps)
     if ball is None:
@@ -82,7 +82,7 @@ class FollowUp(APGD):
         return attack_until_fooled(self, logits_fn, pixels, labels, threat_model, eps=eps, start=start, **options)
 
 
-def visit_images(attack: APGD, logits_fn: LogitsFn, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Point | None]:
+def evaluate_images(attack: APGD, logits_fn: LogitsFn, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Point | None]:
     """Clean predictions (N,), and the point to hand on to `attack_until_fooled` if the attack starts there.
 
     One gradient costs three forwards, but every attack of the images begins with this one.
@@ -92,7 +92,7 @@ def visit_images(attack: APGD, logits_fn: LogitsFn, pixels: Tensor, labels: Tens
         with torch.no_grad():
             return logits_fn(pixels).argmax(1), None
     scale = torch.full((len(pixels),), FIRST_SCALE, device=pixels.device)
-    point = visit(logits_fn, pixels, labels, loss, scale=scale)
+    point = evaluate_point(logits_fn, pixels, labels, loss, scale=scale)
     return point.predictions, point
 
 

@@ -30,9 +30,9 @@ from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_robust_ft.attacks import APGD, attack_mode, use_fast_memory_format
+from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.models import load_image_classifier
-from hf_robust_ft.pixels import PixelClassifier, PixelSpace
-from hf_robust_ft.threat_models import ThreatModel
 
 THREAT_MODEL = ThreatModel("Linf", "1/255")
 PEERS = ("AutoAttack", "torchattacks")

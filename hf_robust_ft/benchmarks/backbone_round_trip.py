@@ -26,8 +26,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from hf_robust_ft.attacks.pixels import PixelSpace
 from hf_robust_ft.models import BACKBONES, load_image_classifier
-from hf_robust_ft.pixels import PixelSpace
 
 MINIATURES: dict[str, dict[str, Any]] = {
     "vit": {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},

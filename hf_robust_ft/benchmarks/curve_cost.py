@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from hf_robust_ft.attacks import APGD, attack_mode, use_fast_memory_format
-from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
 from hf_robust_ft.benchmarks.checkpoint_options import checkpoint_parser
 from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_values
-from hf_robust_ft.finetuning import at_most
+from hf_robust_ft.evaluation.batches import stack_examples
+from hf_robust_ft.evaluation.protocols import attack_on_grid, attack_to_the_minimum, evaluation_attack, resolve_epsilons
 from hf_robust_ft.models import load_image_classifier
-from hf_robust_ft.pixels import PixelClassifier, PixelSpace
-from hf_robust_ft.protocols import attack_on_grid, attack_to_the_minimum, evaluation_attack, resolve_epsilons
-from hf_robust_ft.threat_models import ThreatModel, format_eps
+from hf_robust_ft.runs.fine_tune import at_most
 
 
 def naive_grid(

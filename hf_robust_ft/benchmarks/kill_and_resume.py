@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification, set_seed
 
-from hf_robust_ft.batches import stack_examples
-from hf_robust_ft.checkpoints import STAGING, checkpoints_in, fault_of
-from hf_robust_ft.pixels import PixelSpace
-from hf_robust_ft.trainer import AdversarialTrainer
-from hf_robust_ft.training_args import AdversarialTrainingArguments
+from hf_robust_ft.attacks.pixels import PixelSpace
+from hf_robust_ft.evaluation.batches import stack_examples
+from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.base.checkpoints import STAGING, checkpoints_in, fault_of
+from hf_robust_ft.training.trainer import AdversarialTrainer
 
 SCHEDULES = {
     "hinge": {"eps_schedule": "hinge", "schedule_granularity": "step"},

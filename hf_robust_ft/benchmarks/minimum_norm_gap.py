@@ -17,14 +17,14 @@ from torch import Tensor
 
 from hf_robust_ft.attacks import APGD, attack_mode, attack_until_fooled, use_fast_memory_format
 from hf_robust_ft.attacks.apgd import LogitsFn
-from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.attacks.threat_model import ThreatModel, default_epsilons
 from hf_robust_ft.benchmarks.checkpoint_options import checkpoint_parser
 from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_values
-from hf_robust_ft.finetuning import at_most
+from hf_robust_ft.evaluation.batches import stack_examples
+from hf_robust_ft.evaluation.protocols import attack_on_grid, attack_to_the_minimum, evaluation_attack
 from hf_robust_ft.models import load_image_classifier
-from hf_robust_ft.pixels import PixelClassifier, PixelSpace
-from hf_robust_ft.protocols import attack_on_grid, attack_to_the_minimum, evaluation_attack
-from hf_robust_ft.threat_models import ThreatModel, default_epsilons
+from hf_robust_ft.runs.fine_tune import at_most
 
 FORWARDS_PER_GRADIENT = 3
 FMN = {"Linf": "LInfFMNAttack", "L2": "L2FMNAttack", "L1": "L1FMNAttack"}

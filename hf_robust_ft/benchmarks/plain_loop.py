@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hf_robust_ft.pixels import PixelClassifier, PixelSpace
-from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.attacks.threat_model import ThreatModel
 
 
 class LoopResult(NamedTuple):

@@ -15,15 +15,16 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from hf_robust_ft.attacks import APGD, GradientMeter, attack_mode, run, use_fast_memory_format
-from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.attacks import APGD, GradientMeter, attack_mode, use_fast_memory_format
+from hf_robust_ft.attacks import apgd_run as run
+from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.benchmarks.checkpoint_options import checkpoint_parser
 from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_values
-from hf_robust_ft.finetuning import at_most
+from hf_robust_ft.evaluation.batches import stack_examples
+from hf_robust_ft.evaluation.protocols import evaluation_attack
 from hf_robust_ft.models import load_image_classifier
-from hf_robust_ft.pixels import PixelClassifier, PixelSpace
-from hf_robust_ft.protocols import evaluation_attack
-from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.runs.fine_tune import at_most
 
 NO_SCALE = "fp16, no loss scale"
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16, NO_SCALE: torch.float16}

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from hf_robust_ft.attacks import attack_mode, autoattack, use_fast_memory_format
 from hf_robust_ft.attacks.pass_meter import PassMeter
-from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.benchmarks.checkpoint_options import checkpoint_parser
 from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_values
-from hf_robust_ft.evaluation import evaluate_robustness
-from hf_robust_ft.finetuning import at_most
+from hf_robust_ft.evaluation.batches import stack_examples
+from hf_robust_ft.evaluation.evaluate import evaluate_robustness
 from hf_robust_ft.models import load_image_classifier
-from hf_robust_ft.pixels import PixelClassifier, PixelSpace
-from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.runs.fine_tune import at_most
 
 # Around a function from pixels (N, C, H, W) to logits. The first leaves every prediction as it is.
 MASKS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {

@@ -16,10 +16,10 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.data import load_image_dataset, with_pixel_values
-from hf_robust_ft.trainer import AdversarialTrainer
-from hf_robust_ft.training_args import AdversarialTrainingArguments
+from hf_robust_ft.evaluation.batches import stack_examples
+from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.trainer import AdversarialTrainer
 
 IMAGE_SIZE = 32
 RATES = {"cnn": 5e-3, "vit": 1e-3}

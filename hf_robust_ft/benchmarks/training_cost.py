@@ -36,14 +36,14 @@ import torch
 import torch.nn.functional as F
 from transformers import TrainerCallback
 
+from hf_robust_ft.attacks.pixels import PixelClassifier
+from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.benchmarks.attack_cost import PEAK_RESET, _peak_kib, positive
 from hf_robust_ft.benchmarks.plain_loop import fine_tune_in_a_loop
 from hf_robust_ft.benchmarks.training_subjects import EPS, MODELS, Subject, load_subject
-from hf_robust_ft.evaluation import evaluate_robustness
-from hf_robust_ft.pixels import PixelClassifier
-from hf_robust_ft.recipes import read_recipe
-from hf_robust_ft.threat_models import ThreatModel
-from hf_robust_ft.training_args import AdversarialTrainingArguments
+from hf_robust_ft.evaluation.evaluate import evaluate_robustness
+from hf_robust_ft.runs.recipes import read_recipe
+from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 
 SECTIONS = ("eps0", "limit", "runs", "memory", "compile")
 TARGETS = {"eps0": 1.02, "limit": 1.05, "hinge": {"efficientnet_lite0": 2.0, "vit_tiny": 1.6}, "fast": 4.0}

@@ -19,12 +19,12 @@ from transformers import (
 )
 
 from hf_robust_ft.attacks import use_memory_format
-from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.attacks.pixels import PixelSpace
 from hf_robust_ft.data import load_image_dataset, with_pixel_values
+from hf_robust_ft.evaluation.batches import stack_examples
 from hf_robust_ft.models import load_image_classifier
-from hf_robust_ft.pixels import PixelSpace
-from hf_robust_ft.trainer import AdversarialTrainer
-from hf_robust_ft.training_args import AdversarialTrainingArguments
+from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.trainer import AdversarialTrainer
 
 MODELS = ("efficientnet_lite0", "vit_tiny")
 EPS = {"efficientnet_lite0": "16/255", "vit_tiny": "4/255"}

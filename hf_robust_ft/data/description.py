@@ -5,8 +5,8 @@ from typing import Any
 
 from PIL import Image as PILImage
 
+from hf_robust_ft.attacks.pixels import PixelSpace
 from hf_robust_ft.data.augmentation import AUGMENTATION_WORDS
-from hf_robust_ft.pixels import PixelSpace
 
 
 def describe_transforms(processor: Any, augmentation: str = "none") -> dict[str, Any]:

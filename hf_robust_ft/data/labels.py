@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset
 
-from hf_robust_ft.class_names import class_names
+from hf_robust_ft.provenance.class_names import class_names
 
 logger = logging.getLogger(__name__)
 

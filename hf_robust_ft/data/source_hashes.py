@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset, Image
 
 from hf_robust_ft.data.images import image_bytes
-from hf_robust_ft.image_hashes import BYTES, combined_hash
+from hf_robust_ft.provenance.image_hashes import BYTES, combined_hash
 
 
 def source_digest(dataset: Any) -> str | None:

@@ -22,8 +22,8 @@ from hf_robust_ft.data.digits import load_digits_dataset
 from hf_robust_ft.data.image_folders import find_image_files
 from hf_robust_ft.data.specs import SPECS, nearest_names
 from hf_robust_ft.data.table_folders import check_tables
-from hf_robust_ft.downloads import disk_full, error_chain, verify_download
-from hf_robust_ft.source_names import HubAnswer, ask_hub, nothing_here
+from hf_robust_ft.provenance.downloads import disk_full, error_chain, verify_download
+from hf_robust_ft.provenance.source_names import HubAnswer, ask_hub, nothing_here
 
 EMBEDDED_DATASETS = {"digits": load_digits_dataset}
 

@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 
 from hf_robust_ft.data.augmentation import AUGMENTATIONS, AugmentationState
 from hf_robust_ft.data.images import UndecodableImageError, decode_rgb, image_bytes
-from hf_robust_ft.sample_ids import SAMPLE_ID, content_id
+from hf_robust_ft.schedules.sample_ids import SAMPLE_ID, content_id
 
 STREAM_BATCH = 16  # images transformed at a time; a stream may end in fewer
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard
 
+from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.hub.contents import free_place
-from hf_robust_ft.hub.patience import patiently
 from hf_robust_ft.hub.repository import CLIENT_ERRORS, explained
+from hf_robust_ft.hub.retry import retry
+from hf_robust_ft.reporting.artifacts import CARD_NAME
 from hf_robust_ft.reporting.card_sections import merge_cards, own_text, split_card, with_metadata_of
-from hf_robust_ft.reporting.evidence import CARD_NAME
-from hf_robust_ft.reports import RobustnessReport
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def keep_foreign_text(api: HfApi, repo_id: str, folder: Path, revision: str, rep
         PublishError: it cannot be read.
     """
     path = explained(
-        lambda: patiently(lambda: api.hf_hub_download(repo_id, CARD_NAME, revision=revision), f"Reading {CARD_NAME}"),
+        lambda: retry(lambda: api.hf_hub_download(repo_id, CARD_NAME, revision=revision), f"Reading {CARD_NAME}"),
         f"Cannot read the {CARD_NAME} of {repo_id}",
     )
     theirs = Path(path).read_text(encoding="utf-8")

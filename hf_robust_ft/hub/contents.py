@@ -14,9 +14,9 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from hf_robust_ft.reporting.evidence import CARD_NAME, CURVE_NAME, EXAMPLE_FILES, REPORT_NAME, TRAINING_NAME
-from hf_robust_ft.run_record import RECIPE_NAME, RECORD_NAME, portable_recipe
-from hf_robust_ft.stored_examples import STORED_EXAMPLES, StoredExamples
+from hf_robust_ft.evaluation.stored_examples import STORED_EXAMPLES, StoredExamples
+from hf_robust_ft.provenance.record import RECIPE_NAME, RECORD_NAME, portable_recipe
+from hf_robust_ft.reporting.artifacts import CARD_NAME, CURVE_NAME, EXAMPLE_FILES, REPORT_NAME, TRAINING_NAME
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")

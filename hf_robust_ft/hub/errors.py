@@ -12,7 +12,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hf_robust_ft.downloads import error_chain
+from hf_robust_ft.provenance.downloads import error_chain
 
 HIDDEN = "<token>"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import get_token
 
 from hf_robust_ft.hub.contents import published_content
-from hf_robust_ft.shown_command import SECRET_NAMES, SECRETS
+from hf_robust_ft.provenance.redacted_command import SECRET_NAMES, SECRETS
 
 LEAST_LENGTH = 8  # shorter values are no secrets, and occur by chance
 TEXT = (".md", ".json", ".yaml", ".py")

@@ -9,18 +9,19 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
 
-from hf_robust_ft.hub.card import check_card, keep_foreign_text, with_base_licence
-from hf_robust_ft.hub.contents import INDEX, PICKLES, PROCESSORS, check_loads, files_to_send, published_files
-from hf_robust_ft.hub.errors import PublishError, cause_to_show, described
-from hf_robust_ft.hub.evidence import (
+from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.evaluation.stored_examples import STORED_EXAMPLES
+from hf_robust_ft.hub.artifacts import (
     check_belongs,
     check_stored_examples,
     read_report,
     take_report,
     take_stored_examples,
 )
+from hf_robust_ft.hub.card import check_card, keep_foreign_text, with_base_licence
+from hf_robust_ft.hub.contents import INDEX, PICKLES, PROCESSORS, check_loads, files_to_send, published_files
+from hf_robust_ft.hub.errors import PublishError, cause_to_show, described
 from hf_robust_ft.hub.leaks import check_for_leaks
-from hf_robust_ft.hub.patience import patiently
 from hf_robust_ft.hub.repository import (
     CLIENT_ERRORS,
     branch_head,
@@ -29,13 +30,12 @@ from hf_robust_ft.hub.repository import (
     create_repository,
     remote_files,
 )
+from hf_robust_ft.hub.retry import retry
 from hf_robust_ft.hub.uploading import upload
-from hf_robust_ft.reporting.evidence import CARD_NAME, EXAMPLE_FILES, REPORT_NAME, write_card, write_evidence
+from hf_robust_ft.provenance.record import RECORD_NAME, write_run_record
+from hf_robust_ft.provenance.weight_hashes import WEIGHT_FILES
+from hf_robust_ft.reporting.artifacts import CARD_NAME, EXAMPLE_FILES, REPORT_NAME, write_card, write_evidence
 from hf_robust_ft.reporting.licences import check_licence
-from hf_robust_ft.reports import RobustnessReport
-from hf_robust_ft.run_record import RECORD_NAME, write_run_record
-from hf_robust_ft.stored_examples import STORED_EXAMPLES
-from hf_robust_ft.weight_hashes import WEIGHT_FILES
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def _stale(held: Iterable[str], files: Sequence[str], patterns: Sequence[str]) -
 def _ensure_branch(api: HfApi, repo_id: str, revision: str) -> None:
     if branch_head(api, repo_id, revision) is None:
         logger.warning("%s has no branch %s; it is made from main.", repo_id, revision)
-        patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), f"Making branch {revision}")
+        retry(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), f"Making branch {revision}")
 
 
 def _resume_command(

@@ -17,7 +17,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import httpx, validate_repo_id
 
 from hf_robust_ft.hub.errors import PublishError, cause_to_show, described
-from hf_robust_ft.hub.patience import patiently
+from hf_robust_ft.hub.retry import retry
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def create_repository(
     api = HfApi(token=token)
     with_errors = {"what": f"Cannot publish to {repo_id}", "token": token}
     if "/" not in repo_id:
-        user = explained(lambda: patiently(api.whoami, "Asking whose the token is"), **with_errors)
+        user = explained(lambda: retry(api.whoami, "Asking whose the token is"), **with_errors)
         repo_id = f"{user['name']}/{repo_id}"
 
     def find():
@@ -85,14 +85,14 @@ def create_repository(
                 api.whoami()  # raises what is wrong with the token, if that is what is wrong
             return None
 
-    found = explained(lambda: patiently(find, f"Looking for {repo_id}"), **with_errors)
+    found = explained(lambda: retry(find, f"Looking for {repo_id}"), **with_errors)
     if found is None:
         kind = {"repo_type": repo_type, "private": private, **({"space_sdk": space_sdk} if space_sdk else {})}
 
         def create():  # exist_ok: an earlier try may have succeeded and its answer been lost
             return api.create_repo(repo_id, exist_ok=True, **kind)
 
-        explained(lambda: patiently(create, f"Creating {repo_id}"), **with_errors)
+        explained(lambda: retry(create, f"Creating {repo_id}"), **with_errors)
     elif private and not found.private:
         raise ValueError(
             f"{repo_id} is there and public, which --private cannot change: change it in its settings, or publish "
@@ -110,7 +110,7 @@ def branch_head(api: HfApi, repo_id: str, revision: str, repo_type: str = "model
         except RevisionNotFoundError:
             return None
 
-    return patiently(find, f"Asking for {revision} of {repo_id}")
+    return retry(find, f"Asking for {revision} of {repo_id}")
 
 
 def remote_files(api: HfApi, repo_id: str, revision: str, repo_type: str = "model") -> dict[str, RepoFile] | None:

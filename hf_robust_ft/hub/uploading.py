@@ -9,12 +9,12 @@ from huggingface_hub.constants import REPO_TYPES_URL_PREFIXES
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
-from hf_robust_ft.downloads import error_chain
 from hf_robust_ft.hub.errors import PublishError, cause_to_show, reasons, status_of
-from hf_robust_ft.hub.patience import patiently
 from hf_robust_ft.hub.repository import branch_head, remote_files
-from hf_robust_ft.reporting.evidence import CARD_NAME
-from hf_robust_ft.weight_hashes import hash_file
+from hf_robust_ft.hub.retry import retry
+from hf_robust_ft.provenance.downloads import error_chain
+from hf_robust_ft.provenance.weight_hashes import hash_file
+from hf_robust_ft.reporting.artifacts import CARD_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def upload(
                 )
         return None
 
-    info = patiently(commit, f"Committing to {repo_id}", made)
+    info = retry(commit, f"Committing to {repo_id}", made)
     if create_pr and info.pr_url is None:
         logger.warning("%s holds all of this already, so no pull request was opened.", repo_id)
     return _verified(api, repo_id, files, removals, info, revision if not info.pr_url else info.pr_revision, repo_type)
@@ -89,7 +89,7 @@ def upload(
 def _check_card_is_taken(card: Path, repo_type: str) -> None:
     """Ask the Hub, which would refuse the commit only after all large files were sent."""
     try:
-        patiently(lambda: RepoCard.load(card).validate(repo_type), f"Validating {card.name}")
+        retry(lambda: RepoCard.load(card).validate(repo_type), f"Validating {card.name}")
     except ValueError as error:  # the client's word for a refused card
         refused = error.__context__ or error
         raise PublishError(

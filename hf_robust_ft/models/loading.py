@@ -15,8 +15,6 @@ from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from hf_robust_ft.class_names import class_names
-from hf_robust_ft.downloads import disk_full, verify_download
 from hf_robust_ft.models.backbones import BACKBONES, nearest_names
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS, load_efficientnet_lite
 from hf_robust_ft.models.heads import (
@@ -34,7 +32,9 @@ from hf_robust_ft.models.transformers_clip import zero_shot_classifier
 from hf_robust_ft.models.trust import SAFETENSORS, no_code, refusals_explained
 from hf_robust_ft.models.weight_files import SUFFIXES, load_weight_file
 from hf_robust_ft.models.zero_shot import DEFAULT_PROMPTS, check_prompts
-from hf_robust_ft.source_names import HubAnswer, ask_hub, nothing_here
+from hf_robust_ft.provenance.class_names import class_names
+from hf_robust_ft.provenance.downloads import disk_full, verify_download
+from hf_robust_ft.provenance.source_names import HubAnswer, ask_hub, nothing_here
 
 logger = logging.getLogger(__name__)
 

@@ -3,10 +3,10 @@
 import shlex
 from typing import Any
 
-from hf_robust_ft.convergence import AUTO, STEPS_LIMIT
-from hf_robust_ft.protocols import resolve_epsilons
-from hf_robust_ft.reports import RobustnessReport
-from hf_robust_ft.threat_models import ThreatModel, format_eps
+from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
+from hf_robust_ft.evaluation.convergence import AUTO, STEPS_LIMIT
+from hf_robust_ft.evaluation.protocols import resolve_epsilons
+from hf_robust_ft.evaluation.report import RobustnessReport
 
 DEFAULT_SPLITTING = {"validation_size": 0.1, "test_size": 0.2, "split_seed": 0, "max_eval_samples": None}
 

@@ -1,7 +1,7 @@
 """Whether the parts of a report belong together; one from elsewhere may be damaged, or changed by hand."""
 
-from hf_robust_ft.protocols import get_protocol
-from hf_robust_ft.reports import RobustnessReport
+from hf_robust_ft.evaluation.protocols import get_protocol
+from hf_robust_ft.evaluation.report import RobustnessReport
 
 ROUNDING = 1e-6
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_robust_ft.diagnosis import Diagnosis, counted
+from hf_robust_ft.attacks.threat_model import format_eps
+from hf_robust_ft.provenance.validation_curves import ValidationCurve
+from hf_robust_ft.reporting.diagnosis import Diagnosis, counted
 from hf_robust_ft.reporting.plots import _save, plt
-from hf_robust_ft.threat_models import format_eps
-from hf_robust_ft.validation_curves import ValidationCurve
 
 NAMES = ("validation_curves.png", "standard_and_fix.png", "delay_by_eps.png", "delay_and_accuracy.png")
 

@@ -1,8 +1,8 @@
 """A diagnosis in words: a table, and a sentence of advice."""
 
-from hf_robust_ft.diagnosis import FEWEST_POINTS, Diagnosis, RunDiagnosis, ScheduleEpochs, counted
-from hf_robust_ft.threat_models import format_eps
-from hf_robust_ft.validation_curves import PAPER_THRESHOLD
+from hf_robust_ft.attacks.threat_model import format_eps
+from hf_robust_ft.provenance.validation_curves import PAPER_THRESHOLD
+from hf_robust_ft.reporting.diagnosis import FEWEST_POINTS, Diagnosis, RunDiagnosis, ScheduleEpochs, counted
 
 # A smaller loss of final accuracy calls for no schedule; the paper's fix runs lose 38 points on average at 4/255.
 TOLERATED_DROP = 0.05

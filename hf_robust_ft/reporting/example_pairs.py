@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_robust_ft.plain_text import one_line
+from hf_robust_ft.provenance.plain_text import one_line
 
 FILE_NAME = "examples.npz"
 ADVICE = "Write it again with `hf-robust-ft evaluate --save_examples 8 --output_dir DIR`, or remove it."

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_robust_ft.attacks import APGD, attack_mode
-from hf_robust_ft.class_names import name_of
+from hf_robust_ft.attacks.threat_model import ThreatModel, readable_eps
+from hf_robust_ft.provenance.class_names import name_of
 from hf_robust_ft.reporting.example_pairs import FILE_NAME, ExamplePairs, drawable
-from hf_robust_ft.threat_models import ThreatModel, readable_eps
 
 LONGEST_TITLE = 44  # letters over a picture
 

@@ -5,19 +5,19 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_robust_ft.confidence_intervals import interval_method
-from hf_robust_ft.convergence_text import convergence_sentence, first_round
-from hf_robust_ft.plain_text import markdown, one_line
-from hf_robust_ft.protocols import PROTOCOLS
-from hf_robust_ft.reliability import is_reliable, reliability_sentence, short_verdict
+from hf_robust_ft.attacks.threat_model import format_eps, parse_eps
+from hf_robust_ft.evaluation.confidence_intervals import interval_method
+from hf_robust_ft.evaluation.convergence_text import convergence_sentence, first_round
+from hf_robust_ft.evaluation.protocols import PROTOCOLS
+from hf_robust_ft.evaluation.reliability import is_reliable, reliability_sentence, short_verdict
+from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.provenance.plain_text import markdown, one_line
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.commands import evaluate_command
+from hf_robust_ft.reporting.comparability import UNNAMED_DATASET, attack_name, image_set, measured_by
 from hf_robust_ft.reporting.licences import licence_metadata
 from hf_robust_ft.reporting.reach import LEAST, reach_of, reach_sentence
-from hf_robust_ft.reporting.settings import UNNAMED_DATASET, attack_name, image_set, measured_by
 from hf_robust_ft.reporting.verdict import verdict
-from hf_robust_ft.reports import RobustnessReport
-from hf_robust_ft.threat_models import format_eps, parse_eps
 
 TAG = "hf_robust_ft"
 EXAMPLES = "examples"

@@ -9,9 +9,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from hf_robust_ft.reliability import is_reliable
-from hf_robust_ft.reports import RobustnessReport
-from hf_robust_ft.threat_models import format_eps
+from hf_robust_ft.attacks.threat_model import format_eps
+from hf_robust_ft.evaluation.reliability import is_reliable
+from hf_robust_ft.evaluation.report import RobustnessReport
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe-Ito: told apart by everyone
 

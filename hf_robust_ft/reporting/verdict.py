@@ -6,8 +6,8 @@ is the share of the most frequent class. Where AutoAttack was run as well, its a
 
 from dataclasses import dataclass
 
-from hf_robust_ft.reports import RobustnessReport
-from hf_robust_ft.threat_models import format_eps
+from hf_robust_ft.attacks.threat_model import format_eps
+from hf_robust_ft.evaluation.report import RobustnessReport
 
 BAR = 0.5  # share of the clean accuracy
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from hf_robust_ft import APGD, PixelClassifier, ThreatModel, apgd
-from hf_robust_ft.attacks import run as run_module
-from hf_robust_ft.attacks.run import FIRST_SCALE, ApgdRun
-from hf_robust_ft.balls import BALLS
-from hf_robust_ft.losses import LOSSES, get_loss
+from hf_robust_ft.attacks import apgd_run as run_module
+from hf_robust_ft.attacks.apgd_run import FIRST_SCALE, ApgdRun
+from hf_robust_ft.attacks.balls import BALLS
+from hf_robust_ft.attacks.losses import LOSSES, get_loss
 
 RADII = {"Linf": 8 / 255, "L2": 1.0, "L1": 8.0}
 EVERY_NORM = pytest.mark.parametrize("norm", list(BALLS))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hf_robust_ft.attacks import APGD, GradientMeter
-from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.attacks.threat_model import ThreatModel
 
 BALL = ThreatModel("Linf", 0.1)
 

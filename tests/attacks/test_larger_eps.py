@@ -7,9 +7,9 @@ import torch
 
 from hf_robust_ft import APGD, PixelClassifier, ThreatModel, apgd
 from hf_robust_ft.attacks import attack_until_fooled, compile_attack
+from hf_robust_ft.attacks.balls import BALLS
 from hf_robust_ft.attacks.larger_eps import eps_phases
-from hf_robust_ft.balls import BALLS
-from hf_robust_ft.losses import get_loss
+from hf_robust_ft.attacks.losses import get_loss
 
 RADII = {"Linf": 0.06, "L2": 1.0, "L1": 12.0}
 EVERY_NORM = pytest.mark.parametrize("norm", list(BALLS))

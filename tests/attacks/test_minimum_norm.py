@@ -7,9 +7,9 @@ from defences import digits, trained
 
 from hf_robust_ft import APGD, PixelClassifier, ThreatModel
 from hf_robust_ft.attacks import smallest_fooling_eps
-from hf_robust_ft.balls import BALLS
-from hf_robust_ft.protocols import attack_on_grid, evaluation_attack
-from hf_robust_ft.threat_models import default_epsilons
+from hf_robust_ft.attacks.balls import BALLS
+from hf_robust_ft.attacks.threat_model import default_epsilons
+from hf_robust_ft.evaluation.protocols import attack_on_grid, evaluation_attack
 
 RADII = {"Linf": 0.6, "L2": 8.0, "L1": 100.0}  # large enough to fool some images of each tiny model
 ATTACK = APGD(steps=10, random_start=False, select="fooled")

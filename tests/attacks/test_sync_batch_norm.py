@@ -7,8 +7,8 @@ from conftest import assert_same_weights, weights
 from torch import nn
 
 from hf_robust_ft.attacks import APGD, attack_mode
-from hf_robust_ft.pixels import PixelClassifier
-from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.attacks.pixels import PixelClassifier
+from hf_robust_ft.attacks.threat_model import ThreatModel
 
 CONVERSIONS = {"resnet": nn.SyncBatchNorm.convert_sync_batchnorm, "timm": timm.layers.convert_sync_batchnorm}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_robust_ft.attacks.pixels import PixelClassifier
 from hf_robust_ft.benchmarks import attack_cost
 from hf_robust_ft.benchmarks.attack_cost import (
     LIMIT,
@@ -20,7 +21,6 @@ from hf_robust_ft.benchmarks.attack_cost import (
     ratios_to_limit,
     time_in_turn,
 )
-from hf_robust_ft.pixels import PixelClassifier
 
 BATCH_SIZE = 6
 TINY = Setting("tiny", 16, BATCH_SIZE)

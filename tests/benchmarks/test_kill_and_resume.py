@@ -1,4 +1,5 @@
-"""The script that kills training; what it finds is also checked, kill by kill, in tests/test_durable_trainer.py."""
+"""The script that kills training; what it finds is also checked, kill by kill, in
+tests/training/base/test_durable.py."""
 
 import json
 import sys

@@ -6,7 +6,7 @@ from defences import digits, trained
 
 from hf_robust_ft import ThreatModel
 from hf_robust_ft.benchmarks.minimum_norm_gap import bisected, by_fmn, measure_gap
-from hf_robust_ft.protocols import evaluation_attack
+from hf_robust_ft.evaluation.protocols import evaluation_attack
 
 
 class Threshold(torch.nn.Module):

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from hf_robust_ft.attacks import APGD, run
+from hf_robust_ft.attacks import APGD
+from hf_robust_ft.attacks import apgd_run as run
+from hf_robust_ft.attacks.pixels import PixelClassifier
+from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.benchmarks.precision import AUTOCAST, NO_SCALE, markdown_table, measure, precision
-from hf_robust_ft.pixels import PixelClassifier
-from hf_robust_ft.threat_models import ThreatModel
 
 
 @pytest.mark.parametrize("name", AUTOCAST)

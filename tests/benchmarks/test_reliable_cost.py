@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from hf_robust_ft import APGD, PixelSpace, ThreatModel
+from hf_robust_ft.attacks.pixels import PixelClassifier
 from hf_robust_ft.benchmarks import reliable_cost, small_networks
 from hf_robust_ft.benchmarks.reliable_cost import MASKS, MaskedClassifier, measure_costs
-from hf_robust_ft.pixels import PixelClassifier
 
 
 def fifty_steps(logits_fn, pixels, labels, threat_model, *, batch_size):

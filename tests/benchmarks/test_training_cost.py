@@ -6,15 +6,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_robust_ft.attacks import use_memory_format
-from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.attacks.pixels import PixelSpace
+from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.benchmarks import training_cost, training_subjects
 from hf_robust_ft.benchmarks.attack_cost import count_passes
 from hf_robust_ft.benchmarks.plain_loop import fine_tune_in_a_loop
 from hf_robust_ft.benchmarks.training_cost import STEPS, BareSteps, in_turn, markdown
 from hf_robust_ft.benchmarks.training_subjects import Subject
-from hf_robust_ft.pixels import PixelSpace
-from hf_robust_ft.recipes import read_recipe
-from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.evaluation.batches import stack_examples
+from hf_robust_ft.runs.recipes import read_recipe
 
 BATCH = 8
 

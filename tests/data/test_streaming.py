@@ -7,9 +7,9 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
 from hf_robust_ft import load_image_dataset
-from hf_robust_ft.batches import stack_examples
 from hf_robust_ft.data import Streaming, UndecodableImageError, with_pixel_values
 from hf_robust_ft.data import loading as loading_module
+from hf_robust_ft.evaluation.batches import stack_examples
 
 CLASSES = ["red", "green"]
 

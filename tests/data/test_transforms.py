@@ -8,11 +8,11 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
 from hf_robust_ft import PixelSpace
-from hf_robust_ft.batch_checks import check_batch
-from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.attacks.batch_checks import check_batch
 from hf_robust_ft.data import SeededAugmentation, UndecodableImageError, align_labels, with_pixel_values
 from hf_robust_ft.data.augmentation import transform_of
 from hf_robust_ft.data.images import RGBImage
+from hf_robust_ft.evaluation.batches import stack_examples
 
 
 def test_evaluation_is_exactly_the_processor(images, processor):

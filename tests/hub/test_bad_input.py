@@ -11,13 +11,13 @@ from finished_run import report, write_checkpoint, write_run
 from safetensors.torch import load_file, save_file
 
 from hf_robust_ft import RobustnessReport
-from hf_robust_ft.cli import main
+from hf_robust_ft.cli.main import main
 from hf_robust_ft.hub import PublishError, publish, publish_metric
 from hf_robust_ft.hub.contents import published_files
-from hf_robust_ft.measuring import EvaluationArguments
-from hf_robust_ft.options import parse_options
-from hf_robust_ft.run_arguments import DataArguments
-from hf_robust_ft.weight_hashes import hash_weight_files
+from hf_robust_ft.provenance.weight_hashes import hash_weight_files
+from hf_robust_ft.runs.arguments import DataArguments
+from hf_robust_ft.runs.evaluate import EvaluationArguments
+from hf_robust_ft.runs.options import parse_options
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from finished_run import write_run
 
-from hf_robust_ft.cli import main
+from hf_robust_ft.cli.main import main
 from hf_robust_ft.hub import publish
 
 

@@ -9,7 +9,7 @@ from finished_run import PUBLISHED, contents
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 
-from hf_robust_ft.finetuning import fine_tune
+from hf_robust_ft.runs.fine_tune import fine_tune
 
 START = """
 import pathlib, sys
@@ -24,7 +24,7 @@ for index, example in enumerate(images):
     place = pathlib.Path("colours", "test" if index >= 32 else "train", name)
     place.mkdir(parents=True, exist_ok=True)
     example["image"].save(place / f"{{index}}.png")
-from hf_robust_ft.cli import main
+from hf_robust_ft.cli.main import main
 here = str(pathlib.Path.cwd())
 """
 COMMANDS = """

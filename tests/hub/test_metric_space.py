@@ -12,7 +12,7 @@ PUBLISH = """
 from hf_robust_ft.hub import publish_metric
 found["oid"] = publish_metric("tester/my-robustness").oid
 found["again"] = publish_metric("tester/my-robustness").oid
-from hf_robust_ft.cli import main
+from hf_robust_ft.cli.main import main
 found["second"] = attempt(main, ["publish-metric", "tester/second", "--private"])
 found["refused"] = attempt(publish_metric, "someone/robustness")
 """

@@ -10,7 +10,7 @@ import contextlib, io, shutil, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import conftest
-from hf_robust_ft.cli import main
+from hf_robust_ft.cli.main import main
 from hf_robust_ft.hub import publish
 
 call = lambda fixture, *args: fixture._get_wrapped_function()(*args)

@@ -12,7 +12,7 @@ from hf_robust_ft.reporting.card_sections import BEGIN, END
 START = """
 import logging, shutil
 from pathlib import Path
-import hf_robust_ft.hub.patience as patience
+import hf_robust_ft.hub.retry as patience
 from hf_robust_ft.hub import publish
 patience.WAITS = (0.01, 0.02, 0.03)
 
@@ -270,7 +270,7 @@ def test_a_clean_process_loads_it_with_transformers_alone(usual, tmp_path):
 FAULTY = """
 for name in names:
     found[name] = attempt_publish(f"tester/{name}", run=name, license="mit", create_pr=name == "pull_lost")
-from hf_robust_ft.cli import main
+from hf_robust_ft.cli.main import main
 found["resumed"] = attempt(main, ["publish", "commit_down", "tester/commit_down"])
 """
 MENDED = (

@@ -20,8 +20,8 @@ import pathlib
 import numpy as np
 import torch
 from hf_robust_ft import AdversarialTrainer, AdversarialTrainingArguments, load_image_classifier
-from hf_robust_ft.batches import stack_examples
-from hf_robust_ft.cli import main
+from hf_robust_ft.evaluation.batches import stack_examples
+from hf_robust_ft.cli.main import main
 from hf_robust_ft.data import load_image_dataset, with_pixel_values
 from PIL import Image
 

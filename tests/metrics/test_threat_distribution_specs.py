@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from hf_robust_ft.attacks.threat_model import parse_eps
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import distribution_spec, parse_distribution
 from hf_robust_ft.metrics.robustness.threat_distributions import Beta, Dirac, TruncatedNormal, Uniform, Weights
-from hf_robust_ft.threat_models import parse_eps
 
 EPS_G = 4 / 255
 

@@ -9,7 +9,7 @@ import torch
 from finished_run import write_run
 
 from hf_robust_ft import load_image_classifier
-from hf_robust_ft.cli import main
+from hf_robust_ft.cli.main import main
 from hf_robust_ft.hub import PublishError, publish
 
 NAMES = ["red", "green", "blue", "yellow"]

@@ -3,12 +3,12 @@ import dataclasses
 import pytest
 from finished_run import report
 
-from hf_robust_ft.measuring import EvaluationArguments
-from hf_robust_ft.options import parse_options
-from hf_robust_ft.protocols import resolve_epsilons
+from hf_robust_ft.attacks.threat_model import ThreatModel
+from hf_robust_ft.evaluation.protocols import resolve_epsilons
 from hf_robust_ft.reporting.commands import evaluate_command
-from hf_robust_ft.run_arguments import DataArguments
-from hf_robust_ft.threat_models import ThreatModel
+from hf_robust_ft.runs.arguments import DataArguments
+from hf_robust_ft.runs.evaluate import EvaluationArguments
+from hf_robust_ft.runs.options import parse_options
 
 
 def parsed(command: str):

@@ -1,13 +1,13 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from page_runs import make_report
 
 from hf_robust_ft import RobustnessReport
 from hf_robust_ft.reporting.consistency import check_consistent
 
-CARDS = Path(__file__).parents[2] / "model_cards"
+CARDS = REPOSITORY / "model_cards"
 
 
 @pytest.mark.parametrize("protocol", ["paper", "exact"])

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from hf_robust_ft.diagnosis import diagnose
+from hf_robust_ft.provenance.validation_curves import ValidationCurve
 from hf_robust_ft.reporting import diagnosis_plots
+from hf_robust_ft.reporting.diagnosis import diagnose
 from hf_robust_ft.reporting.diagnosis_text import advice, render_diagnosis
-from hf_robust_ft.validation_curves import ValidationCurve
 
 DELAYS = (1, 2, 4, None)
 

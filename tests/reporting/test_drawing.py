@@ -7,10 +7,10 @@ import pytest
 import torch
 from finished_run import report
 
-import hf_robust_ft.reporting.evidence
-from hf_robust_ft.batches import stack_examples
+import hf_robust_ft.reporting.artifacts
+from hf_robust_ft.evaluation.batches import stack_examples
 from hf_robust_ft.reporting import write_evidence
-from hf_robust_ft.reporting.evidence import CARD_NAME, CURVE_NAME, REPORT_NAME, TRAINING_NAME
+from hf_robust_ft.reporting.artifacts import CARD_NAME, CURVE_NAME, REPORT_NAME, TRAINING_NAME
 
 HISTORY = [{"epoch": 1.0, "loss": 1.0, "eps": 0.0}, {"epoch": 1.0, "eval_clean_accuracy": 0.5}]
 
@@ -27,7 +27,7 @@ def test_the_report_is_there_before_any_picture_is_drawn(tmp_path, monkeypatch):
         seen.append(1)
 
     for name in ("plot_curves", "plot_training"):
-        monkeypatch.setattr(hf_robust_ft.reporting.evidence, name, draw)
+        monkeypatch.setattr(hf_robust_ft.reporting.artifacts, name, draw)
     write_evidence(report(), tmp_path, HISTORY, examples=draw)
     assert len(seen) == 3
 
@@ -37,7 +37,7 @@ def test_a_picture_that_fails_is_told_in_one_line_and_the_rest_is_written(tmp_pa
     write_evidence(report(), tmp_path, HISTORY)  # an earlier run's
     caplog.clear()
     if failing != "examples":
-        monkeypatch.setattr(hf_robust_ft.reporting.evidence, failing, fail)
+        monkeypatch.setattr(hf_robust_ft.reporting.artifacts, failing, fail)
     write_evidence(report(), tmp_path, HISTORY, examples=fail if failing == "examples" else None)
     assert [record.getMessage() for record in caplog.records] == [
         {
@@ -78,7 +78,7 @@ def test_the_evidence_of_string_keys_bears_the_names(make_trainer, make_model, d
 def test_examples_that_fail_lose_neither_report_nor_card(make_trainer, monkeypatch, tmp_path, caplog):
     trainer = make_trainer()
     trainer.evaluate()
-    monkeypatch.setattr("hf_robust_ft.evaluating_trainer.save_examples", fail)
+    monkeypatch.setattr("hf_robust_ft.training.evaluating_trainer.save_examples", fail)
     trainer.save_evidence()
     assert "A picture of attacked images could not be drawn" in caplog.text
     for name in (REPORT_NAME, CARD_NAME, CURVE_NAME, "provenance.json", "recipe.yaml"):

@@ -4,7 +4,7 @@ import torch
 from colour_classifier import ColourClassifier
 
 from hf_robust_ft import APGD, PixelClassifier, PixelSpace, ThreatModel
-from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.evaluation.batches import stack_examples
 from hf_robust_ft.reporting import save_examples
 from hf_robust_ft.reporting.example_pairs import ExamplePairs
 

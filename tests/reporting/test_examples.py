@@ -7,7 +7,7 @@ from colour_classifier import ColourClassifier
 from PIL import Image
 
 from hf_robust_ft import APGD, PixelClassifier, PixelSpace, ThreatModel
-from hf_robust_ft.batches import stack_examples
+from hf_robust_ft.evaluation.batches import stack_examples
 from hf_robust_ft.reporting import choose_examples, save_examples
 from hf_robust_ft.reporting.example_pairs import ExamplePairs
 from hf_robust_ft.reporting.examples import _half_and_half, _plot_strip

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hf_robust_ft.run_record import library_versions
+from hf_robust_ft.provenance.record import library_versions
 
 FOLDER = Path(__file__).parent
 GENERATOR = "hf_robust_ft page"

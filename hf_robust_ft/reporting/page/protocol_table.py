@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from hf_robust_ft.convergence_text import convergence_sentence
+from hf_robust_ft.attacks.threat_model import format_eps
+from hf_robust_ft.evaluation.convergence_text import convergence_sentence
+from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.reporting.comparability import Setting, attack_name
 from hf_robust_ft.reporting.reach import REACH
-from hf_robust_ft.reporting.settings import Setting, attack_name
-from hf_robust_ft.reports import RobustnessReport
-from hf_robust_ft.threat_models import format_eps
 
 
 def protocol_rows(reports: Sequence[RobustnessReport]) -> list[dict[str, Any]]:

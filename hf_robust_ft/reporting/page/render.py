@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from hf_robust_ft.confidence_intervals import interval_method
-from hf_robust_ft.protocols import PROTOCOLS
-from hf_robust_ft.reliability import is_reliable, reliability_sentence
+from hf_robust_ft.attacks.threat_model import format_eps, readable_eps
+from hf_robust_ft.evaluation.confidence_intervals import interval_method
+from hf_robust_ft.evaluation.protocols import PROTOCOLS
+from hf_robust_ft.evaluation.reliability import is_reliable, reliability_sentence
+from hf_robust_ft.reporting.comparability import Setting
 from hf_robust_ft.reporting.consistency import check_consistent
 from hf_robust_ft.reporting.example_pairs import ExamplePairs, drawable
 from hf_robust_ft.reporting.page.assets import read_asset, render_template
 from hf_robust_ft.reporting.page.protocol_table import protocol_rows
 from hf_robust_ft.reporting.page.runs import Run
 from hf_robust_ft.reporting.reach import LEAST, reach_of, reach_sentence
-from hf_robust_ft.reporting.settings import Setting
 from hf_robust_ft.reporting.verdict import verdict
-from hf_robust_ft.threat_models import format_eps, readable_eps
 
 SCRIPTS = ("robustness.js", "charts.js", "page.js", "examples.js")
 COLOURS = 6  # --run-0 ... of page.css

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_robust_ft.reporting.evidence import EXAMPLE_FILES, REPORT_NAME
+from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.provenance.validation_curves import ACCURACY_KEYS, find_state
+from hf_robust_ft.reporting.artifacts import EXAMPLE_FILES, REPORT_NAME
 from hf_robust_ft.reporting.example_pairs import FILE_NAME, ExamplePairs
 from hf_robust_ft.reporting.model_card import EXAMPLES
-from hf_robust_ft.reports import RobustnessReport
-from hf_robust_ft.validation_curves import ACCURACY_KEYS, find_state
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from page_runs import CLASSES, EVIL, LOG_HISTORY, make_pairs, make_report
 
+from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.metrics.robustness.curve import expected_robustness, survival_expectation
 from hf_robust_ft.metrics.robustness.threat_distributions import Uniform
 from hf_robust_ft.reporting.page import Run, Timeline, render, render_page
-from hf_robust_ft.threat_models import format_eps
 
 pytestmark = pytest.mark.browser
 NONE = "\u2013"  # a dash where there is nothing to tell

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from page_runs import EVIL, EVIL_IMAGE, LOG_HISTORY, make_pairs, make_report
 
-from hf_robust_ft.cli import main
+from hf_robust_ft.cli.main import main
 from hf_robust_ft.reporting.page import Run, Timeline, render, render_page, write_page
 from hf_robust_ft.reporting.page.assets import GENERATOR, read_asset
 from hf_robust_ft.reporting.page.protocol_table import protocol_rows

@@ -1,0 +1,235 @@
+"""Clean, adversarial and expected robustness of a model over a dataset, as a `RobustnessReport`."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hf_robust_ft.attacks import APGD, attack_mode, fast_memory_format
+from hf_robust_ft.attacks.autoattack import check_autoattack
+from hf_robust_ft.attacks.pixels import PixelSpace
+from hf_robust_ft.attacks.precision import SHORT_NAMES, autocast_dtype, evaluated_in
+from hf_robust_ft.attacks.threat_model import ThreatModel
+from hf_robust_ft.evaluation.batches import NumberedBatches
+from hf_robust_ft.evaluation.checked_images import CHECKED_IMAGES, ClassReservoir, draw_by_class
+from hf_robust_ft.evaluation.classifier import as_classifier
+from hf_robust_ft.evaluation.convergence import (
+    AUTO,
+    STEPS_LIMIT,
+    Convergence,
+    check_steps_limit,
+    first_attack,
+    steps_under,
+    with_convergence,
+)
+from hf_robust_ft.evaluation.distributed import SharedWork
+from hf_robust_ft.evaluation.measure_batch import KEYS, EvaluationWork
+from hf_robust_ft.evaluation.protocols import closing_attacks, evaluation_attack, resolve_epsilons
+from hf_robust_ft.evaluation.report import RobustnessReport, build_report
+from hf_robust_ft.evaluation.stored_examples import ExampleFolder
+from hf_robust_ft.evaluation.trust_verdicts import TrustCheck
+from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
+from hf_robust_ft.provenance.image_hashes import combined_hash
+
+
+def evaluate_robustness(
+    model: nn.Module,
+    dataset_or_loader: Any,
+    *,
+    threat_model: ThreatModel,
+    pixel_space: PixelSpace | None = None,
+    epsilons: Sequence[float | str] | None = None,
+    attack: APGD | None = None,
+    attack_steps: int | str | None = None,
+    attack_steps_limit: int = STEPS_LIMIT,
+    protocol: str = "paper",
+    distributions: Sequence[str | Mapping[float | str, float]] = (),
+    autoattack: int = 0,
+    checks: bool = True,
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    results_dir: str | Path | None = None,
+    examples_dir: str | Path | None = None,
+    class_names: Sequence[str] | None = None,
+    progress: bool = True,
+) -> RobustnessReport:
+    """Measure a model's accuracy under attack over eps in [0, eps_g].
+
+    Under `torchrun` (an initialised process group) the batches are dealt out to the processes, all of which must call
+    this, and each returns the whole report, the same as one process makes. Where one fails, the others raise its
+    error as `shared_work.OtherProcessFailed` after the batch at hand. Convolutional models are evaluated in
+    channels_last.
+
+    Args:
+        model: a transformers, PEFT, timm or plain classifier of `pixel_values`, or a `PixelClassifier` (then
+            `pixel_values` are pixels in [0, 1]); compiled or in DDP's wrapper, but not sharded. It comes back in the
+            mode it was in.
+        dataset_or_loader: a map-style dataset of `{"pixel_values", "labels"}`, or a DataLoader of such batches.
+        threat_model: norm and largest eps.
+        pixel_space: how to undo the normalisation of `pixel_values`, e.g. `PixelSpace.from_processor(processor)`;
+            without one they must be pixels in [0, 1], which is checked.
+        epsilons: the grid, increasing from 0 to the threat model's eps; the default is every 1/255 under Linf, 8
+            equal steps under L2 and L1.
+        attack: the default is the paper's, APGD-CE with 10 steps from the clean image, under L1 with larger eps first.
+        attack_steps: in place of the attack's own; "auto" doubles them, from 10, on what still stands until the
+            accuracy settles (`convergence.Convergence`), for which the source must bring the same batches again.
+        attack_steps_limit: the most steps of "auto".
+        protocol: a key of `PROTOCOLS`: "paper" (comparable), "exact" (stronger, no quadrature error) or "reliable" (the
+            worst case of three attacks, the first as with `attack_steps="auto"`, which it implies).
+        distributions: also report expected robustness under these distributions of eps, e.g. "beta:2,5", or as any
+            weights of any eps "weights:0=1,2/255=3" or {0: 1, "2/255": 3}; see
+            `RobustnessReport.expected_robustness_under`.
+        autoattack: run standard AutoAttack at eps_g on what the protocol leaves standing of so many images, drawn as
+            for the trust checks; the source must bring the same batches again.
+        checks: run `trust_checks` in the end, on `CHECKED_IMAGES` drawn by `seed`, equally many of each class; under
+            "exact" and "auto" the second opinion is of what these leave standing.
+        batch_size: images at a time, when given a dataset; a loader's own size holds for the checks too.
+        device: where to run; the default is the model's own device.
+        seed: of the attack's random starts, when it has any, and of AutoAttack.
+        results_dir: append each batch's results to a file in this folder; a run that was cut off continues there and
+            ends in the same report.
+        examples_dir: store the example found for each image in this folder (`stored_examples`), by which others can
+            check the report without an attack (`verification.verify_report`, `hf-robust-ft verify`). 4 bytes a
+            channel of each pixel of the images that fall; resumable where there is a `results_dir`.
+        class_names: names for the report's per-class rows.
+        progress: show a progress bar with the accuracy so far.
+
+    Raises:
+        ValueError: unknown protocol, bad grid, a sharded model, empty dataset, or a batch an attack cannot work on
+            (see `batch_checks`).
+        OtherProcessFailed: another process raised.
+    """
+    with SharedWork() as processes:
+        _check_arguments(threat_model, attack, distributions, autoattack, seed)
+        attack = evaluation_attack(norm=threat_model.norm) if attack is None else attack
+        check_steps_limit(attack_steps_limit)
+        attack_steps = steps_under(protocol, attack_steps)
+        if attack_steps is not None:
+            attack = first_attack(attack, attack_steps)
+        grid = resolve_epsilons(epsilons, threat_model)
+        classifier, pixel_space = as_classifier(model, pixel_space)
+        rounds = Convergence(attack, grid, protocol, attack_steps_limit) if attack_steps == AUTO else None
+        examples = None if examples_dir is None else ExampleFolder(examples_dir)
+        repeatable = processes.world_size > 1 or results_dir is not None or rounds is not None or autoattack > 0
+        batches = NumberedBatches(dataset_or_loader, batch_size, repeatable)
+        work = EvaluationWork(classifier, pixel_space, threat_model, grid, attack, protocol, seed, autoattack)
+        work.examples = examples
+        if device is not None:
+            classifier.to(device)
+        autocast = autocast_dtype(work.device)
+        with attack_mode(classifier), fast_memory_format(classifier) as memory_format:
+            rows, found_checks = _measured(work, batches, processes, rounds, results_dir, checks, progress)
+    return build_report(
+        rows["labels"],
+        rows["smallest_eps"],
+        rows["wrong_classes"],
+        threat_model=threat_model,
+        epsilons=grid,
+        attack=attack if rounds is None else rounds.attack,
+        protocol=protocol,
+        distributions=distributions,
+        autoattack=rows["autoattack"],
+        autoattack_images=rows.get("autoattack_images", ()),
+        image_hashes=rows["image_hashes"],
+        found_again=rows["found_again"],
+        passes=rows["passes"],
+        checks=found_checks,
+        convergence=None if rounds is None else rounds.described(),
+        class_names=class_names,
+        metadata={
+            "memory_format": memory_format,
+            **evaluated_in(classifier, SHORT_NAMES.get(autocast), processes.rank == 0),
+        },
+    )
+
+
+def _check_arguments(
+    threat_model: ThreatModel, attack: APGD | None, distributions: Sequence, autoattack: int, seed: int
+) -> None:
+    """Raise a ValueError for what would fail only after hours, or not at all."""
+    if not isinstance(threat_model, ThreatModel):
+        raise ValueError(
+            f"threat_model must be a ThreatModel, e.g. ThreatModel('Linf', '4/255'); got {threat_model!r}."
+        )
+    if attack is not None and not isinstance(attack, APGD):
+        raise ValueError(f"attack must be an APGD, e.g. APGD(steps=20, select='fooled'); got {attack!r}.")
+    if isinstance(distributions, (str, Mapping)):
+        raise ValueError(f"distributions must be a list of them, got {distributions!r} alone: put it in brackets.")
+    for distribution in distributions:
+        parse_distribution(distribution, threat_model.eps)
+    if autoattack:
+        check_autoattack(autoattack)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}.")
+
+
+def _measured(
+    work: EvaluationWork,
+    batches: NumberedBatches,
+    processes: SharedWork,
+    rounds: Convergence | None,
+    results_dir: str | Path | None,
+    checks: bool,
+    progress: bool,
+) -> tuple[dict[str, list], list[TrustCheck]]:
+    """All batches, and what still stands of them in each further round, then the trust checks: its rows, the checks."""
+    first_work = work
+    if checks and not batches.looks_up:
+        work.drawn = ClassReservoir(CHECKED_IMAGES, work.seed)
+    repeated = rounds is not None or work.autoattack > 0
+
+    def once_more(work: EvaluationWork, records: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        with work.stored_in(results_dir, batches, processes) as store:
+            return work.all_of(batches, processes, store, progress, records, repeated=True)
+
+    with work.stored_in(results_dir, batches, processes) as store:
+        records = work.all_of(batches, processes, store, progress, repeated=repeated)
+        rows = _of_all_processes(processes, records)
+        if rounds is not None:
+            num_labels = max(each or 0 for each in processes.gather(first_work.num_labels))  # 0 where one had no batch
+            rounds.closing = closing_attacks(work.protocol, work.threat_model.norm, num_labels)
+        while rounds is not None and (next_attack := rounds.after(rows["smallest_eps"])) is not None:
+            work = dataclasses.replace(work, attack=next_attack, rounds_done=rounds.rounds_done)
+            records = once_more(work, records)
+            rows = _of_all_processes(processes, records)
+        if work.autoattack:
+            drawn = draw_by_class(rows["labels"], work.autoattack, work.seed)
+            work = dataclasses.replace(work, asked=frozenset(drawn), rounds_done=work.rounds_done + 1)
+            records = once_more(work, records)
+            rows = _of_all_processes(processes, records) | {"autoattack_images": drawn}
+    if work.examples is not None:
+        _finish_examples(work.examples, processes, records, rows["image_hashes"])
+    found: list[TrustCheck] = []
+    if checks and processes.rank == 0:
+        found = first_work.trust_checks(batches, rows, check_converged=rounds is None)
+    found = processes.gather(found)[0] if checks else []
+    return rows, found if rounds is None or not checks else with_convergence(found, rounds)
+
+
+def _of_all_processes(processes: SharedWork, records: dict[int, dict[str, Any]]) -> dict[str, list]:
+    """What all processes found, in the order of the data.
+
+    Raises:
+        ValueError: no process had a batch.
+    """
+    everyones = {number: record for own in processes.gather(records) for number, record in own.items()}
+    if not everyones:
+        raise ValueError("The dataset is empty: there is nothing to evaluate.")
+    rows = {key: [value for _, record in sorted(everyones.items()) for value in record[key]] for key in KEYS}
+    rows["smallest_eps"] = [np.inf if eps is None else eps for eps in rows["smallest_eps"]]
+    return rows
+
+
+def _finish_examples(
+    examples: ExampleFolder, processes: SharedWork, records: dict[int, dict[str, Any]], image_hashes: list[str]
+) -> None:
+    """Write the index, once all processes have stored what they found."""
+    own = dict(shard for record in records.values() for shard in record["examples"])
+    everyones = {name: sha256 for shards in processes.gather(own) for name, sha256 in shards.items()}
+    if processes.rank == 0:
+        examples.finish(everyones, image_digest=combined_hash(image_hashes))

@@ -1,0 +1,319 @@
+"""What was measured of a model's robustness, and how: the record that prints, plots and cards are made from."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
+from hf_robust_ft.evaluation.confidence_intervals import confidence_intervals
+from hf_robust_ft.evaluation.convergence_text import convergence_sentence
+from hf_robust_ft.evaluation.reliability import reliability_of, short_verdict
+from hf_robust_ft.evaluation.trust_verdicts import TrustCheck, summary
+from hf_robust_ft.metrics.robustness.curve import survival_expectation, trapezoid_weights
+from hf_robust_ft.metrics.robustness.robustness import Robustness
+from hf_robust_ft.metrics.robustness.threat_distribution_specs import distribution_spec, parse_distribution
+from hf_robust_ft.metrics.robustness.threat_distributions import grid_weights
+from hf_robust_ft.provenance.class_names import name_of
+from hf_robust_ft.provenance.image_hashes import combined_hash
+from hf_robust_ft.provenance.plain_text import one_line
+
+
+@dataclass(frozen=True)
+class RobustnessReport:
+    """What was measured and how. Accuracies lie in [0, 1]; every eps is in pixel units of [0, 1].
+
+    Attributes:
+        clean_accuracy: accuracy at eps = 0.
+        adversarial_accuracy: accuracy at the largest eps.
+        expected_robustness: mean accuracy over eps in [0, eps_g] (arXiv 2509.23325).
+        epsilons: the grid, increasing from 0 to eps_g.
+        accuracies: accuracy at each of them.
+        threat_model: {"norm": ..., "eps": ...}.
+        attack: settings of the attack, `APGD`'s fields; with converged steps, those of the last round.
+        protocol: a key of `PROTOCOLS`.
+        num_samples: images evaluated.
+        smallest_epsilons: per image, the smallest eps found to fool it: 0 if it is misclassified as it is, None if
+            nothing up to eps_g did. Under the protocol "paper" these are points of the grid.
+        confidence_intervals: 95 % intervals over the images: [low, high] of the three scores and of
+            "autoattack_accuracy", and for "accuracies" one a grid point; by which "method". They tell what other images
+            would change, not what a stronger attack would.
+        per_class: the three scores and the number of images of each class.
+        distributions: expected robustness under other distributions of eps than the uniform one, by their names.
+        autoattack_accuracy: accuracy under standard AutoAttack at eps_g, if it was run.
+        autoattack_samples: on how many images.
+        autoattack_images: which these are, drawn by a seed, equally many of each class as far as there are; empty in
+            reports of versions that took the first.
+        checks: what tells whether the accuracies can be trusted (`trust_verdicts.TrustCheck`'s fields).
+        convergence: with `attack_steps="auto"` the `limit` of steps, whether the accuracy has `settled`, and `rounds`:
+            per number of steps `adversarial_accuracy`, `expected_robustness`, `accuracies`. All other figures are
+            those after the last round; the first round's are the paper's. Empty where the steps were fixed.
+        image_hashes: per image, 16 hex digits of its pixels as evaluated (`image_hashes.hash_images`); empty in
+            reports of versions that told none.
+        image_digest: 16 hex digits for all of them, whatever their order.
+        passes: images in all `forwards` and `gradients` of the attacks (trust checks apart).
+        found_again: how many `examples` there are, misclassified points of images that were right, and how many of
+            them were `misclassified` again in other batches.
+        metadata: what else the writer knew (model, dataset, training settings, versions).
+        reliability: {"verdict": "ok" or "doubtful", "reasons": [...]} by `reliability.reliability_of`; it follows from
+            the rest, and whatever is given, or read from a file, is replaced.
+    """
+
+    clean_accuracy: float
+    adversarial_accuracy: float
+    expected_robustness: float
+    epsilons: list[float]
+    accuracies: list[float]
+    threat_model: dict[str, Any]
+    attack: dict[str, Any]
+    protocol: str
+    num_samples: int
+    smallest_epsilons: list[float | None] = field(default_factory=list)
+    confidence_intervals: dict[str, Any] = field(default_factory=dict)
+    per_class: list[dict[str, Any]] = field(default_factory=list)
+    distributions: dict[str, float] = field(default_factory=dict)
+    autoattack_accuracy: float | None = None
+    autoattack_samples: int = 0
+    autoattack_images: list[int] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    convergence: dict[str, Any] = field(default_factory=dict)
+    image_hashes: list[str] = field(default_factory=list)
+    image_digest: str = ""
+    passes: dict[str, int] = field(default_factory=dict, compare=False)  # what it cost is no result
+    found_again: dict[str, int] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    reliability: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "reliability", reliability_of(self))
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the report; `from_json` reads it back equal."""
+        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "RobustnessReport":
+        """Read a report.
+
+        Raises:
+            ValueError: the file is no JSON, or holds other keys or values than a report's.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no JSON file: {error}.") from None
+        names = {entry.name for entry in dataclasses.fields(cls)}
+        required = {entry.name for entry in dataclasses.fields(cls) if _has_no_default(entry)}
+        if not isinstance(content, dict) or set(content) - names or required - set(content):
+            held = sorted(content) if isinstance(content, dict) else type(content).__name__
+            raise ValueError(f"{path} is no robustness report: expected the keys {sorted(names)}, found {held}.")
+        try:
+            return cls(**content)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"{path} is no robustness report: {type(error).__name__}: {error}.") from None
+
+    def with_metadata(self, **metadata: Any) -> "RobustnessReport":
+        """The same measurement with more said about it."""
+        return dataclasses.replace(self, metadata={**self.metadata, **metadata})
+
+    def expected_robustness_under(self, distribution: str | Mapping[float | str, float]) -> float:
+        """The mean accuracy over an eps that is not uniform on [0, eps_g].
+
+        Args:
+            distribution: "uniform", "beta:A,B", "truncnorm:MEAN,STD", "dirac:EPS", or any weights of any eps:
+                "weights:EPS=WEIGHT,..." or {EPS: WEIGHT, ...} (see `metrics.robustness.threat_distribution_specs`).
+
+        Raises:
+            ValueError: an unknown distribution, or parameters out of range.
+        """
+        parsed = parse_distribution(distribution, self.epsilons[-1])
+        if self.protocol == "exact":
+            return survival_expectation(parsed, _as_array(self.smallest_epsilons))
+        return float(grid_weights(parsed, self.epsilons) @ np.array(self.accuracies))
+
+    def accuracies_at(self, epsilons: Sequence[float]) -> list[float]:
+        """Accuracy at other points of [0, eps_g] than the grid's.
+
+        Under the protocol "exact" counted image by image; otherwise on the line between the points of the grid, as
+        the trapezoid rule has it.
+
+        Raises:
+            ValueError: an eps outside [0, eps_g].
+        """
+        wanted = np.asarray(epsilons, dtype=np.float64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() > self.epsilons[-1]):
+            raise ValueError(f"Accuracies are known for eps in [0, {format_eps(self.epsilons[-1])}], got {epsilons!r}.")
+        if self.protocol == "exact":
+            return (_as_array(self.smallest_epsilons)[:, None] > wanted).mean(0).tolist()
+        return np.interp(wanted, self.epsilons, self.accuracies).tolist()
+
+    def __str__(self) -> str:
+        eps = format_eps(self.epsilons[-1])
+        rows = [
+            ("clean_accuracy", self.clean_accuracy, ""),
+            ("adversarial_accuracy", self.adversarial_accuracy, f"at {self.threat_model['norm']} {eps}"),
+            ("expected_robustness", self.expected_robustness, f"mean accuracy over eps in [0, {eps}]"),
+        ]
+        if self.autoattack_accuracy is not None:
+            where = f"at {self.threat_model['norm']} {eps}, {self.autoattack_set}"
+            rows.append(("autoattack_accuracy", self.autoattack_accuracy, where))
+        lines = []
+        for key, value, meaning in rows:
+            low, high = self.confidence_intervals.get(key, (None, None))
+            interval = "" if low is None else f"   [{low:.1%}, {high:.1%}]"
+            lines.append(f"{key.replace('_', ' '):<22} {value:7.2%}{interval}   {meaning}".rstrip())
+        for name, value in self.distributions.items():
+            lines.append(f"{'expected robustness':<22} {value:7.2%}   for eps ~ {name}")
+        lines.append(f"{'reliability':<22} {short_verdict(self.reliability)}")
+        if told := convergence_sentence(self.convergence):
+            lines.append(told)
+        if precision := self.metadata.get("evaluated_in"):
+            lines.append(
+                f"measured in {precision}: attacks find fewer errors than in fp32, robust figures may be too high"
+            )
+        return "\n".join(lines)
+
+    def class_table(self) -> str:
+        """The scores by class as lines of text."""
+        names = [one_line(row["class"]) for row in self.per_class]
+        width = max(map(len, names))
+        lines = [f"{'class':<{width}}  images    clean  adversarial  expected"]
+        for name, row in zip(names, self.per_class, strict=True):
+            clean, adversarial, expected = (
+                row[key] for key in ("clean_accuracy", "adversarial_accuracy", "expected_robustness")
+            )
+            lines.append(f"{name:<{width}}  {row['samples']:6}  {clean:7.1%}  {adversarial:11.1%}  {expected:8.1%}")
+        return "\n".join(lines)
+
+    @property
+    def autoattack_set(self) -> str:
+        """AutoAttack's images in words, "100 images drawn at random"."""
+        count = self.autoattack_samples
+        return f"{count} images drawn at random" if self.autoattack_images else f"{count} images, the first of the data"
+
+    def check_lines(self) -> str:
+        """The trust checks, a line each."""
+        return summary([TrustCheck(**check) for check in self.checks])
+
+
+def build_report(
+    references: Sequence[int],
+    smallest_epsilons: Sequence[float],
+    wrong_classes: Sequence[int],
+    *,
+    threat_model: ThreatModel,
+    epsilons: Sequence[float],
+    attack: Any,
+    protocol: str = "paper",
+    distributions: Sequence[str | Mapping[float | str, float]] = (),
+    autoattack: Sequence[bool] = (),
+    autoattack_images: Sequence[int] = (),
+    image_hashes: Sequence[str] = (),
+    found_again: Sequence[bool | None] = (),
+    passes: Sequence[Sequence[int]] = (),
+    checks: Sequence[TrustCheck] = (),
+    convergence: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> RobustnessReport:
+    """Score what was found for each image; the `evaluate` module does the counting.
+
+    Args:
+        references: (N,), the true classes.
+        smallest_epsilons: (N,), the smallest eps found to fool each image; infinite where there is none.
+        wrong_classes: (N,), the class predicted there (anything where there is none).
+        autoattack: of the images AutoAttack was asked about, whether it left them standing.
+        autoattack_images: their indices.
+        image_hashes: (N,), of each image.
+        found_again: (N,), whether the example of each image was misclassified again, None where there is none.
+        passes: images in the forwards and gradients of each part of the work.
+        class_names: names for `per_class`; without them, indices.
+    """
+    grid, labels = np.asarray(epsilons, dtype=np.float64), np.asarray(references)
+    smallest = np.asarray(smallest_epsilons, dtype=np.float64)
+    correct = smallest[:, None] > grid
+    predictions = np.where(correct, labels[:, None], np.asarray(wrong_classes)[:, None])
+    scores = Robustness(keep_in_memory=True).compute(predictions=predictions, references=labels, epsilons=list(grid))
+    shares = share_of_each_image(smallest, grid, protocol)
+    if protocol == "exact":
+        scores["expected_robustness"] = float(shares.mean())
+    report = RobustnessReport(
+        **scores,
+        epsilons=grid.tolist(),
+        threat_model={"norm": threat_model.norm, "eps": threat_model.eps},
+        attack=dataclasses.asdict(attack),
+        protocol=protocol,
+        num_samples=len(labels),
+        smallest_epsilons=[eps if np.isfinite(eps) else None for eps in smallest.tolist()],
+        confidence_intervals=confidence_intervals(correct, shares, autoattack),
+        per_class=_per_class(labels, correct, shares, class_names),
+        autoattack_accuracy=float(np.mean(autoattack)) if len(autoattack) else None,
+        autoattack_samples=len(autoattack),
+        autoattack_images=list(autoattack_images),
+        checks=[dataclasses.asdict(check) for check in checks],
+        convergence=dict(convergence or {}),
+        image_hashes=list(image_hashes),
+        image_digest=combined_hash(image_hashes),
+        passes=dict(zip(("forwards", "gradients"), map(sum, zip(*passes, strict=True)), strict=False)),
+        found_again=_count_again(found_again),
+        metadata=metadata or {},
+    )
+    under = {distribution_spec(each): report.expected_robustness_under(each) for each in distributions}
+    return dataclasses.replace(report, distributions=under)
+
+
+def share_of_each_image(smallest_epsilons: np.ndarray, epsilons: np.ndarray, protocol: str) -> np.ndarray:
+    """Each image's own share of the expected robustness, whose mean it is: (N,) from its smallest fooling eps (N,)."""
+    if protocol == "exact" and epsilons[-1] > 0:
+        return np.minimum(smallest_epsilons, epsilons[-1]) / epsilons[-1]
+    return (smallest_epsilons[:, None] > epsilons) @ trapezoid_weights(epsilons)
+
+
+def from_grid_predictions(
+    predictions: Sequence[Sequence[int]], references: Sequence[int], epsilons: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `build_report` takes, from the class predicted for each image at each eps, (N, E).
+
+    Returns:
+        Smallest fooling eps and the class predicted there, both (N,).
+    """
+    predictions, labels = np.asarray(predictions), np.asarray(references)
+    wrong = predictions != labels[:, None]
+    first = wrong.argmax(1)
+    smallest = np.where(wrong.any(1), np.asarray(epsilons, dtype=np.float64)[first], np.inf)
+    return smallest, predictions[np.arange(len(labels)), first]
+
+
+def _per_class(
+    labels: np.ndarray, correct: np.ndarray, shares: np.ndarray, class_names: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    rows = []
+    for label in np.unique(labels):
+        of_class = labels == label
+        rows.append(
+            {
+                "class": name_of(class_names, int(label)),
+                "samples": int(of_class.sum()),
+                "clean_accuracy": float(correct[of_class, 0].mean()),
+                "adversarial_accuracy": float(correct[of_class, -1].mean()),
+                "expected_robustness": float(shares[of_class].mean()),
+            }
+        )
+    return rows
+
+
+def _count_again(found_again: Sequence[bool | None]) -> dict[str, int]:
+    judged = [wrong for wrong in found_again if wrong is not None]
+    return {"examples": len(judged), "misclassified": sum(judged)} if len(found_again) else {}
+
+
+def _as_array(smallest_epsilons: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.inf if eps is None else eps for eps in smallest_epsilons])
+
+
+def _has_no_default(entry: dataclasses.Field) -> bool:
+    return entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING

@@ -1,0 +1,1 @@
+"""Many runs: grids, searches, sweeps, plans, the embedded example."""

@@ -1,0 +1,67 @@
+"""What a training spent: passes through the model and seconds, counted over interruptions."""
+
+import math
+import time
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
+
+
+class PassCounter(TrainerCallback, ExportableState):
+    """Counts images by kind of pass after each optimizer step; `trainer_state.json` keeps the counts.
+
+    An attack of n steps is n passes with the gradient of the pixels and one forward. Under a per-sample schedule a step
+    counts as attacked once any image of the dataset has a budget.
+
+    Args:
+        train_images: images of an epoch.
+        passes: counts so far, `training`, `attack` and `forward`.
+        seconds: training time so far.
+    """
+
+    def __init__(self, train_images: int, passes: dict[str, int] | None = None, seconds: float = 0.0):
+        self.train_images, self.seconds = train_images, seconds
+        self.passes = dict(passes or {"training": 0, "attack": 0, "forward": 0})
+        self._since: float | None = None
+        self._scheduler: EpsilonSchedulerCallback | None = None
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "args": {"train_images": self.train_images, "passes": self.passes, "seconds": self.seconds},
+            "attributes": {},
+        }
+
+    def follow(self, scheduler: EpsilonSchedulerCallback) -> None:
+        """Whose eps and attack steps count."""
+        self._scheduler = scheduler
+
+    def go_on_from(self, stateful_callbacks: dict[str, Any]) -> None:
+        """Take over the counts that a checkpoint's `trainer_state.json` keeps."""
+        saved = stateful_callbacks[type(self).__name__]
+        saved = saved[0] if isinstance(saved, list) else saved
+        self.passes, self.seconds = dict(saved["args"]["passes"]), saved["args"]["seconds"]
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._since = time.monotonic()
+
+    def on_step_end(self, args: AdversarialTrainingArguments, state, control, **kwargs):
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        images = self._images(args, state.global_step - 1)
+        self.passes["training"] += images
+        if self._scheduler.current_eps > 0:
+            self.passes["attack"] += images * args.train_attack_at(self._scheduler.current_attack_share).steps
+            self.passes["forward"] += images
+
+    def _images(self, args: AdversarialTrainingArguments, step: int) -> int:
+        """Images of an optimizer step; the last of an epoch may be smaller."""
+        per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        of_epoch = self.train_images
+        if args.dataloader_drop_last:
+            batch = args.train_batch_size * args.world_size
+            of_epoch = of_epoch // batch * batch
+        return min(per_step, of_epoch - step % math.ceil(of_epoch / per_step) * per_step)

@@ -1,0 +1,215 @@
+"""One cell of a grid, from its options to its JSON file; where it was interrupted, it goes on."""
+
+import gc
+import json
+import shutil
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from filelock import FileLock, Timeout
+from transformers.trainer_utils import set_seed
+
+from hf_robust_ft.data import with_pixel_values
+from hf_robust_ft.evaluation.evaluate import evaluate_robustness
+from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.experiments.grid.cells import CellArguments, Job
+from hf_robust_ft.experiments.grid.pass_counter import PassCounter
+from hf_robust_ft.experiments.grid.results import CellResult
+from hf_robust_ft.experiments.sweep import differences
+from hf_robust_ft.provenance.class_names import class_names
+from hf_robust_ft.provenance.record import environment_facts
+from hf_robust_ft.runs.arguments import at_most
+from hf_robust_ft.runs.fine_tune import PreparedRun, build_trainer, prepare_run
+from hf_robust_ft.training.base.checkpoints import newest_complete
+from hf_robust_ft.training.trainer import AdversarialTrainer
+
+CONFIGURATION = "configuration.json"
+
+
+class CellInProgress(RuntimeError):
+    """Another process is at this cell."""
+
+
+def run_cell(job: Job, *, keeps_checkpoint: bool = False) -> CellResult:
+    """Train and measure a cell, and write its file; all processes of a distributed run call this.
+
+    Args:
+        keeps_checkpoint: leave the trained model as `checkpoints/<cell>`.
+
+    Raises:
+        CellInProgress: another process of this machine runs it (of other machines where they share locks).
+        ValueError: it was begun with another configuration, or what training and measuring refuse.
+    """
+    arguments = job.parse()
+    is_main = arguments.training.process_index == 0
+    with _only_here(job, is_main):
+        if job.result.is_file():  # another process has finished it since
+            return CellResult.from_json(job.result)
+        configuration = job.configuration(arguments)
+        _check_begun(job, configuration, is_main)
+        set_seed(arguments.training.seed)
+        prepared = prepare_run(*arguments)
+        trainer, counter = _train(job, arguments, prepared)
+        before = time.monotonic()
+        report = _measure(job, arguments, prepared, trainer)
+        result = CellResult(
+            **vars(job.cell),
+            report=report,
+            validation=_validation(trainer.state.log_history),
+            passes=counter.passes,
+            seconds={"training": round(counter.seconds, 1), "evaluation": round(time.monotonic() - before, 1)},
+            configuration=configuration,
+        )
+        if keeps_checkpoint:
+            trainer.save_model(str(Path(job.folder) / "checkpoints" / job.cell.name))
+        if is_main:
+            result.to_json(job.result)
+            job.failure.unlink(missing_ok=True)
+            shutil.rmtree(job.work, ignore_errors=True)
+    return result
+
+
+def attempt_cell(job: Job, *, keeps_checkpoint: bool = False) -> CellResult | None:
+    """`run_cell`, whose failure is written to the cell's `failed` file and ends nothing else.
+
+    Returns:
+        None where it failed.
+
+    Raises:
+        CellInProgress: as `run_cell`.
+    """
+    try:
+        return run_cell(job, keeps_checkpoint=keeps_checkpoint)
+    except CellInProgress:
+        raise
+    except Exception as error:
+        record_failure(job, f"{type(error).__name__}: {error}", traceback.format_exc())
+        return None
+    finally:
+        gc.collect()  # the model of a failed cell would else stay on the device
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def record_failure(job: Job, reason: str, details: str = "") -> None:
+    """Write why a cell failed: the reason in the first line."""
+    job.failure.parent.mkdir(parents=True, exist_ok=True)
+    first = " ".join(reason.split())
+    job.failure.write_text(f"{first}\n\n{details}\n", encoding="utf-8")
+
+
+def refuse_changes(job: Job, wanted: dict[str, Any]) -> None:
+    """Raise where a cell was begun or finished with another configuration than it would have now.
+
+    Raises:
+        ValueError: what differs, and both values, are named.
+    """
+    begun = job.work / CONFIGURATION
+    if job.result.is_file():
+        before = CellResult.from_json(job.result).configuration
+    elif begun.is_file():
+        try:
+            before = dict(json.loads(begun.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{begun} is damaged ({error}). Delete the folder {job.work} to begin the cell again."
+            ) from None
+    else:
+        return
+    changed = differences(before, json.loads(json.dumps(wanted)))
+    if changed:
+        raise ValueError(
+            f"{job.folder} holds the cell {job.cell.name} of another configuration: {changed}. Give the same values "
+            "again, or another --output_dir."
+        )
+
+
+def is_in_progress(job: Job) -> bool:
+    """Whether another process is at this cell."""
+    try:
+        with _only_here(job, True):
+            return False
+    except CellInProgress:
+        return True
+
+
+@contextmanager
+def _only_here(job: Job, locks: bool) -> Iterator[None]:
+    """Hold the cell's lock, which the system releases where this process dies."""
+    if not locks:
+        yield
+        return
+    job.work.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(job.work.with_name(f"{job.cell.name}.lock"), timeout=0):
+            yield
+    except Timeout:
+        raise CellInProgress(f"Another process is at the cell {job.cell.name}.") from None
+
+
+def _check_begun(job: Job, configuration: dict[str, Any], writes: bool) -> None:
+    refuse_changes(job, configuration)
+    file = job.work / CONFIGURATION
+    if writes and not file.is_file():
+        job.work.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(".part")
+        draft.write_text(json.dumps(configuration, indent=1) + "\n", encoding="utf-8")
+        draft.replace(file)
+
+
+def _train(job: Job, arguments: CellArguments, prepared: PreparedRun) -> tuple[AdversarialTrainer, PassCounter]:
+    trainer = build_trainer(arguments.model, arguments.training, prepared)
+    counter = PassCounter(len(prepared.splits["train"]))
+    counter.follow(trainer.scheduler_callback)
+    trainer.add_callback(counter)
+    checkpoint = newest_complete(job.work)
+    if checkpoint:
+        state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+        counter.go_on_from(state["stateful_callbacks"])
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer, counter
+
+
+def _measure(
+    job: Job, arguments: CellArguments, prepared: PreparedRun, trainer: AdversarialTrainer
+) -> RobustnessReport:
+    args, how = arguments.training, job.measurement
+    images = prepared.splits[how.split]
+    if how.split == "validation":
+        images = at_most(images, arguments.data.max_eval_samples, arguments.data.split_seed, "max_eval_samples")
+    report = evaluate_robustness(
+        trainer.model,
+        with_pixel_values(images, prepared.processor),
+        threat_model=args.threat_model,
+        pixel_space=trainer.pixel_space,
+        epsilons=args.evaluation_grid,
+        attack=args.eval_attack,
+        attack_steps=args.eval_attack_steps,
+        attack_steps_limit=args.eval_attack_steps_limit,
+        protocol=how.protocol,
+        checks=how.checks,
+        batch_size=args.per_device_eval_batch_size,
+        device=PartialState().device,
+        seed=args.seed,
+        results_dir=job.work / "evaluation",
+        class_names=class_names(trainer.model.config),
+        progress=not args.disable_tqdm,
+    )
+    training = trainer.described_training()
+    return report.with_metadata(**prepared.facts, split=how.split, training=training, **environment_facts())
+
+
+def _validation(log_history: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Clean validation accuracy by epoch, and the training eps at that time."""
+    entries = {entry["epoch"]: entry for entry in log_history if "eval_clean_accuracy" in entry}
+    return {
+        "epochs": list(entries),
+        "accuracies": [entry["eval_clean_accuracy"] for entry in entries.values()],
+        "eps": [entry["eps"] for entry in entries.values()],
+    }

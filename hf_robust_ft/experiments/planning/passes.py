@@ -1,0 +1,226 @@
+"""How many images pass through the model in a run, and how: counted from the arguments, before anything runs."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from hf_robust_ft.attacks import APGD, Square
+from hf_robust_ft.attacks.larger_eps import eps_phases
+from hf_robust_ft.attacks.losses import get_loss
+from hf_robust_ft.attacks.until_fooled import FollowUp
+from hf_robust_ft.evaluation.checked_images import CHECKED_IMAGES
+from hf_robust_ft.evaluation.convergence import AUTO, rounds_up_to
+from hf_robust_ft.evaluation.output_checks import IMAGES_ALONE
+from hf_robust_ft.evaluation.protocols import closing_attacks
+from hf_robust_ft.evaluation.second_opinion import SQUARE, TARGETED, TWO_CLASSES
+from hf_robust_ft.evaluation.trust_checks import LONGER, MOST_DRAWS
+from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of a run, in passes of single images.
+
+    Args:
+        name: which part.
+        images: visits, counted again each time.
+        forward: passes without a gradient.
+        input_gradient: passes with the gradient of the pixels: attack steps.
+        training: passes with the gradient of the weights.
+        at_most: whether these are upper bounds, because images that are fooled are not attacked again.
+    """
+
+    name: str
+    images: int
+    forward: int = 0
+    input_gradient: int = 0
+    training: int = 0
+    at_most: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingLength:
+    """Optimizer steps and images of the training; attacked ones are those at eps > 0.
+
+    `attack_steps` has the attacked images by the number of steps they are attacked with. With `at_most`, the schedule
+    follows what training measures, and the attacked ones are those of the eps that rises as early as it can.
+    """
+
+    steps_per_epoch: int
+    steps: int
+    attacked_steps: int
+    images: int
+    attacked_images: int
+    attack_steps: dict[int, int]
+    at_most: bool = False
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are begun."""
+        return math.ceil(self.steps / self.steps_per_epoch)
+
+
+def training_length(args: AdversarialTrainingArguments, train_images: int) -> TrainingLength:
+    """How long training is, as Trainer counts it, and in how much of it the schedule attacks.
+
+    Raises:
+        ValueError: no epochs, or fewer images than one batch, where incomplete batches are dropped.
+    """
+    batch = args.train_batch_size * args.world_size
+    per_epoch = train_images // batch * batch if args.dataloader_drop_last else train_images
+    if per_epoch == 0:
+        raise ValueError(f"{train_images} images make no batch of {batch}, and dataloader_drop_last drops the rest.")
+    per_step = batch * args.gradient_accumulation_steps
+    steps_per_epoch = max(math.ceil(math.ceil(per_epoch / batch) / args.gradient_accumulation_steps), 1)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    if steps < 1:
+        raise ValueError(f"num_train_epochs must be positive, got {args.num_train_epochs}.")
+    scheduler = EpsilonSchedulerCallback.from_args(args)
+    scheduler.steps_per_epoch = steps_per_epoch
+    images = attacked_steps = 0
+    attack_steps: Counter[int] = Counter()
+    for step in range(steps):
+        count = min(per_step, per_epoch - step % steps_per_epoch * per_step)
+        images += count
+        if scheduler.may_attack_at(step, steps):
+            attacked_steps += 1
+            attack_steps[args.train_attack_at(scheduler.attack_share_at(step, steps)).steps] += count
+        # An accuracy that never rises and a loss of 0 make eps rise at once.
+        if scheduler.alpha.observes == "loss" or (scheduler.alpha.observes and (step + 1) % steps_per_epoch == 0):
+            scheduler.observe(0.0, step + 1, steps)
+    return TrainingLength(
+        steps_per_epoch,
+        steps,
+        attacked_steps,
+        images,
+        attacked_images=sum(attack_steps.values()),
+        attack_steps=dict(attack_steps),
+        at_most=scheduler.alpha.has_memory,
+    )
+
+
+def attack_passes(attack: APGD | Square, num_classes: int) -> tuple[int, int]:
+    """Passes of one image with an input gradient, and without any gradient.
+
+    >>> attack_passes(APGD(steps=7), num_classes=100)
+    (7, 1)
+    """
+    if isinstance(attack, Square):
+        return 0, attack.queries + 1
+    targeted = get_loss(attack.loss).targeted
+    runs = attack.restarts * (min(attack.num_targets, num_classes - 1) if targeted else 1)
+    gradients, forwards = runs * attack.steps, runs * len(eps_phases(attack)) + targeted
+    if isinstance(attack, FollowUp) and not attack.larger_eps:
+        return gradients + attack.steps, forwards + 1
+    return gradients, forwards
+
+
+def evaluations(args: AdversarialTrainingArguments, length: TrainingLength) -> int:
+    """How often the validation split is evaluated during training."""
+    count = int(bool(args.eval_on_start))
+    if args.eval_strategy.value == "epoch":
+        return count + sum(epoch >= args.eval_delay for epoch in range(1, length.epochs + 1))
+    if args.eval_strategy.value == "steps":
+        every = args.eval_steps if args.eval_steps >= 1 else math.ceil(length.steps * args.eval_steps)
+        every = int(every)
+        return count + sum(step >= args.eval_delay for step in range(every, length.steps + 1, every))
+    return count
+
+
+def phases(
+    args: AdversarialTrainingArguments, length: TrainingLength, sizes: Mapping[str, int], num_classes: int
+) -> Iterator[Phase]:
+    """The parts of `hf-robust-ft train`, in order.
+
+    Args:
+        sizes: images of `validation` and `test`.
+    """
+    yield Phase("training", length.images, training=length.images)
+    passes = [
+        (attack_passes(replace(args.train_attack, steps=steps), num_classes), images)
+        for steps, images in length.attack_steps.items()
+    ]
+    yield Phase(
+        f"attack in training (eps > 0 in {length.attacked_steps} of {length.steps} steps)",
+        length.attacked_images,
+        forward=sum(forwards * images for (_, forwards), images in passes),
+        input_gradient=sum(gradients * images for (gradients, _), images in passes),
+        at_most=length.at_most,
+    )
+    checked = min(2, args.train_batch_size) * args.world_size
+    # Once for the number of classes, with the gradient where images are attacked, and then by an attack.
+    gradients, forwards = 0, 1
+    if args.threat_model.eps > 0:
+        gradients, forwards = attack_passes(APGD(steps=1), num_classes)
+        gradients += 1
+    yield Phase("check of the first batch", checked, forward=forwards * checked, input_gradient=gradients * checked)
+    visits = evaluations(args, length) * sizes["validation"]
+    if visits:
+        yield Phase("validation", visits, forward=visits)
+        if args.robust_eval == "epoch":
+            yield from _grid_attack("attack in validation", args, visits, num_classes)
+    yield Phase("test", sizes["test"], forward=sizes["test"])
+    if args.robust_eval != "no":
+        yield from _grid_attack("attack in test", args, sizes["test"], num_classes)
+        yield from _trust_checks(args, sizes["test"], num_classes)
+
+
+def _grid_attack(name: str, args: AdversarialTrainingArguments, visits: int, num_classes: int) -> Iterator[Phase]:
+    budgets = len(args.evaluation_grid) - 1
+    if budgets:
+        gradients, forwards = attack_passes(args.eval_attack, num_classes)
+        yield Phase(
+            f"{name} ({budgets} budgets)",
+            visits,
+            forward=budgets * forwards * visits,
+            input_gradient=budgets * gradients * visits,
+            at_most=True,
+        )
+    if budgets and args.eval_attack_steps == AUTO:
+        yield _more_steps(name, args, visits, num_classes)
+    for attack in closing_attacks(args.eval_protocol, args.norm, num_classes) if budgets else ():
+        # Once an image: falls from budget to budget are counted as if they happened at the last round of steps.
+        gradients, forwards = attack_passes(attack, num_classes)
+        yield Phase(
+            f"{name}, {attack}", visits, forward=forwards * visits, input_gradient=gradients * visits, at_most=True
+        )
+
+
+def _more_steps(name: str, args: AdversarialTrainingArguments, visits: int, num_classes: int) -> Phase:
+    """The rounds after the first of steps "auto": an attack an image in each, and again for each budget that falls.
+
+    As if all fell at the last round, and at every budget; a round that changes little ends it.
+    """
+    rounds = rounds_up_to(args.eval_attack_steps_limit)[1:]
+    steps = [*rounds, *rounds[-1:] * (len(args.evaluation_grid) - 2)]
+    passes = [attack_passes(replace(args.eval_attack, steps=each), num_classes) for each in steps]
+    return Phase(
+        f"{name}, rounds of {rounds[0]} to {rounds[-1]} steps" if rounds else f"{name}, no further round",
+        visits,
+        forward=sum(forwards for _, forwards in passes) * visits,
+        input_gradient=sum(gradients for gradients, _ in passes) * visits,
+        at_most=True,
+    )
+
+
+def _trust_checks(args: AdversarialTrainingArguments, test_images: int, num_classes: int) -> Iterator[Phase]:
+    """Those of `run_trust_checks`: three budgets, five times the steps, a huge budget, noise, clean passes, others."""
+    if len(args.evaluation_grid) == 1:
+        return
+    images = min(CHECKED_IMAGES * args.world_size, test_images)
+    attack = args.eval_attack
+    gradients, forwards = attack_passes(attack, num_classes)
+    longer = 0 if args.eval_attack_steps == AUTO else LONGER  # the rounds tell of it
+    targeted = attack_passes(TARGETED if num_classes > 2 else TWO_CLASSES, num_classes)
+    by_themselves = 2 * min(IMAGES_ALONE * args.world_size, images)
+    yield Phase(
+        "trust checks",
+        images,
+        forward=(4 + min(attack.steps, MOST_DRAWS) + (4 + bool(longer)) * forwards) * images
+        + (targeted[1] + SQUARE.queries) * images
+        + by_themselves,
+        input_gradient=(1 + (4 + longer) * gradients + targeted[0]) * images,
+        at_most=True,
+    )

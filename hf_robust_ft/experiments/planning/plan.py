@@ -1,0 +1,264 @@
+"""A run's plan: what it would train on, how often images pass through the model, and how long that takes."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+
+from hf_robust_ft.data import SPECS, expected_sizes
+from hf_robust_ft.data.splits import SplitSizes
+from hf_robust_ft.experiments.planning.architecture import bare_model
+from hf_robust_ft.experiments.planning.arguments import PlanArguments
+from hf_robust_ft.experiments.planning.flops import PassFlops, count_flops
+from hf_robust_ft.experiments.planning.gpus import get_gpu
+from hf_robust_ft.experiments.planning.offline import offline
+from hf_robust_ft.experiments.planning.passes import Phase, TrainingLength, phases, training_length
+from hf_robust_ft.provenance.record import OF_ONE_LAUNCH
+from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
+from hf_robust_ft.runs.fine_tune import check_stream
+from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.tuning.adapting import adapted
+
+# Where neither spec nor data tell the number of classes; the head's share of the FLOPs is small.
+ASSUMED_CLASSES = 1000
+ASSUMPTIONS = (
+    "FLOPs: torch's counter, a multiply-add is 2; normalisation, activations, the optimizer and image loading are not "
+    "counted",
+    "'at most': an image that is fooled is not attacked again",
+)
+EARLIEST = "the schedule follows what training measures: eps is taken to rise as early as it can"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `--dry_run` tells.
+
+    Args:
+        model: `name`, `checkpoint`, `input_size`, `parameters`, `trained_parameters`, `origin` of the architecture.
+        dataset: `name`, `classes`, `sizes` of the splits as used, `origin` of these.
+        configuration: every setting of the run that matters.
+        training: optimizer steps and images, and those at eps > 0.
+        flops_per_image: of a pass of each kind.
+        phases: the parts of the run.
+        gpu: `name`, `precision`, `peak_tflops` and their `source`, `utilisation`.
+        assumptions: what else the figures rest on.
+    """
+
+    model: dict[str, Any]
+    dataset: dict[str, Any]
+    configuration: dict[str, Any]
+    training: TrainingLength
+    flops_per_image: PassFlops
+    phases: list[Phase]
+    gpu: dict[str, Any]
+    assumptions: list[str]
+
+    def flops(self, phase: Phase | None = None) -> int:
+        """FLOPs of one part, or of the whole run."""
+        if phase is None:
+            return sum(self.flops(each) for each in self.phases)
+        return sum(
+            getattr(phase, kind) * getattr(self.flops_per_image, kind)
+            for kind in ("forward", "input_gradient", "training")
+        )
+
+    def hours(self, flops: int) -> float:
+        """Estimated hours of one GPU."""
+        return flops / (self.gpu["peak_tflops"] * 1e12 * self.gpu["utilisation"]) / 3600
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: the fields, and for each phase and in all its `flops` and `gpu_hours`."""
+        content = dataclasses.asdict(self)
+        for entry, phase in zip(content["phases"], self.phases, strict=True):
+            entry |= {"flops": self.flops(phase), "gpu_hours": self.hours(self.flops(phase))}
+        return {**content, "flops": self.flops(), "gpu_hours": self.hours(self.flops())}
+
+    def to_json(self, path: str | Path) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def __str__(self) -> str:
+        model, data, length, gpu = self.model, self.dataset, self.training, self.gpu
+        sizes = ", ".join(f"{name} {count}" for name, count in data["sizes"].items())
+        per_image = {kind: count / 1e9 for kind, count in dataclasses.asdict(self.flops_per_image).items()}
+        lines = [
+            "Plan: nothing is trained, the network is not used.",
+            f"  model      {_renamed(model['name'], model['checkpoint'])}",
+            f"             {' x '.join(map(str, model['input_size']))} pixels, {model['parameters'] / 1e6:.1f} M "
+            f"parameters, {model['trained_parameters'] / 1e6:.1f} M of them trained (from {model['origin']})",
+            f"  dataset    {_renamed(data['name'], data['source'])}",
+            f"             {data['classes']} classes; images: {sizes} (from {data['origin']})",
+            f"  training   {length.epochs} epochs of {length.steps_per_epoch} steps, {length.steps} steps in all; "
+            f"eps > 0 in {'at most ' if length.at_most else ''}{length.attacked_steps} of them",
+            "",
+            "Configuration",
+            *(f"  {name:<28} {value}" for name, value in self.configuration.items()),
+            "",
+            f"{'Passes, in images':<54}{'forward':>14} {'input gradient':>15} {'training step':>14} {'PFLOPs':>10} "
+            f"{'GPU hours':>10}",
+            *(self._row(phase) for phase in self.phases),
+            f"  {'together':<98} {self.flops() / 1e15:>10.3g} {self.hours(self.flops()):>10.3g}",
+            "",
+            f"GFLOPs an image: forward {per_image['forward']:.2f}, input gradient {per_image['input_gradient']:.2f}, "
+            f"training step {per_image['training']:.2f}.",
+            f"GPU hours: {gpu['name']}, {gpu['precision']}, peak {gpu['peak_tflops']:g} TFLOPS ({gpu['source']}).",
+            f"{gpu['utilisation']:.0%} of the peak are assumed to be reached (--utilisation): measure a few steps.",
+            *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in self.assumptions),
+        ]
+        return "\n".join(lines)
+
+    def _row(self, phase: Phase) -> str:
+        counts = f"{phase.forward:>14,} {phase.input_gradient:>15,} {phase.training:>14,}"
+        name = phase.name + (", at most" if phase.at_most else "")
+        flops = self.flops(phase)
+        return f"  {name:<52} {counts} {flops / 1e15:>10.3g} {self.hours(flops):>10.3g}"
+
+
+def plan_run(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: AdversarialTrainingArguments,
+    plan_args: PlanArguments,
+) -> Plan:
+    """Plan what `fine_tune` would do with the same arguments. The network is not used.
+
+    Raises:
+        ValueError: a dataset or model that is neither known, local nor cached, with what to give instead; or what
+            `fine_tune` would refuse at its start.
+    """
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "tf32" if args.tf32 else "fp32"
+    gpu = get_gpu(plan_args.gpu)
+    peak = gpu.peak(precision)
+    if data_args.streaming:
+        check_stream(args)
+    with offline():
+        dataset = _dataset(model_args, data_args, plan_args.samples)
+        bare = bare_model(
+            model_args.model,
+            dataset["classes"],
+            image_size=model_args.image_size,
+            architecture=model_args.architecture,
+            revision=model_args.model_revision,
+            trust_remote_code=model_args.trust_remote_code,
+        )
+        model = adapted(bare.model, args)
+    length = training_length(args, dataset["sizes"]["train"])
+    parameters = [(entry.numel(), entry.requires_grad) for entry in model.parameters()]
+    return Plan(
+        model={
+            "name": _shown(model_args.model),
+            "checkpoint": _shown(bare.model_id),
+            "input_size": bare.input_size,
+            "parameters": sum(count for count, _ in parameters),
+            "trained_parameters": sum(count for count, trained in parameters if trained),
+            "origin": bare.origin,
+        },
+        dataset=dataset,
+        configuration=configuration(model_args, data_args, args),
+        training=length,
+        flops_per_image=count_flops(model, bare.input_size),
+        phases=list(phases(args, length, dataset["sizes"], dataset["classes"])),
+        gpu={
+            "name": gpu.name,
+            "precision": precision,
+            "peak_tflops": peak,
+            "source": gpu.source,
+            "utilisation": plan_args.utilisation,
+        },
+        assumptions=[
+            *ASSUMPTIONS,
+            *([EARLIEST] if length.at_most else []),
+            *_assumptions(data_args, args, precision, dataset),
+        ],
+    )
+
+
+def configuration(
+    model_args: ModelArguments, data_args: DataArguments, args: AdversarialTrainingArguments
+) -> dict[str, Any]:
+    """The settings of a run that its report records, and those that name its files."""
+    own = {**dataclasses.asdict(model_args), **dataclasses.asdict(data_args)}
+    if data_args.dataset in SPECS:  # its splits follow from the spec
+        own |= {"validation_size": None, "test_size": None}
+    own = {name: value for name, value in own.items() if value is not None and name not in OF_ONE_LAUNCH}
+    evaluation = {
+        "eval_protocol": args.eval_protocol,
+        "eval_attack_steps": args.eval_attack_steps,
+        "robust_eval": args.robust_eval,
+        "eval_strategy": args.eval_strategy.value,
+    }
+    settings = {**own, **args.training_settings(), **evaluation, "output_dir": args.output_dir}
+    return {name: _shown(value) if isinstance(value, str) else value for name, value in settings.items()}
+
+
+def _dataset(model_args: ModelArguments, data_args: DataArguments, samples: list[int] | None) -> dict[str, Any]:
+    name = data_args.dataset
+    spec = SPECS.get(name)
+    classes = spec.num_classes if spec else None
+    if samples is not None:
+        sizes, origin = dict(zip(("train", "validation", "test"), samples, strict=True)), "--samples"
+    elif spec is not None:
+        SplitSizes(data_args.validation_size, data_args.test_size, data_args.split_seed).check_unchanged(spec)
+        sizes, origin = expected_sizes(name), "the dataset's spec, for a complete copy"
+    else:
+        splits = _load_offline(data_args)
+        sizes = {split: len(splits[split]) for split in ("train", "validation", "test")}
+        classes, origin = splits["train"].features["label"].num_classes, "the data itself"
+    for split, most in (("train", model_args.max_train_samples), ("test", data_args.max_eval_samples)):
+        if most is not None:
+            sizes[split] = min(sizes[split], most)
+    if data_args.streaming:
+        for split in ("validation", "test"):
+            sizes[split] = min(sizes[split], data_args.stream.eval_samples)
+    return {
+        "name": _shown(name),
+        "source": f"{spec.hub_id}@{spec.revision}" if spec else _shown(name),
+        "classes": classes or ASSUMED_CLASSES,
+        "classes_assumed": classes is None,
+        "sizes": sizes,
+        "origin": origin,
+    }
+
+
+def _load_offline(data_args: DataArguments) -> DatasetDict:
+    if data_args.streaming:
+        raise ValueError(f"{data_args.dataset} as a stream has no length: give --samples TRAIN VALIDATION TEST.")
+    try:
+        # All images, to save decoding them: those that training would skip are counted.
+        return dataclasses.replace(data_args, skip_bad_images=False).load()
+    except (OSError, ValueError) as error:
+        if data_args.dataset == "digits" or os.path.exists(data_args.dataset):
+            raise
+        raise ValueError(
+            f"How many images {data_args.dataset} holds is not known without the network, which a dry run does not "
+            f"use: it is not cached ({str(error).splitlines()[0]}). Give --samples TRAIN VALIDATION TEST."
+        ) from error
+
+
+def _assumptions(
+    data_args: DataArguments, args: AdversarialTrainingArguments, precision: str, dataset: dict[str, Any]
+) -> list[str]:
+    found = []
+    if data_args.skip_bad_images:
+        found.append("images that cannot be decoded are counted, though they would be skipped")
+    if dataset["classes_assumed"]:
+        found.append(f"a head of {ASSUMED_CLASSES} classes is assumed")
+    if precision == "fp32":
+        found.append("in fp32, PyTorch runs convolutions in TF32 where the device can: convolutional nets are faster")
+    if args.gradient_checkpointing:
+        found.append("what gradient checkpointing computes again is not counted")
+    return found
+
+
+def _renamed(name: str, target: str) -> str:
+    return name if name == target else f"{name} = {target}"
+
+
+def _shown(name: str) -> str:
+    """Folders of this machine by their last part."""
+    return os.path.basename(os.path.normpath(name)) if os.path.isabs(name) or os.path.exists(name) else name

@@ -1,0 +1,1 @@
+"""What a run and its files are: records, commands, hashes, names."""

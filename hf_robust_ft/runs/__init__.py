@@ -1,0 +1,1 @@
+"""From names to a result: one run of training or evaluation."""

@@ -1,0 +1,282 @@
+"""One evaluation from names to a report with its evidence; what `hf-robust-ft evaluate` does."""
+
+import os
+import sys
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedModel
+
+from hf_robust_ft.attacks.autoattack import check_autoattack
+from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.attacks.threat_model import ThreatModel
+from hf_robust_ft.data import align_labels, describe_transforms, with_pixel_values
+from hf_robust_ft.data.source_hashes import source_digest
+from hf_robust_ft.evaluation.batches import stack_examples
+from hf_robust_ft.evaluation.convergence import FIRST_STEPS, STEPS_LIMIT, check_steps_limit, first_attack, steps_under
+from hf_robust_ft.evaluation.evaluate import evaluate_robustness
+from hf_robust_ft.evaluation.protocols import evaluation_attack, resolve_epsilons
+from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.evaluation.stored_examples import STORED_EXAMPLES
+from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
+from hf_robust_ft.models import load_image_classifier
+from hf_robust_ft.provenance.class_names import class_names
+from hf_robust_ft.provenance.record import environment_facts
+from hf_robust_ft.provenance.weight_hashes import hash_weight_files
+from hf_robust_ft.reporting import choose_examples, save_examples, write_evidence
+from hf_robust_ft.reporting.examples import remove_examples
+from hf_robust_ft.reporting.model_card import EXAMPLES
+from hf_robust_ft.runs.arguments import TRUST_HELP, DataArguments, at_most, check_model_name, describe_model
+
+
+@dataclass
+class EvaluationArguments:
+    """How `hf-robust-ft evaluate` measures."""
+
+    model: str = field(metadata={"help": "AutoModelForImageClassification id, local checkpoint folder or weight file."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
+    architecture: str | None = field(
+        default=None, metadata={"help": "What a weight file holds: timm/NAME, open_clip:NAME, or a folder or Hub id."}
+    )
+    image_size: int | None = field(default=None, metadata={"help": "Input size in pixels (default: the checkpoint's)."})
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
+    split: str = field(default="test", metadata={"help": "Split to evaluate on: test, validation or train."})
+    norm: str = field(default="Linf", metadata={"help": "Norm of the perturbation: Linf, L2, L1."})
+    eps: str = field(default="4/255", metadata={"help": "Largest budget, in pixel units of [0, 1]: 4/255 or 0.0157."})
+    epsilons: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Budgets, increasing from 0 to eps (default: under Linf every 1/255, the paper's grid; under L2 "
+            "and L1 8 equal steps)."
+        },
+    )
+    attack_steps: str = field(
+        default=None,
+        metadata={
+            "help": "APGD steps; 'auto' doubles them, from 10, on what still stands until the accuracy settles "
+            "(default: 10; under protocol reliable auto)."
+        },
+    )
+    attack_steps_limit: int = field(default=STEPS_LIMIT, metadata={"help": "The most steps of 'auto'."})
+    attack_loss: str = field(default="ce", metadata={"help": "Loss that the attack climbs: ce, dlr, dlr_targeted."})
+    protocol: str = field(
+        default="paper",
+        metadata={
+            "help": "How the curve is measured: paper (comparable), exact (stronger, no quadrature error), "
+            "reliable (the worst case of three attacks, its steps auto)."
+        },
+    )
+    eps_distributions: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Also report expected robustness for these distributions of eps: beta:2,5  truncnorm:MEAN,STD  "
+            "dirac:EPS, or any weights of any eps, e.g. weights:0=1,2/255=3."
+        },
+    )
+    autoattack: int = field(
+        default=0, metadata={"help": "Run standard AutoAttack on what is left of so many images, drawn at random."}
+    )
+    trust_checks: bool = field(
+        default=True, metadata={"help": "Check on 64 images, drawn by class, whether the numbers can be trusted."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Images at a time."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1, ... (default: cuda if there is)."})
+    output_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Write robustness_report.json, the curve and a card here, and the results of each batch, from "
+            "which a run that was cut off goes on (default: print only)."
+        },
+    )
+    save_examples: int = field(
+        default=0,
+        metadata={
+            "help": "Write strips of image, adversarial example and difference for so many images that were right, "
+            "half of which fell."
+        },
+    )
+
+    store_examples: bool = field(
+        default=False,
+        metadata={
+            "help": "Store the adversarial example found for each image in output_dir, with which 'hf-robust-ft "
+            "verify' checks the report without attacking: 4 bytes a channel of each pixel of the images that fall."
+        },
+    )
+
+    def __post_init__(self):
+        steps = steps_under(self.protocol, self.attack_steps)
+        self.attack_steps = FIRST_STEPS if steps is None else steps
+        check_steps_limit(self.attack_steps_limit)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
+        for name in ("autoattack", "save_examples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is a number of images, got {getattr(self, name)}.")
+        for name in ("save_examples", "store_examples"):
+            if getattr(self, name) and not self.output_dir:
+                raise ValueError(f"{name} needs an output_dir to write to.")
+
+
+def measure(
+    options: EvaluationArguments, data_args: DataArguments, command: str
+) -> tuple[PartialState, RobustnessReport]:
+    """Load, measure and, with an `output_dir`, write; under torchrun every process takes its share of the images.
+
+    Raises:
+        ValueError: what `evaluate_robustness`, `load_image_dataset` or `load_image_classifier` refuse.
+    """
+    check_model_name(options.model, options.model_revision)
+    if options.output_dir and os.path.isfile(os.path.join(options.output_dir, "config.json")):
+        raise ValueError(
+            f"{options.output_dir} holds a checkpoint, whose report and card would be overwritten: give another "
+            "output_dir."
+        )
+    threat_model = ThreatModel(options.norm, options.eps)
+    epsilons = resolve_epsilons(options.epsilons, threat_model)
+    attack = first_attack(evaluation_attack(loss=options.attack_loss, norm=threat_model.norm), options.attack_steps)
+    for distribution in options.eps_distributions:
+        parse_distribution(distribution, threat_model.eps)
+    if options.autoattack:
+        check_autoattack(options.autoattack)
+    state = PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
+    device = _device(options.device, state)
+    model, processor, images, splits = load_model_and_images(options, data_args)
+    hashes = {"weights_sha256": hash_weight_files(options.model)} if os.path.isdir(options.model) else {}
+    data = data_args.describe(splits)
+    if state.is_main_process:
+        _warn_of_another_split(options.model, data)
+    dataset, pixel_space = with_pixel_values(images, processor), PixelSpace.from_processor(processor)
+    names = class_names(model.config)
+    report = evaluate_robustness(
+        model,
+        dataset,
+        threat_model=threat_model,
+        pixel_space=pixel_space,
+        epsilons=epsilons,
+        attack=attack,
+        attack_steps=options.attack_steps,
+        attack_steps_limit=options.attack_steps_limit,
+        protocol=options.protocol,
+        distributions=options.eps_distributions,
+        autoattack=options.autoattack,
+        checks=options.trust_checks,
+        batch_size=options.batch_size,
+        device=device,
+        results_dir=options.output_dir,
+        examples_dir=Path(options.output_dir, STORED_EXAMPLES) if options.store_examples else None,
+        class_names=names,
+    )
+    facts = {
+        **describe_model(options.model),
+        **data,
+        "split": options.split,
+        "source_digest": source_digest(images),
+        "transforms": describe_transforms(processor),
+        **hashes,
+    }
+    report = report.with_metadata(**facts, **environment_facts(), command=command)
+    if options.output_dir and state.is_main_process:
+        attack = replace(attack, steps=report.attack["steps"])
+        how = {"threat_model": threat_model, "attack": attack, "class_names": names}
+        classifier = PixelClassifier(model, pixel_space)
+        draw = partial(_write_examples, options, classifier, dataset, report, data_args.split_seed, how)
+        write_evidence(report, options.output_dir, examples=draw if options.save_examples else None)
+    return state, report
+
+
+def load_model_and_images(
+    options: EvaluationArguments, data_args: DataArguments
+) -> tuple[PreTrainedModel, Any, Dataset, DatasetDict]:
+    """The model, its image processor, the images to measure it on with the classes in its order, and all splits.
+
+    Raises:
+        ValueError: an unknown split, or what `load_image_dataset` or `load_image_classifier` refuse.
+    """
+    splits = data_args.load(require_train=False)
+    if options.split not in splits:
+        raise ValueError(f"Unknown split {options.split!r}. Valid: {', '.join(splits)}.")
+    given = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
+    given = {name: value for name, value in given.items() if value}
+    if options.architecture is not None:  # a file of tensors names no classes: they are the dataset's, in its order
+        given |= {"label_names": splits[options.split].features["label"].names, "head": "keep"}
+    model, processor = load_image_classifier(
+        options.model, architecture=options.architecture, image_size=options.image_size, **given
+    )
+    images = align_labels(splits[options.split], model.config)
+    images = at_most(images, data_args.max_eval_samples, data_args.split_seed, "max_eval_samples")
+    return model, processor, images, splits
+
+
+def _device(wanted: str | None, state: PartialState) -> torch.device:
+    """Where this process computes; a ValueError if it cannot be there."""
+    if wanted is None or wanted == state.device.type:
+        return state.device
+    if state.num_processes > 1:
+        raise ValueError(
+            f"Each of the {state.num_processes} processes has a device of its own ({state.device}), so --device "
+            f"{wanted} cannot be: leave it out, or give cpu."
+        )
+    try:
+        return torch.empty(0, device=wanted).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split(". ")[0]
+        raise ValueError(f"device {wanted!r} cannot be used here: {reason}. Give cpu, cuda, cuda:1 or mps.") from None
+
+
+def _write_examples(
+    options: EvaluationArguments,
+    classifier: PixelClassifier,
+    dataset: Dataset,
+    report: RobustnessReport,
+    seed: int,
+    how: dict[str, Any],
+) -> None:
+    """Strips of images that were right and fell, and that stood, as `save_examples` makes them."""
+    folder = Path(options.output_dir, EXAMPLES)
+    candidates, fell = choose_examples(report.smallest_epsilons, options.save_examples, seed)
+    if not candidates:
+        remove_examples(folder)
+        print("No image is right without an attack, so there are no examples to show.")
+        return
+    batch = stack_examples([dataset[index] for index in candidates])
+    save_examples(
+        classifier,
+        classifier.pixel_space.to_pixels(batch["pixel_values"]).clamp(0, 1),
+        batch["labels"],
+        folder,
+        fell=fell,
+        count=options.save_examples,
+        batch_size=options.batch_size,
+        **how,
+    )
+
+
+def _warn_of_another_split(model: str, data: dict) -> None:
+    """A checkpoint trained on other splits of the same data may have seen the images it is measured on."""
+    path = os.path.join(model, "robustness_report.json")
+    if not os.path.isfile(path):
+        return
+    try:
+        trained = RobustnessReport.from_json(path).metadata
+    except ValueError as error:
+        print(f"warning: whether the checkpoint was trained on the same splits is unknown: {error}", file=sys.stderr)
+        return
+    if trained.get("dataset") != data["dataset"]:
+        return
+    differing = [
+        f"{name} {trained['splitting'].get(name)} -> {data['splitting'][name]}"
+        for name in ("validation_size", "test_size", "split_seed")
+        if trained.get("splitting") and trained["splitting"].get(name) != data["splitting"][name]
+    ]
+    if differing:
+        print(
+            f"warning: the checkpoint was trained on other splits of {data['dataset']} ({', '.join(differing)}): where "
+            "splits are made from train, it may have seen the images it is measured on.",
+            file=sys.stderr,
+        )

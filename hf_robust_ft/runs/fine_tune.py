@@ -1,0 +1,234 @@
+"""One robust fine-tuning run from names to a checkpoint with its evidence; what `hf-robust-ft train` does."""
+
+import logging
+import os
+from typing import Any, NamedTuple
+
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedModel
+
+from hf_robust_ft.attacks import use_memory_format
+from hf_robust_ft.data import SeededAugmentation, align_labels, describe_transforms, with_pixel_values
+from hf_robust_ft.evaluation.batches import stack_examples
+from hf_robust_ft.hub import BackgroundPushError
+from hf_robust_ft.hub.repository import check_repo_id
+from hf_robust_ft.provenance.class_names import class_names
+from hf_robust_ft.provenance.record import environment_facts, own_place, resolved_recipe, write_run_record
+from hf_robust_ft.reporting.artifacts import REPORT_NAME
+from hf_robust_ft.runs.arguments import DataArguments, ModelArguments, at_most, describe_model
+from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.base.checkpoints import checkpoints_in, newest_complete
+from hf_robust_ft.training.base.launching import check_launch
+from hf_robust_ft.training.base.resuming import TrainingRecord, check_resumed, run_settings, training_settings
+from hf_robust_ft.training.trainer import AdversarialTrainer
+
+logger = logging.getLogger(__name__)
+
+# Files of a finished run that another one would overwrite.
+RESULTS = ("model.safetensors", "model.safetensors.index.json", REPORT_NAME)
+
+
+class PreparedRun(NamedTuple):
+    """What a run trains and is measured on.
+
+    Args:
+        model: with a head for the dataset's classes.
+        processor: its image processor.
+        splits: `train`, `validation` and `test`, as large as asked for, labels in the model's order.
+        facts: what the report says of model and data.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    splits: DatasetDict
+    facts: dict[str, Any]
+
+
+def prepare_run(
+    model_args: ModelArguments, data_args: DataArguments, args: AdversarialTrainingArguments
+) -> PreparedRun:
+    """Load dataset and model, and fit them to each other.
+
+    Raises:
+        ValueError: what `load_image_dataset` or `load_image_classifier` refuse, a number of samples below 1, or a
+            stream and no number of steps.
+    """
+    if args.max_steps < 1 and not args.num_train_epochs > 0:
+        raise ValueError(f"num_train_epochs must be positive, got {args.num_train_epochs}.")
+    if data_args.streaming:
+        check_stream(args)
+    loaded = data_args.load()
+    model, processor = model_args.load(loaded["train"].features["label"].names, args.seed)
+    splits = DatasetDict({name: align_labels(split, model.config) for name, split in loaded.items()})
+    splits["train"] = at_most(splits["train"], model_args.max_train_samples, args.seed, "max_train_samples")
+    splits["test"] = at_most(splits["test"], data_args.max_eval_samples, data_args.split_seed, "max_eval_samples")
+    facts = {
+        **describe_model(model_args.model),
+        **data_args.describe(loaded),
+        "split_sizes": {name: len(split) for name, split in splits.items() if isinstance(split, Dataset)},
+        "augmentation": model_args.augmentation,
+        "transforms": describe_transforms(processor, model_args.augmentation),
+        "head": model_args.head,
+        "memory_format": use_memory_format(model, args.memory_format_in_use),
+    }
+    if commit := getattr(model.config, "_commit_hash", None):  # what the revision stood for
+        facts["base_model_commit"] = commit
+    return PreparedRun(model, processor, splits, facts)
+
+
+def build_trainer(
+    model_args: ModelArguments,
+    args: AdversarialTrainingArguments,
+    run: PreparedRun,
+    data_args: DataArguments | None = None,
+    *,
+    fresh_models: bool = False,
+) -> AdversarialTrainer:
+    """The trainer of a run, which evaluates on the validation split.
+
+    Args:
+        data_args: what its checkpoints then also remember; None where the caller compares configurations itself.
+        fresh_models: let it load the model anew for every training, as a search needs.
+    """
+    names = class_names(run.model.config)
+
+    def model_init() -> PreTrainedModel:
+        model, _ = model_args.load(names, args.seed)
+        return model
+
+    return AdversarialTrainer(
+        **({"model_init": model_init} if fresh_models else {"model": run.model}),
+        args=args,
+        train_dataset=with_pixel_values(
+            run.splits["train"], run.processor, model_args.augmentation, sample_ids=args.needs_sample_ids
+        ),
+        eval_dataset=with_pixel_values(run.splits["validation"], run.processor),
+        processing_class=run.processor,
+        data_collator=stack_examples,
+        callbacks=[SeededAugmentation(), TrainingRecord(run_settings(model_args, data_args) if data_args else {})],
+    )
+
+
+def fine_tune(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: AdversarialTrainingArguments,
+    metadata: dict[str, Any] | None = None,
+) -> AdversarialTrainer:
+    """Train, evaluate on the test split, and write checkpoint, processor, report, pictures and card to `output_dir`.
+
+    Accuracy during training is measured on the validation split; nothing is selected on the test split. Returns the
+    trainer, whose `robustness_report` holds the result.
+
+    `recipe.yaml` and `provenance.json` are there from the start of training.
+
+    Raises:
+        ValueError: what `prepare_run` or `AdversarialTrainer` refuse, an `output_dir` with checkpoints of an earlier
+            run that is neither resumed nor empty, or a checkpoint to resume that was trained with other settings.
+        PublishError: with `push_to_hub`, what could not be pushed; all of it is in `output_dir`.
+    """
+    check_launch(args)
+    _check_publishable(args)
+    resume = _checkpoint_to_resume(args)
+    forced = []
+    if resume is not None:  # before anything is loaded for it, or written
+        forced = check_resumed(resume, run_settings(model_args, data_args) | training_settings(args), args)
+    run = prepare_run(model_args, data_args, args)
+    trainer = build_trainer(model_args, args, run, data_args)
+    seeds = {"seed": args.seed, "split_seed": data_args.split_seed}
+    facts = {**run.facts, "seeds": seeds, "split": "test", **(metadata or {})}
+    if forced:
+        facts["resumed_with_changes"] = forced
+    facts["recipe"] = resolved_recipe(model_args, data_args, args)
+    if trainer.is_world_process_zero():
+        own_recipe = resolved_recipe(model_args, data_args, args, place=own_place)
+        write_run_record(args.output_dir, own_recipe, facts | environment_facts())
+    failed = None
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except BackgroundPushError as error:  # training itself is done
+        failed = error
+    trainer.save_model(_internal_call=True)  # before anything else can fail
+    trainer.evaluate(with_pixel_values(run.splits["test"], run.processor), metric_key_prefix="test")
+    trainer.save_state()
+    if trainer.robustness_report is not None:
+        trainer.robustness_report = trainer.robustness_report.with_metadata(**facts)
+        trainer.save_evidence()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+        if failed is not None:  # what they would have carried is in the repository now
+            logger.warning("%s", failed)
+    return trainer
+
+
+def _check_publishable(args: AdversarialTrainingArguments) -> None:
+    """Raise where `push_to_hub` would have no report of the published weights to push, before a run is spent on it."""
+    if not args.push_to_hub:
+        return
+    if args.hub_model_id is not None:
+        check_repo_id(args.hub_model_id)
+    if args.robust_eval == "no" or args.threat_model.eps == 0:
+        raise ValueError(
+            f"push_to_hub publishes a checkpoint with its robustness report, which robust_eval={args.robust_eval!r} "
+            f"and eps={args.eps} do not make: leave push_to_hub out, or set robust_eval=end and an eps above 0."
+        )
+    if args.ema_decay is not None and args.ema_use == "eval":
+        raise ValueError(
+            "With ema_use=eval other weights are measured than published: set ema_use=save to push_to_hub."
+        )
+
+
+def check_stream(args: AdversarialTrainingArguments) -> None:
+    """What a stream needs, checked before a pass over it is spent on holding images out.
+
+    Raises:
+        ValueError: no number of steps, or an eps that would change by epochs.
+    """
+    if args.max_steps < 1:
+        raise ValueError(
+            "A stream has no length, so num_train_epochs says nothing: give --max_steps N with --streaming."
+        )
+    if args.schedule_granularity == "epoch":
+        raise ValueError(
+            "A stream has no epochs for eps to change at: give --schedule_granularity step with --streaming."
+        )
+
+
+def _checkpoint_to_resume(args: AdversarialTrainingArguments) -> str | None:
+    """The checkpoint that --resume_from_checkpoint names.
+
+    A folder, 'last' for the newest complete one in `output_dir`, or 'auto' for the same if there is one.
+    """
+    wanted = args.resume_from_checkpoint
+    if wanted is None:
+        if found := checkpoints_in(args.output_dir):
+            raise ValueError(
+                f"{args.output_dir} holds checkpoints of an earlier run ({found[0].name}). Continue it with "
+                "--resume_from_checkpoint last, or choose another --output_dir."
+            )
+        return None
+    if wanted in ("last", "True", "true", "auto"):
+        last = newest_complete(args.output_dir, tells=args.process_index == 0)
+        if last is None and wanted != "auto":
+            raise ValueError(f"There is no checkpoint to resume from in {args.output_dir}, or none that is complete.")
+        return last
+    if not os.path.isdir(wanted):
+        raise ValueError(f"resume_from_checkpoint={wanted!r} is not a folder. Name one, or 'last', or 'auto'.")
+    return wanted
+
+
+def refuse_to_overwrite(args: AdversarialTrainingArguments) -> None:
+    """Raise where `output_dir` holds an earlier run's model or results, and that run is not continued.
+
+    Raises:
+        ValueError: it does.
+    """
+    starts = args.resume_from_checkpoint == "auto" and newest_complete(args.output_dir, tells=False) is None
+    if args.resume_from_checkpoint is not None and not starts:
+        return
+    found = [name for name in RESULTS if os.path.exists(os.path.join(args.output_dir, name))]
+    if found:
+        raise ValueError(
+            f"{args.output_dir} holds the results of an earlier run ({', '.join(found)}). Choose another --output_dir, "
+            "continue that run with --resume_from_checkpoint last, or move them away."
+        )

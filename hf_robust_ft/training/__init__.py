@@ -1,0 +1,1 @@
+"""Adversarial fine-tuning with transformers' Trainer."""

@@ -1,0 +1,136 @@
+"""Whether what an attack achieves reaches the network that learns: the loss that training sees over the loss found."""
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from hf_robust_ft.attacks import AttackResult
+from hf_robust_ft.attacks.losses import LOSSES
+from hf_robust_ft.attacks.pixels import extract_logits
+from hf_robust_ft.reporting.reach import LEAST, REACH, reach_sentence
+from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER, batch_norms
+
+logger = logging.getLogger(__name__)
+
+FEWEST_IMAGES = 256  # over all processes; a ratio over fewer is not judged
+LEAST_LOSS = 0.05  # found, mean per image; over less, a ratio is noise
+
+
+class AttackReach(TrainerCallback, ExportableState):
+    """Compares the attack's final loss with the loss of the training step on the same adversarial images.
+
+    The attack runs in evaluation mode, the step in training mode, which batch statistics and dropout make another
+    network. Where that one hardly feels the attack, it learns little from it. Both losses are there anyway: their sums
+    stay on the device until a log is due, and are then summed over the processes.
+
+    It is plain cross-entropy on either side, whatever training minimises; the share of errors where the attack climbs
+    another loss, whose values have no ratio. `trainer_state.json` keeps what was found of the run so far.
+    """
+
+    def __init__(self):
+        self._forget()
+
+    def _forget(self) -> None:
+        # Loss found, loss seen, images: of the run, since it was last judged, since it was last logged.
+        self.total, self.unjudged, self._unlogged = [0.0] * 3, [0.0] * 3, [0.0] * 3
+        self.lowest: float | None = None  # ratio, of the stretches that were judged
+        self._attacked: AttackResult | None = None
+        self._sums: Tensor | None = None
+
+    def found(self, attacked: AttackResult) -> None:
+        """Take in what the attack on the batch at hand achieved."""
+        self._attacked = attacked
+
+    def see(self, outputs: Any, labels: Tensor | None, attack_loss: str) -> None:
+        """Take in what the training step made of that batch; nothing where it was not attacked.
+
+        Args:
+            outputs: the model's, in training mode.
+            labels: (N,) class indices.
+            attack_loss: what the attack climbed, a key of `LOSSES`.
+        """
+        attacked, self._attacked = self._attacked, None
+        logits = None if attacked is None else _logits_in_training(outputs)
+        if logits is None:
+            return
+        if attack_loss == "ce":
+            ce = LOSSES["ce"]
+            found, seen = attacked.loss, ce.value(ce.objective(logits, labels))
+        else:
+            found, seen = attacked.fooled.float(), (logits.argmax(1) != labels).float()
+        sums = torch.stack([found.sum(), seen.sum(), torch.ones_like(found).sum()])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def once(self) -> dict[str, float]:
+        """The ratio for the log that is due; none if no attack ran since the last one."""
+        (found, seen, _), self._unlogged = self._unlogged, [0.0] * 3
+        return {REACH: seen / found} if found > 0 else {}
+
+    def described(self) -> dict[str, Any]:
+        """What a report says: the ratio over the run, and the lowest of a stretch of it; nothing without attacks."""
+        if self.total[0] == 0:
+            return {}
+        overall = round(self.total[1] / self.total[0], 4)
+        return {REACH: {"overall": overall, "lowest": overall if self.lowest is None else round(self.lowest, 4)}}
+
+    def state(self) -> dict[str, Any]:
+        """What `trainer_state.json` keeps."""
+        return {"args": {}, "attributes": {name: getattr(self, name) for name in ("total", "unjudged", "lowest")}}
+
+    # ---- Trainer's events ------------------------------------------------------------
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._forget()
+        saved = (state.stateful_callbacks or {}).get(type(self).__name__) if state.global_step > 0 else None
+        if saved:
+            vars(self).update(copy.deepcopy(saved["attributes"]))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if control.should_log or control.should_save:  # a checkpoint holds what was seen until then
+            self._settle(args, state, kwargs.get("model"))
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.on_step_end(args, state, control, **kwargs)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._settle(args, state, kwargs.get("model"))
+
+    def _settle(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+        """Read the sums of all processes, each of which calls this. note: a host sync"""
+        if self._sums is None:
+            return
+        sums, self._sums = reduce(self._sums, "sum").tolist(), None
+        for held in (self.total, self.unjudged, self._unlogged):
+            held[:] = (before + new for before, new in zip(held, sums, strict=True))
+        found, seen, images = self.unjudged
+        if images < FEWEST_IMAGES:
+            return
+        self.unjudged = [0.0] * 3
+        if found < LEAST_LOSS * images:
+            return
+        told = self.lowest is not None and self.lowest < LEAST
+        self.lowest = min(seen / found, float("inf") if self.lowest is None else self.lowest)
+        if self.lowest < LEAST and not told and state.is_world_process_zero:
+            logger.warning("%s %s", reach_sentence(self.lowest), _cure(args, model))
+
+
+def _cure(args: Any, model: Any) -> str:
+    if getattr(args, "batch_norm", None) == AS_TRAINER and model is not None and batch_norms(model):
+        return "Its BatchNorm normalises by the batch in training: set batch_norm='frozen'."
+    return "Lower what makes training mode another network than evaluation mode: dropout, stochastic depth."
+
+
+def _logits_in_training(outputs: Any) -> Tensor | None:
+    """(N, K) in float32; None where training mode has no one set of them (auxiliary heads)."""
+    if isinstance(outputs, tuple) and outputs and isinstance(outputs[0], Tensor) and outputs[0].ndim == 0:
+        outputs = outputs[1:]  # a tuple that begins with the loss
+    try:
+        return extract_logits(outputs).detach().float()
+    except ValueError:
+        return None

@@ -1,0 +1,1 @@
+"""What makes Trainer survive: saving, resuming, publishing, upstream faults."""

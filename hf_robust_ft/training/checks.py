@@ -1,0 +1,202 @@
+"""What `AdversarialTrainer` refuses at construction, before any compute is spent."""
+
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import numpy as np
+from torch import nn
+from transformers import DefaultDataCollator, TrainingArguments, default_data_collator
+
+from hf_robust_ft.attacks.rehearsal import stated_classes
+from hf_robust_ft.attacks.threat_model import format_eps
+from hf_robust_ft.evaluation.batches import PairCollator
+from hf_robust_ft.evaluation.convergence import AUTO
+from hf_robust_ft.provenance.file_names import check_output_dir
+from hf_robust_ft.schedules.sample_ids import HOW_TO_ADD, SAMPLE_ID
+from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.base.launching import ZERO_3_REFUSED, check_launch, check_sharding
+from hf_robust_ft.training.guard import OverfittingGuard
+from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
+
+REENTRANT_REFUSED = (
+    "Reentrant activation checkpointing cannot be differentiated with respect to the pixels, so the attack would fail. "
+    "Set activation_checkpointing_kwargs={'use_reentrant': False}."
+)
+
+
+def check_args(args: TrainingArguments) -> None:
+    """Raise unless `args` are ours and ask for nothing the attack breaks under."""
+    if not isinstance(args, AdversarialTrainingArguments):
+        raise TypeError(
+            f"args must be AdversarialTrainingArguments, got {type(args).__name__}: replace TrainingArguments(...) by "
+            "AdversarialTrainingArguments(...); it takes the same arguments."
+        )
+    check_output_dir(args.output_dir)
+    if args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ValueError(REENTRANT_REFUSED)
+    if getattr(getattr(args, "deepspeed_plugin", None), "zero_stage", 0) == 3:
+        raise ValueError(ZERO_3_REFUSED)
+    check_launch(args)
+
+
+def datasets_of(eval_dataset: Any) -> list:
+    """The datasets in Trainer's `eval_dataset`: several by name, one, or none."""
+    return list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+
+
+def collator_in_use(given: Callable | None) -> Callable:
+    """The data collator given, or Trainer's default, which takes torchvision's pairs here as well."""
+    is_default = given is None or given is default_data_collator or isinstance(given, DefaultDataCollator)
+    return PairCollator(given or default_data_collator) if is_default else given
+
+
+def check_dataset(dataset: Any, args: TrainingArguments, has_collator: bool) -> None:
+    """Raise if it is empty, or could give no `pixel_values`: nothing makes them, or Trainer removes their source."""
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise ValueError("A dataset holds no images: look at the filter, split or selection that made it.")
+    if not isinstance(dataset, datasets.Dataset) or "pixel_values" in dataset.column_names:
+        return
+    is_lazy = dataset.format["type"] == "custom"
+    if not args.remove_unused_columns and (is_lazy or has_collator):
+        return
+    if is_lazy:
+        raise ValueError(
+            f"The dataset makes pixel_values by a transform from its columns {dataset.column_names}, which Trainer "
+            "removes first. Set remove_unused_columns=False."
+        )
+    raise ValueError(
+        f"The dataset has the columns {dataset.column_names} but no 'pixel_values'. Give it a transform "
+        "(dataset.with_transform(...)) that applies the image processor, and set remove_unused_columns=False."
+    )
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise unless the model tells at least two classes apart, by a forward that can be attacked."""
+    for module in model.modules():
+        function = getattr(module, "_gradient_checkpointing_func", None)
+        if getattr(module, "gradient_checkpointing", False) and getattr(function, "keywords", {}).get("use_reentrant"):
+            raise ValueError(REENTRANT_REFUSED)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("Every parameter of the model is frozen (requires_grad=False): there is nothing to train.")
+    if (num_labels := stated_classes(model)) is not None and num_labels < 2:
+        raise ValueError(
+            f"The model has {num_labels} class: there is nothing to confuse it with. Load it with num_labels=<classes>."
+        )
+
+
+# What an evaluation of ours measures where there is no `compute_metrics`.
+MEASURED = ("loss", "clean_accuracy", "adversarial_accuracy", "expected_robustness", "runtime", "samples_per_second",
+            "steps_per_second")  # fmt: skip
+
+
+def check_sharded(args: AdversarialTrainingArguments, is_fsdp_enabled: bool) -> None:
+    """Raise where FSDP is asked for in vain, or would wait for attacks that not every process runs.
+
+    Raises:
+        ValueError: what `check_sharding` refuses; or robust evaluations would double their steps under FSDP.
+    """
+    check_sharding(args, is_fsdp_enabled)
+    attacks = args.robust_eval != "no" and args.threat_model.eps > 0
+    implied = "" if args.eval_protocol == "paper" else f", which eval_protocol={args.eval_protocol!r} implies,"
+    if is_fsdp_enabled and attacks and args.eval_attack_steps == AUTO:
+        raise ValueError(
+            f"eval_attack_steps='auto'{implied} attacks what stands, other numbers of images on each process, while a "
+            "forward under FSDP waits for all of them: give a number of steps, and measure the saved checkpoint with "
+            "hf-robust-ft evaluate --attack_steps auto."
+        )
+
+
+def check_best_metric(args: TrainingArguments, has_metrics: bool, eval_dataset: Any) -> None:
+    """Raise if the best model is to be told by what no evaluation will measure: Trainer finds out after an epoch."""
+    metric = args.metric_for_best_model
+    if metric is None or args.eval_strategy == "no":
+        return
+    name = metric.removeprefix("eval_")
+    if isinstance(eval_dataset, dict):
+        measured = [(each, name.removeprefix(f"{each}_")) for each in eval_dataset if name.startswith(f"{each}_")]
+        is_known = any(has_metrics or rest in MEASURED for _, rest in measured)
+        valid = [f"eval_{each}_{what}" for each in eval_dataset for what in MEASURED[:4]]
+        why = "there are several eval_datasets, each with its own"
+    else:
+        is_known, valid = has_metrics or name in MEASURED, MEASURED[:4]
+        why = "without compute_metrics there are"
+    if not is_known:
+        raise ValueError(f"metric_for_best_model={metric!r} is not measured: {why} {', '.join(valid)}.")
+
+
+def check_labels(dataset: Any, num_labels: int | None, at_least: int = 1) -> None:
+    """Raise if a label column, where there is one, holds too few classes or others than 0..K-1.
+
+    Behind a lazy transform the column need not be what the model sees; then only its number of classes counts, and
+    each batch is checked for the rest.
+    """
+    found = _distinct_labels(dataset)
+    if found is None or len(found) == 0:
+        return
+    if len(found) < at_least:
+        raise ValueError(f"The training data holds one class only ({found.tolist()}): there is nothing to learn.")
+    if dataset.format["type"] == "custom":
+        return
+    if found[0] < 0 or (num_labels is not None and found[-1] >= num_labels):
+        raise ValueError(
+            f"Labels must be class indices in 0..{num_labels or 'K'}-1, found {found[0]} to {found[-1]}. "
+            "Filter out unlabelled images (-1, -100); for a wrong class count load the model with "
+            f"num_labels={max(int(found[-1]) + 1, 2)} and ignore_mismatched_sizes=True."
+        )
+
+
+def _distinct_labels(dataset: Any) -> np.ndarray | None:
+    """The sorted distinct labels, where they are a plain integer column; reading it decodes no image."""
+    if not isinstance(dataset, datasets.Dataset):
+        return None
+    for column in ("labels", "label"):
+        if column in dataset.column_names:
+            values = np.asarray(dataset.with_format("numpy", columns=[column])[:][column])
+            return np.unique(values) if values.ndim == 1 and np.issubdtype(values.dtype, np.integer) else None
+    return None
+
+
+def with_scheduler(callbacks: list | None, args: AdversarialTrainingArguments) -> list:
+    """The callbacks with exactly one eps scheduler among them: the user's, or one made from `args`."""
+    callbacks = list(callbacks or [])
+    ours = [entry for entry in callbacks if isinstance(entry, EpsilonSchedulerCallback)]
+    if len(ours) > 1:
+        raise ValueError(f"Pass at most one EpsilonSchedulerCallback, got {len(ours)}: which eps is meant is unclear.")
+    if not ours:
+        return [*callbacks, EpsilonSchedulerCallback.from_args(args)]
+    if abs(ours[0].target_eps - args.threat_model.eps) > 1e-9:
+        raise ValueError(
+            f"The EpsilonSchedulerCallback leads to eps={format_eps(ours[0].target_eps)}, but the arguments say "
+            f"eps={format_eps(args.threat_model.eps)}, which evaluation uses. Give both the same."
+        )
+    return callbacks
+
+
+def with_guard(callbacks: list, args: AdversarialTrainingArguments) -> list:
+    """The callbacks with the guard that `args` ask for; one of the user's own stays."""
+    if args.attack_guard is None or any(isinstance(entry, OverfittingGuard) for entry in callbacks):
+        return callbacks
+    return [*callbacks, OverfittingGuard(args.attack_guard, args.attack_guard_every)]
+
+
+def check_schedule(scheduler: EpsilonSchedulerCallback, train_dataset: Any, eval_dataset: Any) -> None:
+    """Raise if the data cannot tell a schedule what it follows: one accuracy, or an id for each image."""
+    if scheduler.alpha.is_per_sample:
+        _check_sample_ids(train_dataset)
+    if scheduler.alpha.observes == "accuracy" and isinstance(eval_dataset, dict):
+        raise ValueError(
+            f"eps_schedule={scheduler.alpha.name!r} follows one accuracy, and eval_dataset holds several datasets: "
+            f"{sorted(eval_dataset)}. Give the one that decides."
+        )
+
+
+def _check_sample_ids(dataset: Any) -> None:
+    """Raise if a column `sample_id`, where the dataset has one, gives two images the same id or one none."""
+    if not isinstance(dataset, datasets.Dataset) or SAMPLE_ID not in dataset.column_names:
+        return
+    ids = dataset.with_format(None, columns=[SAMPLE_ID])[:][SAMPLE_ID]
+    if len(set(ids)) < len(ids) or None in ids:
+        raise ValueError(
+            f"The column {SAMPLE_ID!r} gives {len(ids)} images {len(set(ids) - {None})} different ids. {HOW_TO_ADD}"
+        )

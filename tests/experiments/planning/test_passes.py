@@ -1,0 +1,131 @@
+from collections import Counter
+
+import pytest
+
+from hf_robust_ft import APGD
+from hf_robust_ft.data import with_pixel_values
+from hf_robust_ft.experiments.planning.passes import attack_passes, evaluations, phases, training_length
+
+
+@pytest.fixture
+def visited():
+    """Counts the images that pass through a model, by kind of pass."""
+
+    def count(model) -> Counter:
+        seen = Counter()
+
+        def note(module, args, kwargs):
+            pixels = args[0] if args else kwargs["pixel_values"]
+            kind = "training" if module.training else "input_gradient" if pixels.requires_grad else "forward"
+            seen[kind] += len(pixels)
+
+        model.register_forward_pre_hook(note, with_kwargs=True)
+        return seen
+
+    return count
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"eps_schedule": "constant", "num_train_epochs": 2},
+        {"schedule_granularity": "step", "gradient_accumulation_steps": 4, "num_train_epochs": 3},
+        {"per_device_train_batch_size": 32, "dataloader_drop_last": True, "max_steps": 3},
+        {"attack_loss": "dlr_targeted", "num_train_epochs": 2, "schedule_end": 0.5, "schedule_start": 0.1},
+        {"eps": "0", "eval_epsilons": None, "num_train_epochs": 1},
+        {"eps_schedule": "uniform", "attack_steps": 4, "attack_steps_schedule": "cosine", "schedule_overshoot": 1.1},
+    ],
+    ids=["hinge", "fix", "step_accumulated", "max_steps_drop_last", "targeted", "eps_0", "attack_steps"],
+)
+def test_the_plan_of_a_training_is_what_passes_through_the_model(make_trainer, make_args, visited, changes):
+    args = make_args(per_device_eval_batch_size=16, eval_strategy="no", robust_eval="no", **changes)
+    trainer = make_trainer(args=args)
+    seen = visited(trainer.model)
+    trainer.train()
+    length = training_length(args, 48)
+    planned = list(phases(args, length, {"validation": 48, "test": 0}, num_classes=4))
+    for kind in ("training", "input_gradient", "forward"):
+        assert seen[kind] == sum(getattr(phase, kind) for phase in planned), kind
+    assert length.steps == trainer.state.max_steps and not any(phase.at_most for phase in planned)
+    assert (length.attacked_images > 0) == (args.threat_model.eps > 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "attacked"),
+    [
+        # Both rise as early as they can after the first look: auto after 2 of 4 epochs, the loss after 1.
+        ({"eps_schedule": "auto", "schedule_args": {"patience": 1}, "eval_strategy": "epoch"}, 48),
+        ({"eps_schedule": "loss_driven", "schedule_granularity": "epoch"}, 3 * 48),
+        ({"eps_schedule": "per_sample", "attack_steps": 3}, 4 * 48),
+        ({"eps_schedule": "per_sample", "eps": "0", "eval_epsilons": None}, 0),
+    ],
+    ids=["auto", "loss_driven", "per_sample", "eps_0"],
+)
+def test_the_plan_bounds_what_a_schedule_that_follows_training_attacks(
+    make_trainer, make_args, images, processor, visited, changes, attacked
+):
+    args = make_args(robust_eval="no", **changes)
+    trainer = make_trainer(args=args, train_dataset=with_pixel_values(images, processor, sample_ids=True))
+    seen = visited(trainer.model)
+    trainer.train()
+    length = training_length(args, 48)
+    planned = list(phases(args, length, {"validation": 48, "test": 0}, num_classes=4))
+    assert length.attacked_images == attacked and seen["training"] == length.images
+    assert [phase.at_most for phase in planned if "attack in training" in phase.name] == [True]
+    for kind in ("input_gradient", "forward"):
+        assert seen[kind] <= sum(getattr(phase, kind) for phase in planned), kind
+
+
+EVALUATIONS = [
+    ("end", 2, "paper"), ("epoch", 2, "paper"), ("end", "auto", "paper"), ("epoch", "auto", "paper"),
+    ("end", None, "reliable"), ("epoch", None, "reliable"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("robust_eval", "steps", "protocol"), EVALUATIONS)
+def test_the_plan_of_an_evaluation_bounds_what_passes(make_trainer, make_args, visited, robust_eval, steps, protocol):
+    options = {"eval_epsilons": None, "eval_attack_steps": steps, "eval_attack_steps_limit": 40}
+    options["eval_protocol"] = protocol
+    args = make_args(num_train_epochs=2, eval_strategy="epoch", robust_eval=robust_eval, **options)
+    trainer = make_trainer(args=args)
+    seen = visited(trainer.model)
+    trainer.train()
+    trainer.evaluate()  # as the test split
+    planned = list(phases(args, training_length(args, 48), {"validation": 48, "test": 48}, num_classes=4))
+    assert evaluations(args, training_length(args, 48)) == 2
+    assert seen["training"] == sum(phase.training for phase in planned)
+    for kind in ("input_gradient", "forward"):
+        exact = sum(getattr(phase, kind) for phase in planned if not phase.at_most)
+        assert exact < seen[kind] <= sum(getattr(phase, kind) for phase in planned), kind
+    attacks = 0 if robust_eval == "end" else 1 if steps == 2 else 2 if protocol == "paper" else 4
+    assert sum("validation" in phase.name for phase in planned) == 1 + attacks
+
+
+def test_an_epoch_without_eps_costs_no_attack(make_args):
+    args = make_args(num_train_epochs=50, schedule_start=0.24, schedule_end=0.74)
+    length = training_length(args, 3334)
+    assert (length.steps_per_epoch, length.epochs) == (417, 50)
+    assert length.attacked_steps == 37 * 417 and length.attacked_images == 37 * 3334  # epochs 13 to 49
+    attack = next(phase for phase in phases(args, length, {"validation": 1, "test": 1}, 100) if "attack" in phase.name)
+    assert (attack.input_gradient, attack.forward) == (2 * 37 * 3334, 37 * 3334)
+
+
+@pytest.mark.parametrize(
+    ("attack", "passes"),
+    [
+        (APGD(steps=7), (7, 1)),
+        (APGD(steps=10, restarts=3), (30, 3)),
+        (APGD(steps=10, loss="dlr_targeted"), (90, 10)),
+        (APGD(steps=10, larger_eps=True, restarts=2), (20, 6)),
+        (APGD(steps=10, loss="dlr_targeted", num_targets=500), (990, 100)),
+    ],
+    ids=str,
+)
+def test_passes_of_an_attack(attack, passes):
+    assert attack_passes(attack, num_classes=100) == passes
+
+
+def test_no_batch_at_all_is_refused(make_args):
+    with pytest.raises(ValueError, match="5 images make no batch of 8"):
+        training_length(make_args(dataloader_drop_last=True), 5)
