@@ -6,7 +6,7 @@ import numpy as np
 
 from hf_robust_ft import APGD, ThreatModel
 from hf_robust_ft.attacks.threat_model import default_epsilons
-from hf_robust_ft.evaluation.report import build_report
+from hf_robust_ft.evaluation.scoring import build_report
 from hf_robust_ft.evaluation.trust_verdicts import TrustCheck
 from hf_robust_ft.reporting.example_pairs import ExamplePairs
 

@@ -138,7 +138,7 @@ def _check_arguments(logits_fn: nn.Module, pixels: Tensor, version: str, seed: i
     if not _in_range(pixels):
         raise ValueError(
             f"AutoAttack assumes pixels in [0, 1], got values from {pixels.min():.4g} to {pixels.max():.4g}. Undo the "
-            "normalisation first: PixelSpace.to_pixels(pixel_values).clamp(0, 1)."
+            "normalisation first: PixelSpace.clipped_pixels(pixel_values)."
         )
 
 

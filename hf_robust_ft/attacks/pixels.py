@@ -79,6 +79,10 @@ class PixelSpace:
         back = tuple(self.channels.index(channel) for channel in range(len(self.channels)))
         return pixels.index_select(-3, _channel_order(back, pixels.device))
 
+    def clipped_pixels(self, pixel_values: Tensor) -> Tensor:
+        """The same in [0, 1] exactly, as attacks take them; `batch_checks` tells of more than rounding."""
+        return self.to_pixels(pixel_values).clamp(0, 1)
+
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Normalise (N, C, H, W) pixels in [0, 1] as the processor does."""
         mean, std = self._constants(pixels)

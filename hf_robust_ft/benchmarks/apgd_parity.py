@@ -76,7 +76,7 @@ def main() -> None:
     space = PixelSpace.from_processor(processor)
     dataset = with_pixel_values(align_labels(load_image_dataset(options.dataset)["test"], model.config), processor)
     batch = stack_examples([dataset[index] for index in range(options.images)])
-    pixels, labels = space.to_pixels(batch["pixel_values"]).clamp(0, 1), batch["labels"]
+    pixels, labels = space.clipped_pixels(batch["pixel_values"]), batch["labels"]
     threat_model = ThreatModel(options.norm, options.eps)
     classifier = PixelClassifier(model, space).eval()
 

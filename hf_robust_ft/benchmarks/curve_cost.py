@@ -71,7 +71,7 @@ def main() -> None:
     data = align_labels(load_image_dataset(options.dataset)["test"], model.config)
     data = with_pixel_values(at_most(data, options.images, 0, "images"), processor)
     batch = stack_examples(list(data))
-    pixels, labels = space.to_pixels(batch["pixel_values"]).clamp(0, 1), batch["labels"]
+    pixels, labels = space.clipped_pixels(batch["pixel_values"]), batch["labels"]
     classifier = PixelClassifier(model, space).eval()
     threat_model = ThreatModel(options.norm, options.eps)
     epsilons = resolve_epsilons(None, threat_model)

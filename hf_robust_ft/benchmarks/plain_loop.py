@@ -63,7 +63,7 @@ def fine_tune_in_a_loop(
             if on_step is not None:
                 on_step()
             labels = batch["labels"].to(device)
-            pixels = pixel_space.to_pixels(batch["pixel_values"].to(device)).clamp(0, 1)
+            pixels = pixel_space.clipped_pixels(batch["pixel_values"].to(device))
             adversarial = attack(pixels, labels)
             classifier.train()
             loss = F.cross_entropy(classifier(adversarial.detach()), labels)

@@ -107,7 +107,7 @@ def main() -> None:
     space = PixelSpace.from_processor(processor)
     data = align_labels(load_image_dataset(options.dataset)["test"], model.config)
     batch = stack_examples(list(with_pixel_values(at_most(data, options.images, 0, "images"), processor)))
-    pixels = space.to_pixels(batch["pixel_values"]).clamp(0, 1).to(device)
+    pixels = space.clipped_pixels(batch["pixel_values"]).to(device)
     labels = batch["labels"].to(device)
     classifier, threat_model = PixelClassifier(model, space).eval(), ThreatModel(options.norm, options.eps)
     attack = evaluation_attack(options.steps, norm=options.norm)

@@ -129,7 +129,7 @@ def main() -> None:
     space = PixelSpace.from_processor(processor)
     data = align_labels(load_image_dataset(options.dataset)["test"], model.config)
     batch = stack_examples(list(with_pixel_values(at_most(data, options.images, 0, "images"), processor)))
-    pixels, labels = space.to_pixels(batch["pixel_values"]).clamp(0, 1), batch["labels"]
+    pixels, labels = space.clipped_pixels(batch["pixel_values"]), batch["labels"]
     classifier = MaskedClassifier(model, space, options.mask) if options.mask else PixelClassifier(model, space)
     costs = measure_costs(
         classifier.eval(),

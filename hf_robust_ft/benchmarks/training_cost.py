@@ -149,7 +149,7 @@ class BareSteps:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.trained.to(device), self.attacked.to(device)
         batch = next(iter(subject.loader()))
-        self.pixels = space.to_pixels(batch["pixel_values"]).clamp(0, 1).to(device)
+        self.pixels = space.clipped_pixels(batch["pixel_values"]).to(device)
         self.labels = batch["labels"].to(device)
         self.optimizer = torch.optim.AdamW(self.trained.parameters(), lr=1e-5, fused=True)
 

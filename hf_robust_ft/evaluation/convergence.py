@@ -10,7 +10,7 @@ import numpy as np
 from hf_robust_ft.attacks import APGD, Square
 from hf_robust_ft.evaluation.confidence_intervals import accuracy_interval
 from hf_robust_ft.evaluation.protocols import get_protocol
-from hf_robust_ft.evaluation.report import share_of_each_image
+from hf_robust_ft.evaluation.scoring import share_of_each_image
 from hf_robust_ft.evaluation.trust_verdicts import OPENINGS, TrustCheck, verdict
 
 AUTO = "auto"

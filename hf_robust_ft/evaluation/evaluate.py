@@ -29,7 +29,8 @@ from hf_robust_ft.evaluation.convergence import (
 from hf_robust_ft.evaluation.distributed import SharedWork
 from hf_robust_ft.evaluation.measure_batch import KEYS, EvaluationWork
 from hf_robust_ft.evaluation.protocols import closing_attacks, evaluation_attack, resolve_epsilons
-from hf_robust_ft.evaluation.report import RobustnessReport, build_report
+from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.evaluation.scoring import build_report
 from hf_robust_ft.evaluation.stored_examples import ExampleFolder
 from hf_robust_ft.evaluation.trust_verdicts import TrustCheck
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution

@@ -151,7 +151,7 @@ class EvaluationWork:
         """Pixels in [0, 1] and labels of a batch that an attack can work on; `first` is its first image's index."""
         check = check_first_batch if first == 0 else check_batch
         check(batch, self.pixel_space, self.num_labels, first=first)
-        pixels = self.pixel_space.to_pixels(batch["pixel_values"].to(self.device)).clamp(0, 1)
+        pixels = self.pixel_space.clipped_pixels(batch["pixel_values"].to(self.device))
         if self.num_labels is None:  # a plain module tells its number of classes only by its logits
             self.num_labels = count_classes(self.classifier, pixels[:1], attacked=self.threat_model.eps > 0)
             check_batch(batch, self.pixel_space, self.num_labels, first=first)

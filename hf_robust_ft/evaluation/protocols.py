@@ -239,6 +239,16 @@ def get_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
+def check_on_grid(eval_protocol: str) -> None:
+    """Raise a ValueError for a protocol that a Trainer cannot measure by."""
+    if get_protocol(eval_protocol).by_distance:
+        raise ValueError(
+            f"A Trainer measures at the points of a grid, which eval_protocol={eval_protocol!r} does not: choose "
+            f"{' or '.join(name for name, each in PROTOCOLS.items() if not each.by_distance)}, and measure the saved "
+            f"checkpoint with hf-robust-ft evaluate --protocol {eval_protocol}."
+        )
+
+
 def closing_attacks(protocol: str, norm: str, num_labels: int) -> list[APGD | Square]:
     """Those of a protocol, as `norm` and a model of so many classes allow.
 

@@ -10,7 +10,6 @@ place of an earlier one's:
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -21,6 +20,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+from hf_robust_ft.provenance.atomic import write_whole
 
 FORMAT = 1
 STORED_EXAMPLES = "adversarial_examples"  # the folder, beside the report
@@ -81,7 +82,7 @@ class ExampleFolder:
         name = f"batch-{batch:06d}.round-{round_number}.safetensors"
         tensors = {entry.name: getattr(examples, entry.name).cpu().contiguous() for entry in fields(examples)}
         content = save(tensors, {"format": str(FORMAT)})
-        _write_durably(self.folder / name, content)
+        write_whole(self.folder / name, content)
         return [name, hashlib.sha256(content).hexdigest()]
 
     def holds(self, shards: list[list[str]]) -> bool:
@@ -92,7 +93,7 @@ class ExampleFolder:
     def finish(self, shards: Mapping[str, str], **facts: Any) -> None:
         """Write the index, and remove the files of an earlier evaluation in this folder."""
         content = json.dumps({"format": FORMAT, "shards": dict(sorted(shards.items())), **facts}, indent=1)
-        _write_durably(self.folder / INDEX_NAME, content.encode() + b"\n")
+        write_whole(self.folder / INDEX_NAME, content.encode() + b"\n")
         for path in self.folder.iterdir():
             if _SHARD.fullmatch(path.name) and path.name not in shards:
                 path.unlink()
@@ -178,16 +179,6 @@ class StoredExamples:
         if len(shapes) > 1 or examples.adversarial.ndim != 4 or examples.adversarial.dtype != torch.float32:
             raise ExamplesUnreadable(f"{name} holds no examples: its tensors do not belong together.")
         return examples
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    """All of it or nothing, also where the process is killed."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _sha256(path: Path) -> str:

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
+from hf_robust_ft.provenance.atomic import write_whole
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.provenance.record import differences
 from hf_robust_ft.provenance.validation_curves import PAPER_THRESHOLD, TASK_FACTS, ValidationCurve, read_run
@@ -222,9 +223,7 @@ def _keep_configuration(folder: Path, wanted: dict[str, Any], writes: bool) -> N
     if not file.is_file():
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
-            draft = folder / f".{CONFIGURATION}.part"
-            draft.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-            draft.replace(file)
+            write_whole(file, json.dumps(wanted, indent=2) + "\n")
         return
     try:
         before = dict(json.loads(file.read_text(encoding="utf-8")))

@@ -20,7 +20,8 @@ from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
 from hf_robust_ft.evaluation.batches import NumberedBatches
 from hf_robust_ft.evaluation.classifier import as_classifier
 from hf_robust_ft.evaluation.protocols import evaluation_attack
-from hf_robust_ft.evaluation.report import RobustnessReport, build_report
+from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.evaluation.scoring import build_report
 from hf_robust_ft.evaluation.stored_examples import Examples, StoredExamples
 from hf_robust_ft.provenance.image_hashes import as_hex, combined_hash, hash_images
 from hf_robust_ft.reporting.consistency import ROUNDING, check_consistent
@@ -115,7 +116,7 @@ class _Verification:
         self.faults.setdefault(name, []).append(sentence)
 
     def _pixels(self, batch: Any) -> Tensor:
-        return self.space.to_pixels(batch["pixel_values"].to(self.device)).clamp(0, 1)
+        return self.space.clipped_pixels(batch["pixel_values"].to(self.device))
 
     def _judge(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Whether images (N, C, H, W) are classified rightly, and whether that is beyond rounding; both (N,) bool."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_robust_ft.provenance.atomic import write_whole
 from hf_robust_ft.provenance.class_names import class_names
 
 PAPER_THRESHOLD = 0.05
@@ -84,11 +85,7 @@ class ValidationCurve:
 
     def to_json(self, path: str | Path) -> None:
         """Write the curve whole or not at all: a file that is there is a finished run."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.part")
-        draft.write_text(json.dumps({"kind": KIND, **dataclasses.asdict(self)}, indent=2) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, json.dumps({"kind": KIND, **dataclasses.asdict(self)}, indent=2) + "\n")
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "ValidationCurve":

@@ -247,7 +247,7 @@ def _write_examples(
     batch = stack_examples([dataset[index] for index in candidates])
     save_examples(
         classifier,
-        classifier.pixel_space.to_pixels(batch["pixel_values"]).clamp(0, 1),
+        classifier.pixel_space.clipped_pixels(batch["pixel_values"]),
         batch["labels"],
         folder,
         fell=fell,

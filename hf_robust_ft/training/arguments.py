@@ -9,7 +9,7 @@ from typing import Any
 from hf_robust_ft.attacks import APGD, MEMORY_FORMATS
 from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.evaluation.convergence import FIRST_STEPS, STEPS_LIMIT, check_steps_limit, first_attack, steps_under
-from hf_robust_ft.evaluation.protocols import PROTOCOLS, evaluation_attack, get_protocol, resolve_epsilons
+from hf_robust_ft.evaluation.protocols import check_on_grid, evaluation_attack, resolve_epsilons
 from hf_robust_ft.schedules import SCHEDULES, PerSample, Schedule, build_schedule, parse_schedule_args
 from hf_robust_ft.training.base.launching import check_deepspeed, refuse_zero_3
 from hf_robust_ft.training.guard import check_guard
@@ -160,12 +160,7 @@ class AdversarialTrainingArguments(TuningArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if get_protocol(self.eval_protocol).by_distance:
-            raise ValueError(
-                f"A Trainer measures at the points of a grid, which eval_protocol={self.eval_protocol!r} does not: "
-                f"choose {' or '.join(name for name, each in PROTOCOLS.items() if not each.by_distance)}, and measure "
-                f"the saved checkpoint with hf-robust-ft evaluate --protocol {self.eval_protocol}."
-            )
+        check_on_grid(self.eval_protocol)
         steps = steps_under(self.eval_protocol, self.eval_attack_steps, "eval_attack_steps")
         self.eval_attack_steps = FIRST_STEPS if steps is None else steps
         check_steps_limit(self.eval_attack_steps_limit, "eval_attack_steps_limit")

@@ -25,7 +25,7 @@ from hf_robust_ft.evaluation.batches import first_images
 from hf_robust_ft.evaluation.convergence import AUTO, Convergence, with_convergence
 from hf_robust_ft.evaluation.protocols import Outcome, attack_on_grid, attack_standing, closing_attacks
 from hf_robust_ft.evaluation.reliability import is_reliable
-from hf_robust_ft.evaluation.report import build_report
+from hf_robust_ft.evaluation.scoring import build_report
 from hf_robust_ft.evaluation.trust_checks import run_trust_checks
 from hf_robust_ft.evaluation.trust_verdicts import TrustCheck
 from hf_robust_ft.provenance.class_names import class_names
@@ -74,7 +74,7 @@ class EvaluatingTrainer(PublishingTrainer):
             return
         check_batch(inputs, self.pixel_space)
         few = first_images(inputs, 2)
-        pixels = self.pixel_space.to_pixels(few["pixel_values"]).clamp(0, 1)
+        pixels = self.pixel_space.clipped_pixels(few["pixel_values"])
         with random_state_kept(), attack_mode(self.model, freeze=not self.is_fsdp_enabled):
             count = count_classes(self._classifier(few), pixels, attacked)
         self._rehearsed = self.model, count, attacked
@@ -125,7 +125,7 @@ class EvaluatingTrainer(PublishingTrainer):
         classifier = self._classifier(inputs)
         clean = self._clean_logits(classifier, inputs)
         self._evaluation.num_classes = clean.shape[1]
-        pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
+        pixels = self.pixel_space.clipped_pixels(inputs["pixel_values"])
         with attack_mode(self.model, freeze=not self.is_fsdp_enabled), self._evaluation.metered(classifier):
             outcome = attack_on_grid(
                 classifier,
@@ -162,7 +162,7 @@ class EvaluatingTrainer(PublishingTrainer):
         evaluation = self._evaluation
         for number, batch in enumerate(dataloader):
             inputs = self._prepare_inputs(batch)
-            pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
+            pixels = self.pixel_space.clipped_pixels(inputs["pixel_values"])
             smallest_eps, wrong_classes, again = evaluation.own[number]
             classifier = self._classifier(inputs)
             with attack_mode(self.model), evaluation.metered(classifier):
@@ -203,7 +203,7 @@ class EvaluatingTrainer(PublishingTrainer):
         if outputs is not None:
             return extract_logits(outputs)
         with torch.no_grad(), self.compute_loss_context_manager():  # a compute_loss of the user's, without ours
-            return classifier(self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1))
+            return classifier(self.pixel_space.clipped_pixels(inputs["pixel_values"]))
 
     def _as_stored(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The batch with images of the dtype that a model stored in half precision takes."""

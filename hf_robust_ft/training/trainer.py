@@ -240,7 +240,7 @@ class AdversarialTrainer(SelectingTrainer):
         return self.pixel_space.from_pixels(result.adversarial).to(inputs["pixel_values"].dtype)
 
     def _attacked(self, inputs: Mapping[str, Tensor], eps: float | Tensor, attack: APGD) -> AttackResult:
-        pixels = self.pixel_space.to_pixels(inputs["pixel_values"]).clamp(0, 1)
+        pixels = self.pixel_space.clipped_pixels(inputs["pixel_values"])
         with attack_mode(self.model, freeze=not self.is_fsdp_enabled):
             classifier = self._training_classifier(inputs)
             return attack(

@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 
 from hf_robust_ft import RobustnessReport, ThreatModel
 from hf_robust_ft.evaluation.protocols import evaluation_attack
-from hf_robust_ft.evaluation.report import build_report, from_grid_predictions
+from hf_robust_ft.evaluation.scoring import build_report, from_grid_predictions
 from hf_robust_ft.evaluation.trust_verdicts import TrustCheck
 
 GRID = [0.0, 1 / 255, 2 / 255, 4 / 255]

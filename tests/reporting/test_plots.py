@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from hf_robust_ft import APGD, ThreatModel
-from hf_robust_ft.evaluation.report import build_report
+from hf_robust_ft.evaluation.scoring import build_report
 from hf_robust_ft.reporting import plots, write_evidence
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from hf_robust_ft.evaluation.convergence_text import first_round
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.experiments.paper.numbers import Scores
+from hf_robust_ft.provenance.atomic import write_whole
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,7 @@ class CellResult:
 
     def to_json(self, path: str | Path) -> None:
         """Write it whole or not at all: a run that is killed here leaves no half a file."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-        draft.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     @classmethod
     def from_json(cls, path: str | Path) -> "CellResult":

@@ -22,6 +22,7 @@ from hf_robust_ft.experiments.grid.cells import CellArguments, Job
 from hf_robust_ft.experiments.grid.pass_counter import PassCounter
 from hf_robust_ft.experiments.grid.results import CellResult
 from hf_robust_ft.experiments.sweep import differences
+from hf_robust_ft.provenance.atomic import write_whole
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.provenance.record import environment_facts
 from hf_robust_ft.runs.arguments import at_most
@@ -158,9 +159,7 @@ def _check_begun(job: Job, configuration: dict[str, Any], writes: bool) -> None:
     file = job.work / CONFIGURATION
     if writes and not file.is_file():
         job.work.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".part")
-        draft.write_text(json.dumps(configuration, indent=1) + "\n", encoding="utf-8")
-        draft.replace(file)
+        write_whole(file, json.dumps(configuration, indent=1) + "\n")
 
 
 def _train(job: Job, arguments: CellArguments, prepared: PreparedRun) -> tuple[AdversarialTrainer, PassCounter]:

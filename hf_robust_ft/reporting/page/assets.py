@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from hf_robust_ft.provenance.atomic import write_whole
 from hf_robust_ft.provenance.record import library_versions
 
 FOLDER = Path(__file__).parent
@@ -55,12 +56,8 @@ def write_page(page: str, path: str | Path) -> None:
     Raises:
         ValueError: another kind of file is there already, which must not be lost.
     """
-    path = Path(path)
     check_target(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, page)
 
 
 def check_target(path: str | Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hub_server import HubServer
 
 from hf_robust_ft import APGD, ThreatModel
-from hf_robust_ft.evaluation.report import build_report
+from hf_robust_ft.evaluation.scoring import build_report
 from hf_robust_ft.reporting import render_model_card
 
 

@@ -5,7 +5,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from hf_robust_ft import APGD, ThreatModel
 from hf_robust_ft.cli.main import main
-from hf_robust_ft.evaluation.report import build_report
+from hf_robust_ft.evaluation.scoring import build_report
 from hf_robust_ft.hub.leaderboard import Leaderboard, Problem, Result, to_html, to_markdown
 from hf_robust_ft.hub.leaderboard.results import ROUNDING, SCORES, from_eval_results
 from hf_robust_ft.hub.leaderboard.sources import read_tagged
