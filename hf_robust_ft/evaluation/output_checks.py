@@ -23,7 +23,7 @@ def check_deterministic(logits_fn: LogitsFn, batches: Sequence[Tensor]) -> tuple
     if not math.isfinite(difference):
         sentence = f"The logits of {len(first)} images are not all finite: look for NaN or overflow in the model."
         return TrustCheck("deterministic", False, None, sentence), first
-    value = float(f"{difference / _range(first):.1e}")
+    value = float(f"{difference / range_of_top_two(first):.1e}")
     changed = int((first.argmax(1) != second.argmax(1)).sum())
     check = verdict(
         "deterministic",
@@ -53,7 +53,7 @@ def check_alone(logits_fn: LogitsFn, pixels: Tensor, in_batch: Tensor) -> TrustC
     if not math.isfinite(difference):
         sentence = f"The logits of {len(alone)} images alone are not all finite: look for NaN or overflow in the model."
         return TrustCheck("alone", False, None, sentence)
-    value = float(f"{difference / _range(in_batch):.1e}")
+    value = float(f"{difference / range_of_top_two(in_batch):.1e}")
     limit = LARGEST_DIFFERENCE_ALONE if outputs[0].dtype == torch.float32 else IN_HALF_PRECISION
     return verdict(
         "alone",
@@ -80,7 +80,7 @@ def _difference(first: Tensor, second: Tensor) -> float:
     return difference.gather(1, first.topk(min(2, first.shape[1]), dim=1).indices).max().item()
 
 
-def _range(logits: Tensor) -> float:
+def range_of_top_two(logits: Tensor) -> float:
     """Of the top two logits of all images: those that decide, whatever the model gives the other classes."""
     top = logits.topk(min(2, logits.shape[1]), dim=1).values
     low, high = top[top.isfinite()].aminmax() if top.isfinite().any() else (top.new_zeros(()),) * 2

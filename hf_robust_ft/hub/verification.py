@@ -19,6 +19,7 @@ from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
 from hf_robust_ft.evaluation.batches import NumberedBatches
 from hf_robust_ft.evaluation.classifier import as_classifier
+from hf_robust_ft.evaluation.output_checks import range_of_top_two
 from hf_robust_ft.evaluation.protocols import evaluation_attack
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.scoring import build_report
@@ -26,7 +27,8 @@ from hf_robust_ft.evaluation.stored_examples import Examples, StoredExamples
 from hf_robust_ft.provenance.image_hashes import as_hex, combined_hash, hash_images
 from hf_robust_ft.reporting.consistency import ROUNDING, check_consistent
 
-# A class that leads by less than this share of an image's logits' range may lose to the rounding of another device.
+# A class that leads by less than this share of the range of all images' top two logits may lose to the rounding of
+# another device. The other classes' logits are no measure: a model may hold one at -1e5, or at minus infinity.
 LEAD = 1e-4
 SHOWN = 3  # faults that a sentence names
 
@@ -110,7 +112,7 @@ class _Verification:
         self.right = 0  # images, as they are
         self.seen: set[int] = set()
         self.faults: dict[str, list[str]] = {}
-        self.furthest, self.in_doubt = 0.0, 0
+        self.furthest, self.in_doubt, self.logit_range = 0.0, 0, 0.0
 
     def _wrong(self, name: str, sentence: str) -> None:
         self.faults.setdefault(name, []).append(sentence)
@@ -122,8 +124,9 @@ class _Verification:
         """Whether images (N, C, H, W) are classified rightly, and whether that is beyond rounding; both (N,) bool."""
         with torch.no_grad():
             logits = self.classifier(pixels).double()
+        self.logit_range = max(self.logit_range, range_of_top_two(logits))
         best, second = logits.topk(2, dim=1).values.unbind(1)
-        sure = best - second > LEAD * (best - logits.amin(1))
+        sure = best - second > LEAD * self.logit_range
         return (logits.argmax(1) == labels).cpu(), sure.cpu()
 
     def see_images(self) -> None:

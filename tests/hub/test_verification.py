@@ -225,6 +225,18 @@ def test_a_report_of_an_older_version_is_refused(evaluate, verify):
         verify(old, folder)
 
 
+@pytest.mark.parametrize("ruled_out", [-1e5, -torch.inf])
+def test_a_class_that_is_ruled_out_leaves_no_prediction_undecided(evaluate, verify, ruled_out):
+    class Wider(ColourClassifier):
+        def forward(self, pixel_values):
+            return torch.nn.functional.pad(super().forward(pixel_values), (0, 1), value=ruled_out)
+
+    report, folder = evaluate(Wider(), protocol="exact")
+    assert verify(report, folder, Wider()) == {}
+    assert set(verify(dataclasses.replace(report, clean_accuracy=1.0), folder, Wider())) == {"clean accuracy", "scores"}
+    assert {"misclassified", "clean accuracy"} <= set(verify(report, folder, Wider(0.0)))
+
+
 def test_random_predictions_do_not_hold(evaluate, verify):
     class Random(ColourClassifier):
         def forward(self, pixel_values):
