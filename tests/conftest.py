@@ -183,6 +183,12 @@ def assert_same_weights(first, second) -> None:
 TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parent
 
+
+def pytest_collection_modifyitems(items):
+    """The longest file first: in the end one process would be alone with it."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 SCRIPT_START = """
 import pathlib, sys
 sys.path[:0] = {tests!r}
