@@ -124,7 +124,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
 
     def may_attack_at(self, step: int, max_steps: int) -> bool:
         """Whether a batch of this step may be attacked: any may with a per-sample schedule."""
-        return self.peak_eps > 0 if self.alpha.is_per_sample else self.eps_at(step, max_steps) > 0
+        return self.has_own_budgets or self.eps_at(step, max_steps) > 0
 
     @property
     def trained_eps(self) -> float:
@@ -165,6 +165,11 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         period_ends = self.granularity == "step" or step % self.steps_per_epoch == 0
         self.memory = self.alpha.rule.observe(self.memory, value, step / max_steps, period_ends)
         self.observed_at = step
+
+    @property
+    def has_own_budgets(self) -> bool:
+        """Whether each image has an eps of its own, above 0 in time."""
+        return self.alpha.is_per_sample and self.peak_eps > 0
 
     def eps_of(self, ids: Sequence[str]) -> list[float]:
         """The budgets of these images, of a per-sample schedule."""

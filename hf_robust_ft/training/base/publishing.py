@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ class PublishingTrainer(TuningTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.robustness_report: RobustnessReport | None = None
+        self._write_examples: Callable[[str], Any] = lambda folder: None  # pictures of attacked images
         self._measured: str | None = None  # which weights `robustness_report` is of
         self._saved: str | None = None  # which weights lie in `output_dir`
         self._background_pushes: list[Future] = []
@@ -49,8 +51,10 @@ class PublishingTrainer(TuningTrainer):
 
     # ---- Evidence ----------------------------------------------------------------
 
-    def _keep_report(self, report: RobustnessReport) -> None:
+    def _keep_report(self, report: RobustnessReport, write_examples: Callable[[str], Any]) -> None:
+        """Keep what was measured on these weights, and what puts pictures of it into a folder."""
         self.robustness_report, self._measured = report, self._weights_now()
+        self._write_examples = write_examples
 
     def _weights_now(self) -> str | None:
         """What tells these weights from others; None where they are not the ones that `save_model` writes."""
@@ -76,9 +80,6 @@ class PublishingTrainer(TuningTrainer):
             write_evidence(self.robustness_report, folder, self.state.log_history, examples=draw)
         recipe = None if (Path(folder) / RECIPE_NAME).is_file() else resolved_recipe(self.args)
         write_run_record(folder, recipe, self.robustness_report.metadata)
-
-    def _write_examples(self, folder: str) -> None:
-        """Pictures of attacked images, where the trainer has any."""
 
     def create_model_card(
         self,
