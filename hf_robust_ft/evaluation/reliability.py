@@ -122,7 +122,7 @@ def _contradicted(report: Any) -> dict[str, str]:
             reasons["autoattack"] = (
                 f"AutoAttack leaves {report.autoattack_accuracy:.1%} of {count} images right, not {stated:.1%}"
             )
-    if precision := report.metadata.get("evaluated_in"):
+    if precision := report.metadata.evaluated_in:
         reasons["half_precision"] = f"measured in {precision}, in which attacks find fewer errors than in fp32"
     return reasons
 

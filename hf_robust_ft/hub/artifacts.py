@@ -19,9 +19,6 @@ from hf_robust_ft.reporting.example_pairs import FILE_NAME as EXAMPLE_PAIRS
 from hf_robust_ft.reporting.model_card import EXAMPLES
 
 REPLACED_REPORT = "robustness_report.replaced.json"
-# Of a training's own report, what an evaluation's does not know and the card should still tell.
-OF_TRAINING = ("training", "recipes", "seeds", "base_model", "base_model_text", "base_model_license", "license",
-               "model_name", "tags", "language", "augmentation", "head", "notes")  # fmt: skip
 
 
 def read_report(folder: Path, evaluation: Path | None, repo_id: str) -> RobustnessReport:
@@ -47,9 +44,9 @@ def read_report(folder: Path, evaluation: Path | None, repo_id: str) -> Robustne
     if evaluation is None or not (folder / REPORT_NAME).is_file():
         return report
     own = RobustnessReport.from_json(folder / REPORT_NAME).metadata
-    if own.get("weights_sha256") != hash_weight_files(folder):
+    if own.weights_sha256 != hash_weight_files(folder):
         return report
-    facts = {name: own[name] for name in OF_TRAINING if own.get(name) is not None}
+    facts = own.of_model()
     if "base_model" in facts or "base_model_text" in facts:  # an evaluation takes the checkpoint itself for its base
         report = report.with_metadata(base_model=None, base_model_text=None)
     return report.with_metadata(**facts)
@@ -62,7 +59,7 @@ def check_belongs(report: RobustnessReport, folder: Path, repo_id: str, evaluati
         ValueError: it was not, or does not say.
     """
     named = (evaluation or folder) / REPORT_NAME
-    measured, found = report.metadata.get("weights_sha256"), hash_weight_files(folder)
+    measured, found = report.metadata.weights_sha256, hash_weight_files(folder)
     if not measured:
         raise ValueError(
             f"{named} does not say which weights it was measured on (weights_sha256). "

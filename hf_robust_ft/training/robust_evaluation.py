@@ -211,7 +211,7 @@ class RobustEvaluation:
             checks=self._trust_checks(),
             convergence=None if self.rounds is None else self.rounds.described(),
             class_names=self._class_names(),
-            metadata={**self.trainer.facts(), **self._data_facts(), **self._precision()},
+            metadata=self.trainer.facts().merged(self._data_facts(), self._precision()),
         )
 
     def _trust_checks(self) -> list[TrustCheck]:

@@ -118,7 +118,7 @@ class PublishingTrainer(TuningTrainer):
             "dataset_on_hub": bool(dataset_tags),
         }
         facts = {name: value for name, value in facts.items() if value}
-        if facts.get("dataset", known := self.robustness_report.metadata.get("dataset")) != known:
+        if facts.get("dataset", known := self.robustness_report.metadata.dataset) != known:
             facts |= {"dataset_commit": None, "dataset_config": None}  # of the one that was loaded
         self.robustness_report = self.robustness_report.with_metadata(**facts)
         self.save_evidence()
@@ -191,7 +191,7 @@ class PublishingTrainer(TuningTrainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        if self.robustness_report.metadata.get("model_name") is None and "model_name" not in kwargs:
+        if self.robustness_report.metadata.model_name is None and "model_name" not in kwargs:
             kwargs["model_name"] = self.hub_model_id.split("/")[-1]
         self.create_model_card(**kwargs)
         options = {
