@@ -3,7 +3,7 @@
 A folder for each combination of settings, with one file a batch, which is there whole or not at all:
 
     evaluation-<hash of settings>/settings.json
-    evaluation-<hash of settings>/batch-0.json    {"sha256":"<of the rest>","batch":0,"record":{...},"settings":"<hash>"}
+    evaluation-<hash of settings>/batch-0.json    {"sha256":"<of the rest>","batch":0,"record":{...},"settings":"..."}
 """
 
 import errno
