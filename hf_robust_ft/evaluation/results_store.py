@@ -78,7 +78,7 @@ class ResultsStore(AbstractContextManager):
         Raises:
             ValueError: a batch that is no index, a record that JSON does not give back equal (NaN, inf, tensors,
                 tuples, keys that are no strings), a batch done before with another record, or a closed store.
-            OSError: the write failed, e.g. on a full disk; what was appended before is safe.
+            OSError: the write failed, e.g. on a full disk. The store is then closed; what was appended before is safe.
         """
         if self._owner != os.getpid():
             raise ValueError(f"The results store {self.path} is closed (also in processes forked from its own).")
@@ -101,8 +101,9 @@ class ResultsStore(AbstractContextManager):
 
     def close(self) -> None:
         """Let go of the lock; `done` stays. Closing twice is fine."""
+        if self._owner == os.getpid():  # a fork must not release what its parent holds
+            self._lock.release()
         self._owner = None
-        self._lock.release()
 
     def __exit__(self, *_) -> None:
         self.close()

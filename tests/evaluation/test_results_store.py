@@ -281,6 +281,7 @@ if child == 0:
     try:
         store.append(0, {"from": "child"})
     except ValueError:
+        store.close()
         time.sleep(60)
     os._exit(0)
 print(child, flush=True)
@@ -301,6 +302,8 @@ def test_killed_processes_lose_nothing_that_append_returned_for(tmp_path):
         with path.open("w") as out, subprocess.Popen(command, stdout=out) as writer:
             try:
                 wait_for(lambda: len(path.read_text().splitlines()) > 4)
+                with pytest.raises(RuntimeError, match="in use by another evaluation"):
+                    ResultsStore(tmp_path, {"run": 1}, rank=1)
                 for _ in range(5):  # reading along is safe in mid-write
                     with ResultsStore(tmp_path, {"run": 1}, rank=0) as reader:
                         assert sorted(reader.done) == list(range(len(reader.done)))
