@@ -5,13 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.stored_examples import STORED_EXAMPLES, ExampleFolder, StoredExamples
 from hf_robust_ft.hub.contents import free_place
 from hf_robust_ft.provenance.record import RECIPE_NAME
 from hf_robust_ft.provenance.weight_hashes import hash_weight_files
+from hf_robust_ft.provenance.yaml_values import load_yaml
 from hf_robust_ft.reporting.artifacts import EXAMPLE_FILES, REPORT_NAME
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.consistency import check_consistent
@@ -137,8 +136,8 @@ def how_to_measure(folder: Path, repo_id: str, like: RobustnessReport | None = N
 def _options_of_run(folder: Path) -> dict[str, Any]:
     """Dataset and threat model of the recipe beside a checkpoint."""
     try:
-        recipe = yaml.safe_load((folder / RECIPE_NAME).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        recipe = load_yaml((folder / RECIPE_NAME).read_bytes())
+    except (OSError, ValueError):
         recipe = {}
     recipe = recipe if isinstance(recipe, dict) else {}
     return {"dataset": recipe.get("dataset", "DATASET"), "norm": recipe.get("norm", "Linf"),

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import TrainingArguments
 
 import hf_robust_ft
+from hf_robust_ft.provenance.yaml_values import dump_yaml, load_yaml
 
 RECIPE_NAME = "recipe.yaml"
 RECORD_NAME = "provenance.json"
@@ -153,9 +153,9 @@ def portable_recipe(text: str) -> str:
     for line in text.splitlines(keepends=True):
         name, _, value = line.partition(": ")
         if name in LOCAL_PLACES:
-            path = yaml.safe_load(value)
+            path = load_yaml(value)
             if isinstance(path, str) and os.path.isabs(path):
-                line = yaml.safe_dump({name: portable_place(path)}, allow_unicode=True, width=float("inf"))
+                line = dump_yaml({name: portable_place(path)})
         lines.append(line)
     return "".join(lines)
 
@@ -197,7 +197,6 @@ def write_run_record(folder: str | Path, recipe: Mapping[str, Any] | None, facts
     folder.mkdir(parents=True, exist_ok=True)
     if recipe is not None:
         head = "# What this run was trained with; hf-robust-ft train --config recipe.yaml repeats it.\n"
-        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=float("inf"))
-        (folder / RECIPE_NAME).write_text(head + text, encoding="utf-8")
+        (folder / RECIPE_NAME).write_text(head + dump_yaml(recipe), encoding="utf-8")
     record = {name: facts[name] for name in RECORDED_FACTS if facts.get(name) is not None}
     (folder / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

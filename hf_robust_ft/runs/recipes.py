@@ -14,8 +14,8 @@ from transformers.hf_argparser import string_to_bool
 
 from hf_robust_ft.provenance.record import OF_ONE_LAUNCH
 from hf_robust_ft.provenance.source_names import nearest_places
+from hf_robust_ft.provenance.yaml_values import load_yaml
 from hf_robust_ft.runs.command_parser import CommandParser
-from hf_robust_ft.runs.yaml_values import load_yaml
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 

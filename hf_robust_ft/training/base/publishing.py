@@ -21,7 +21,8 @@ from hf_robust_ft.hub.errors import described
 from hf_robust_ft.hub.uploading import upload
 from hf_robust_ft.models import describe_source
 from hf_robust_ft.provenance.record import RECIPE_NAME, resolved_recipe, write_run_record
-from hf_robust_ft.provenance.weight_hashes import hash_model, hash_weight_files
+from hf_robust_ft.provenance.tensor_hashes import hash_model
+from hf_robust_ft.provenance.weight_hashes import hash_weight_files
 from hf_robust_ft.reporting import write_evidence
 from hf_robust_ft.reporting.licences import check_licence
 from hf_robust_ft.training.tuning import TuningTrainer
