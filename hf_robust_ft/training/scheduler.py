@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks.threat_model import parse_eps, readable_eps
 from hf_robust_ft.schedules import build_schedule, parse_schedule_args
-from hf_robust_ft.training.arguments import check_can_observe, check_overshoot
+from hf_robust_ft.training.schedule_arguments import check_can_observe, check_overshoot
 
 # Settings of the callback -> the arguments they are made from.
 SETTINGS = {

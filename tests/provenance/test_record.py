@@ -10,8 +10,8 @@ from transformers import TrainingArguments
 import hf_robust_ft
 from hf_robust_ft import AdversarialTrainingArguments
 from hf_robust_ft.provenance import record as run_record
+from hf_robust_ft.provenance.affects import TRAINERS_OWN
 from hf_robust_ft.provenance.record import (
-    RECORDED_ARGUMENTS,
     environment_facts,
     git_state,
     hardware,
@@ -41,7 +41,7 @@ def test_a_resolved_recipe_gives_the_same_arguments(recipe, tmp_path):
         own = {entry.name for entry in dataclasses.fields(one) if entry.init}
         inherited = {entry.name for entry in dataclasses.fields(TrainingArguments)}
         names = own - inherited if isinstance(one, AdversarialTrainingArguments) else own
-        for name in names | (set(RECORDED_ARGUMENTS) & own):
+        for name in names | (TRAINERS_OWN.keys() & own):
             assert getattr(one, name) == getattr(other, name), name
 
 
