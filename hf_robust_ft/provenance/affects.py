@@ -133,6 +133,11 @@ def arguments(of: type) -> tuple[Argument, ...]:
     return tuple(found)
 
 
+def launching(*types: type) -> list[Argument]:
+    """What of ours only starts a run, Trainer's own that do something else with us (`push_to_hub`) among them."""
+    return [each for kind in types for each in arguments(kind) if each.is_launch and each.is_ours]
+
+
 def settings(*options: Any) -> dict[str, Any]:
     """What dataclasses of arguments say of weights and measurement, as it stands there."""
     return {

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from hf_robust_ft.provenance.affects import arguments
+from hf_robust_ft.provenance.affects import launching
 from hf_robust_ft.provenance.source_names import nearest_places
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
 from hf_robust_ft.runs.command_parser import CommandParser
@@ -62,19 +62,10 @@ def read_recipe(recipe: str | Path, types: Sequence[type] = ()) -> dict[str, Any
             f"{path.name} must map argument names to values, e.g. 'eps: 4/255'; it holds "
             f"{'nothing' if content is None else f'a {type(content).__name__}'}."
         )
-    if asked := [name for name in of_one_launch(*RUN_ARGUMENTS, *types) if name in content]:
+    ours = dict.fromkeys(each.name for each in launching(*RUN_ARGUMENTS, *types) if not each.is_trainers)
+    if asked := [name for name in ours if name in content]:  # nobody trusts code because a recipe says so
         raise ValueError(f"{path.name} may not set {', '.join(asked)}: give it on the command line, for one launch.")
     return content
-
-
-def of_one_launch(*types: type) -> list[str]:
-    """The arguments of ours that only start a run, so that no recipe sets them: nobody trusts code because one says so.
-
-    >>> of_one_launch(*RUN_ARGUMENTS)
-    ['trust_remote_code', 'force_resume']
-    """
-    every = {each.name: each for kind in types for each in arguments(kind)}
-    return [name for name, each in every.items() if each.is_launch and each.is_ours and not each.is_trainers]
 
 
 def _is_file(path: str | Path) -> bool:
