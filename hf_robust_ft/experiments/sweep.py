@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
-from hf_robust_ft.provenance.affects import arguments, settings
+from hf_robust_ft.provenance.affects import arguments, settings, unsaid
 from hf_robust_ft.provenance.atomic import write_whole
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.provenance.record import differences
@@ -22,6 +22,7 @@ from hf_robust_ft.provenance.validation_curves import PAPER_THRESHOLD, TASK_FACT
 from hf_robust_ft.reporting.diagnosis_text import chance_warning
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
 from hf_robust_ft.runs.fine_tune import build_trainer, prepare_run
+from hf_robust_ft.runs.recipes import RUN_ARGUMENTS
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.base.checkpoints import newest_complete
 from hf_robust_ft.training.schedule_arguments import CONSTANT_EPS
@@ -220,9 +221,9 @@ def _keep_configuration(folder: Path, wanted: dict[str, Any], writes: bool) -> N
         before = dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error}). Give another --output_dir, or delete the folder.") from None
-    launch = {each.name for kind in (ModelArguments, DataArguments) for each in arguments(kind) if each.is_launch}
+    launch = {each.name for kind in RUN_ARGUMENTS for each in arguments(kind) if each.is_launch}
     before = {name: value for name, value in before.items() if name not in launch}  # once noted with the rest
-    changed = differences(before, wanted)
+    changed = differences(before, wanted, unsaid(*RUN_ARGUMENTS))
     if changed:
         raise ValueError(
             f"{folder} holds runs of another configuration: {changed}. Give the same values again, or "

@@ -7,12 +7,13 @@ A field of an argument dataclass says `metadata={"help": ..., "affects": ...}`, 
 - "measurement": the figures. Recorded, compared between cells, refused to a sweep, which measures in its own way.
 - "launch": how a run is started. None of these; no recipe may set one that is ours.
 
-Two more keys, where they are needed: `"stated"`, for what a report says of a run, is "always" (at its default, too) or
-"never" (told elsewhere); `"of"` names the argument without which this one does nothing.
+More keys, where they are needed: `"stated"`, for what a report says of a run, is "always" (at its default, too) or
+"never" (told elsewhere); `"of"` names the argument without which this one does nothing; `"before"` is what runs had
+that are older than the argument, where it is not its default.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, fields
 from enum import Enum
 from functools import cache
 from types import MappingProxyType
@@ -22,7 +23,8 @@ from transformers import TrainingArguments
 
 WEIGHTS, MEASUREMENT, LAUNCH = AFFECTS = ("weights", "measurement", "launch")
 STATED = ("always", "never")
-OWN_KEYS = ("affects", "stated", "of", "sets")
+# Keys of a field that argparse has no use for; "sets" is a grid's.
+OWN_KEYS = ("affects", "stated", "of", "before", "sets")
 
 # What Trainer's own fields would say; those that are not here affect the launch.
 _PROTOCOL = {"affects": WEIGHTS, "stated": "always"}
@@ -51,6 +53,7 @@ class Argument(NamedTuple):
         affects: of `AFFECTS`; `("weights",)` where a subclass of somebody else says nothing, which hides nothing.
         stated: "always", "never", or "" for unless it is at its default.
         of: the argument without which it does nothing.
+        before: its value in runs that are older than it.
         is_ours: whether a class of ours declares it, be it in place of Trainer's own.
         is_trainers: whether `TrainingArguments` has it, be it in other words.
     """
@@ -60,6 +63,7 @@ class Argument(NamedTuple):
     affects: tuple[str, ...]
     stated: str
     of: str | None
+    before: Any
     is_ours: bool
     is_trainers: bool
 
@@ -82,7 +86,7 @@ class DeclaredArguments:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name, entry in vars(cls).items():
-            if isinstance(entry, dataclasses.Field):
+            if isinstance(entry, Field):
                 _check(f"{cls.__name__}.{name}", entry.metadata)
                 entry.metadata = MappingProxyType(_Metadata(entry.metadata))
 
@@ -109,23 +113,25 @@ class _Metadata(Mapping):
 @cache
 def arguments(of: type) -> tuple[Argument, ...]:
     """The arguments of a dataclass that its constructor takes, in their order."""
-    inherited = {entry.name: entry for entry in dataclasses.fields(TrainingArguments)}
+    inherited = {entry.name: entry for entry in fields(TrainingArguments)}
     if not issubclass(of, TrainingArguments):
         inherited = {}
     found = []
-    for entry in dataclasses.fields(of):
+    for entry in fields(of):
         if not entry.init:
             continue
         is_ours = entry is not inherited.get(entry.name)
         said = entry.metadata if is_ours else TRAINERS_OWN.get(entry.name, {"affects": LAUNCH})
         affects = said.get("affects", WEIGHTS)
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
         found.append(
             Argument(
                 entry.name,
-                entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory(),
+                default,
                 affects if isinstance(affects, tuple) else (affects,),
                 said.get("stated", ""),
                 said.get("of"),
+                said.get("before", default),
                 is_ours,
                 entry.name in inherited,
             )
@@ -136,6 +142,11 @@ def arguments(of: type) -> tuple[Argument, ...]:
 def launching(*types: type) -> list[Argument]:
     """What of ours only starts a run, Trainer's own that do something else with us (`push_to_hub`) among them."""
     return [each for kind in types for each in arguments(kind) if each.is_launch and each.is_ours]
+
+
+def unsaid(*types: type) -> dict[str, Any]:
+    """What is meant where a record does not say: it is older than the argument, or states what was changed only."""
+    return {each.name: each.before for kind in types for each in arguments(kind) if each.before is not MISSING}
 
 
 def settings(*options: Any) -> dict[str, Any]:
@@ -151,7 +162,7 @@ def settings(*options: Any) -> dict[str, Any]:
 def stated_settings(options: Any, affects: str) -> dict[str, Any]:
     """What a report says of the arguments that affect this, and what is compared between runs beside each other.
 
-    What is always stated, what is not at its default, and what belongs to an argument that is not; never a None.
+    What is always stated, what is not at its default, and what belongs to an argument that is not; no None by default.
     Ours come first; values are as JSON has them.
 
     Args:
@@ -168,7 +179,9 @@ def stated_settings(options: Any, affects: str) -> dict[str, Any]:
         and (each.stated == "always" or name in changed or each.of in changed)
     }
     return {
-        name: value.value if isinstance(value, Enum) else value for name, value in values.items() if value is not None
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in values.items()
+        if value is not None or name in changed
     }
 
 

@@ -155,17 +155,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def differences(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def differences(before: Mapping[str, Any], wanted: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> str:
     """Where two configurations of JSON values differ, for a message; "" where they do not.
+
+    Args:
+        usual: what is meant where one of them says nothing (default: None).
 
     >>> differences({"eps": "4/255", "seed": 0}, {"eps": "8/255", "seed": 0})
     "eps '4/255' there, '8/255' now"
     """
-    return "; ".join(
-        f"{name} {before.get(name)!r} there, {wanted.get(name)!r} now"
-        for name in dict.fromkeys([*before, *wanted])
-        if before.get(name) != wanted.get(name)
-    )
+    both = {name: [each.get(name, (usual or {}).get(name)) for each in (before, wanted)] for name in (*before, *wanted)}
+    return "; ".join(f"{name} {there!r} there, {now!r} now" for name, (there, now) in both.items() if there != now)
 
 
 def write_run_record(folder: str | Path, recipe: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from hf_robust_ft.provenance.affects import WEIGHTS, stated_settings
 from hf_robust_ft.training.base.launching import check_deepspeed, refuse_zero_3
 from hf_robust_ft.training.schedule_arguments import ScheduleArguments, check_can_observe
 from hf_robust_ft.training.tuning import TuningArguments
-from hf_robust_ft.training.tuning.batch_norm import FROZEN, check_policy
+from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER, FROZEN, check_policy
 
 ROBUST_EVAL = ("end", "epoch", "no")
 
@@ -53,6 +53,7 @@ class AdversarialTrainingArguments(ScheduleArguments, TuningArguments):
             "when eps leaves 0), 'trainer' (the batch's, which the attack does not meet).",
             "affects": "weights",
             "stated": "always",
+            "before": AS_TRAINER,
         },
     )
     memory_format: str = field(

@@ -15,12 +15,8 @@ from hf_robust_ft.provenance.record import differences, resolved_recipe
 from hf_robust_ft.provenance.validation_curves import STATE
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.base.checkpoints import newest_complete
-from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER
 
 logger = logging.getLogger(__name__)
-
-# How checkpoints were trained that are older than the setting.
-_BEFORE_IT_WAS_ASKED = {"batch_norm": AS_TRAINER}
 
 
 class TrainingRecord(TrainerCallback, ExportableState):
@@ -94,7 +90,8 @@ def check_resumed(checkpoint: str | bool, wanted: Mapping[str, Any], args: Adver
     if not record.get("training"):
         logger.warning("%s does not say what it was trained with, so changed settings would go unnoticed.", checkpoint)
         return []
-    before = _BEFORE_IT_WAS_ASKED | record["settings"] | record["training"]
+    older = {each.name: each.before for each in arguments(type(args)) if each.before != each.default}
+    before = older | record["settings"] | record["training"]
     both = [name for name in before if name in wanted]
     changed = differences({name: before[name] for name in both}, {name: wanted[name] for name in both})
     if not changed:
