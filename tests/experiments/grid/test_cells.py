@@ -59,7 +59,7 @@ def test_what_every_cell_needs_wins_over_settings(make_options, flags):
             ["--eval_attack_steps", "auto", "--eval_attack_steps_limit", "40"],
             "eval_attack_steps_limit .* there, 40 now",
         ),
-        (["--config", "quickstart", "--config", "fast"], r"attack_guard None there, 0\.3 now"),
+        (["--config", "quickstart", "--config", "fast", "--attack_steps", "7"], r"attack_guard None there, 0\.3 now"),
         (["--label_column", "kind"], "label_column None there, 'kind' now"),
     ],
 )
