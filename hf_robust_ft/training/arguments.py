@@ -27,6 +27,8 @@ class AdversarialTrainingArguments(ScheduleArguments, TuningArguments):
     (`eval_attack_steps*`, `eval_epsilons`, `robust_eval`), `memory_format`, and `TuningArguments`' own settings.
     Everything else is `TrainingArguments`, with its defaults unchanged. Defaults are those of arXiv 2509.23325.
 
+    What each affects is said on its field (`provenance.affects`), of a subclass's own, too; the rest follows from that.
+
     Raises:
         ValueError: on construction, for anything out of range; the message names the valid values.
     """

@@ -80,6 +80,11 @@ def test_a_recipe_for_others_names_no_folder_of_this_machine_and_nothing_of_the_
     assert yaml.safe_load(published) == {**recipe, "prompts": ["a: b"], "seed": 3}
 
 
+def test_no_argument_of_a_published_recipe_names_a_folder_of_this_machine_whatever_it_is_called():
+    text = "plan: /home/me/plan.json  # mine\neps: 4/255\nlabels: '/home\n  /me/labels'\n- dataset: /x\n"
+    assert portable_recipe(text) == text.replace("/home/me/plan.json  # mine", "./plan.json")
+
+
 def test_a_folder_called_like_one_of_our_names_is_not_meant(places):
     recipe = resolved_recipe(ModelArguments("r50"), DataArguments("cub200"), place=own_place)
     assert (recipe["model"], recipe["dataset"]) == ("r50", "cub200")

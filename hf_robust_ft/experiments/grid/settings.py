@@ -18,14 +18,8 @@ SYNONYMS = {"sched": "hinge", "constant": "fix", "none": STANDARD}  # in tables
 DEFAULT_SETTINGS = (STANDARD, "fix", "linear_warmup", "uniform", "auto", "hinge")
 # No setting's to change: what tells cells apart, and how they are run.
 OF_THE_GRID = (
-    "model",
-    "dataset",
-    "norm",
-    "eps",
-    "seed",
-    "output_dir",
-    *(each.name for each in launching(*RUN_ARGUMENTS)),
-)
+    "model", "dataset", "norm", "eps", "seed", "output_dir", *(each.name for each in launching(*RUN_ARGUMENTS)),
+)  # fmt: skip
 
 
 def setting_name(setting: str) -> str:
