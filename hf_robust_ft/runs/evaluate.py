@@ -30,7 +30,8 @@ from hf_robust_ft.provenance.weight_hashes import hash_weight_files
 from hf_robust_ft.reporting import choose_examples, save_examples, write_evidence
 from hf_robust_ft.reporting.examples import remove_examples
 from hf_robust_ft.reporting.model_card import EXAMPLES
-from hf_robust_ft.runs.arguments import TRUST_HELP, DataArguments, at_most, check_model_name, describe_model
+from hf_robust_ft.runs.arguments import TRUST_HELP, DataArguments, at_most
+from hf_robust_ft.runs.model_names import check_model_name, describe_model
 
 
 @dataclass
