@@ -15,7 +15,7 @@ import torch
 
 import hf_robust_ft
 from hf_robust_ft.provenance.affects import arguments
-from hf_robust_ft.provenance.yaml_values import dump_yaml
+from hf_robust_ft.provenance.yaml_values import dump_yaml, load_yaml
 
 RECIPE_NAME = "recipe.yaml"
 RECORD_NAME = "provenance.json"
