@@ -1,5 +1,6 @@
 """Tiny random-initialised models and synthetic images; no test needs a network or an accelerator."""
 
+import functools
 import gc
 import os
 import signal
@@ -92,9 +93,8 @@ def make_model():
     return make
 
 
-@pytest.fixture
-def images():
-    """48 noisy 16 x 16 images whose colour tells their class."""
+@functools.cache
+def coloured() -> Dataset:
     rng = np.random.default_rng(0)
     colours = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [180, 180, 60]])
     labels = [index % NUM_CLASSES for index in range(48)]
@@ -104,6 +104,12 @@ def images():
     ]
     features = Features({"image": Image(), "label": ClassLabel(names=["red", "green", "blue", "yellow"])})
     return Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+
+
+@pytest.fixture
+def images():
+    """48 noisy 16 x 16 images whose colour tells their class."""
+    return coloured().with_format(None)  # a copy
 
 
 @pytest.fixture

@@ -67,7 +67,9 @@ class Libraries:
         self._parent.stdin.write(json.dumps(job) + "\n")
         if not select.select([self._parent.stdout], [], [], max(0, until - time.monotonic()))[0]:
             raise TimeoutError
-        return [int(word) for word in self._parent.stdout.readline().split()]
+        answer = self._parent.stdout.readline().split()
+        assert answer, f"The process to fork from has ended; it was to run: {self.imports}"
+        return [int(word) for word in answer]
 
     def run(
         self, script: Path, environments: list[dict[str, str]], folder: Path, timeout: float
