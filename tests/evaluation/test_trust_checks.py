@@ -13,6 +13,7 @@ from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.evaluation.trust_checks import run_trust_checks
 from hf_robust_ft.evaluation.trust_verdicts import OPENINGS, TrustCheck
 
+pytestmark = pytest.mark.usefixtures("whole_search")
 APGD_10 = APGD(steps=10, random_start=False, select="fooled")
 ALL_TARGETS = dataclasses.replace(APGD_10, loss="dlr_targeted", steps=40)  # also of images at the foot of two hills
 
