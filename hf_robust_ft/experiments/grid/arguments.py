@@ -53,7 +53,7 @@ class GridArguments:
         default="paper",
         metadata={
             "help": "How each cell is measured: paper (comparable), exact (stronger, no quadrature error), "
-            "reliable (the worst case of three attacks)."
+            "reliable (the worst case of four attacks)."
         },
     )
     eval_split: str = field(
