@@ -72,7 +72,7 @@ def evaluate_robustness(
             accuracy settles (`convergence.Convergence`), for which the source must bring the same batches again.
         attack_steps_limit: the most steps of "auto".
         protocol: a key of `PROTOCOLS`: "paper" (comparable), "exact" (stronger, no quadrature error) or "reliable" (the
-            worst case of three attacks, the first as with `attack_steps="auto"`, which it implies).
+            worst case of four attacks, the first as with `attack_steps="auto"`, which it implies).
         distributions: also report expected robustness under these distributions of eps, e.g. "beta:2,5", or as any
             weights of any eps "weights:0=1,2/255=3" or {0: 1, "2/255": 3}; see
             `RobustnessReport.expected_robustness_under`.

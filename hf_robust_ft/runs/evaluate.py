@@ -68,7 +68,7 @@ class EvaluationArguments:
         default="paper",
         metadata={
             "help": "How the curve is measured: paper (comparable), exact (stronger, no quadrature error), "
-            "reliable (the worst case of three attacks, its steps auto)."
+            "reliable (the worst case of four attacks, its steps auto)."
         },
     )
     eps_distributions: list[str] = field(

@@ -56,7 +56,7 @@ class GridArguments(DeclaredArguments):
         default="paper",
         metadata={
             "help": "How each cell is measured: paper (comparable), exact (stronger, no quadrature error), "
-            "reliable (the worst case of three attacks).",
+            "reliable (the worst case of four attacks).",
             "sets": ("eval_protocol", "robust_eval"),
         },
     )
