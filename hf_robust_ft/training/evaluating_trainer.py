@@ -261,6 +261,7 @@ class EvaluatingTrainer(PublishingTrainer):
                 check_converged=evaluation.rounds is None,
                 standing=smallest > evaluation.epsilons[-1],
                 classes=evaluation.classes(),
+                protocol=self.args.eval_protocol,
             )
         return checks if evaluation.rounds is None else with_convergence(checks, evaluation.rounds)
 
