@@ -260,6 +260,7 @@ class EvaluationWork:
             check_converged=check_converged,
             standing=(smallest[positions] > self.epsilons[-1]).to(pixels.device),
             classes=torch.tensor([*{*rows["labels"], *rows["wrong_classes"]}], device=pixels.device),
+            protocol=self.protocol,
         )
 
 

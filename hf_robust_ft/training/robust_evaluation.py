@@ -233,6 +233,7 @@ class RobustEvaluation:
                 check_converged=self.rounds is None,
                 standing=smallest > self.epsilons[-1],
                 classes=found[found >= 0],
+                protocol=self.args.eval_protocol,
             )
         return checks if self.rounds is None else with_convergence(checks, self.rounds)
 

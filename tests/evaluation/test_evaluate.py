@@ -309,10 +309,11 @@ def test_an_evaluation_with_autoattack_that_was_cut_off_goes_on(measure, asked, 
     assert 0 < len(asked) - before <= 2
 
 
-def test_autoattack_needs_the_same_images_again(measure, dataset):
+@pytest.mark.parametrize("options", [{"autoattack": 5}, {"attack_steps": "auto"}, {"protocol": "reliable"}])
+def test_what_looks_at_images_again_needs_the_same_ones(measure, dataset, options):
     shuffled = DataLoader(dataset, 8, shuffle=True, collate_fn=stack_examples)
-    with pytest.raises(ValueError, match="one with AutoAttack needs shuffle=False"):
-        measure(shuffled, autoattack=5)
+    with pytest.raises(ValueError, match=r"one with AutoAttack, .*'reliable' needs shuffle=False"):
+        measure(shuffled, **options)
 
 
 def test_without_autoattack_nothing_is_reported_of_it(measure, asked):
