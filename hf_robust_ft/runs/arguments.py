@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 from hf_robust_ft.data import SPECS, Streaming, load_image_dataset, stratified_sample
 from hf_robust_ft.data.augmentation import AUGMENTATIONS
 from hf_robust_ft.models import BACKBONES, describe_source, load_image_classifier
-from hf_robust_ft.models.backbones import nearest_names
+from hf_robust_ft.models.backbones import unknown_model
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.models.heads import HEADS
 from hf_robust_ft.models.open_clip_checkpoints import PREFIX
+from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.record import portable_place
 from hf_robust_ft.provenance.source_names import nothing_here
 
@@ -163,8 +164,7 @@ class ModelArguments:
         """Refuse what loading would, before a dataset is downloaded for it."""
         check_model_name(self.model, self.model_revision)
         for name, valid in (("head", HEADS), ("augmentation", AUGMENTATIONS)):
-            if getattr(self, name) not in valid:
-                raise ValueError(f"Unknown {name} {getattr(self, name)!r}. Valid: {', '.join(valid)}.")
+            check_choice(name, getattr(self, name), valid)
         _check_count("max_train_samples", self.max_train_samples)
 
     @property
@@ -211,13 +211,9 @@ def check_model_name(name: str, revision: str | None = None) -> None:
         raise ValueError(f"{name} lies on this machine and has no revision {revision!r}: leave model_revision out.")
     if name.startswith(("/", "~", "./", "../")) and not os.path.exists(os.path.expanduser(name)):
         raise ValueError(nothing_here(name))
-    known = [*BACKBONES, *EMBEDDED_MODELS]
-    if name in known or "/" in name or name.startswith(PREFIX) or os.path.exists(os.path.expanduser(name)):
-        return
-    raise ValueError(
-        f"{nothing_here(name)} Unknown model {name!r}. Nearest: {nearest_names(name, known)}. Or give a Hub id "
-        "(timm/resnet18.a1_in1k), open_clip:NAME, a checkpoint folder or a weight file."
-    )
+    is_short = "/" not in name and name not in BACKBONES and name not in EMBEDDED_MODELS
+    if is_short and not name.startswith(PREFIX) and not os.path.exists(os.path.expanduser(name)):
+        raise unknown_model(name)
 
 
 def describe_model(model_id: str) -> dict[str, Any]:

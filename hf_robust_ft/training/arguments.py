@@ -10,11 +10,12 @@ from hf_robust_ft.attacks import APGD, MEMORY_FORMATS
 from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.evaluation.convergence import FIRST_STEPS, STEPS_LIMIT, check_steps_limit, first_attack, steps_under
 from hf_robust_ft.evaluation.protocols import check_on_grid, evaluation_attack, resolve_epsilons
+from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.schedules import SCHEDULES, PerSample, Schedule, build_schedule, parse_schedule_args
 from hf_robust_ft.training.base.launching import check_deepspeed, refuse_zero_3
 from hf_robust_ft.training.guard import check_guard
 from hf_robust_ft.training.tuning import TuningArguments
-from hf_robust_ft.training.tuning.batch_norm import FROZEN, check_policy
+from hf_robust_ft.training.tuning.batch_norm import BATCH_NORM, FROZEN
 
 GRANULARITIES = ("epoch", "step")
 ROBUST_EVAL = ("end", "epoch", "no")
@@ -154,9 +155,9 @@ class AdversarialTrainingArguments(TuningArguments):
             ("schedule_granularity", GRANULARITIES),
             ("robust_eval", ROBUST_EVAL),
             ("memory_format", MEMORY_FORMATS),
+            ("batch_norm", BATCH_NORM),
         ):
-            if getattr(self, name) not in valid:
-                raise ValueError(f"Unknown {name} {getattr(self, name)!r}. Valid: {', '.join(valid)}.")
+            check_choice(name, getattr(self, name), valid)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -164,7 +165,6 @@ class AdversarialTrainingArguments(TuningArguments):
         steps = steps_under(self.eval_protocol, self.eval_attack_steps, "eval_attack_steps")
         self.eval_attack_steps = FIRST_STEPS if steps is None else steps
         check_steps_limit(self.eval_attack_steps_limit, "eval_attack_steps_limit")
-        check_policy(self.batch_norm)
         # Each of these raises on what it cannot be built from.
         schedule = self._build_schedules()
         _ = self.train_attack, self.eval_attack, self.evaluation_grid

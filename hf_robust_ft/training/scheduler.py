@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks.threat_model import parse_eps, readable_eps
+from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.schedules import build_schedule, parse_schedule_args
 from hf_robust_ft.training.arguments import check_can_observe, check_overshoot
 
@@ -80,8 +81,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
 
     def _configure(self, settings: dict[str, Any]) -> None:
         granularity, overshoot = settings["granularity"], settings["overshoot"]
-        if granularity not in ("epoch", "step"):
-            raise ValueError(f"Unknown schedule_granularity {granularity!r}. Valid: epoch, step.")
+        check_choice("schedule_granularity", granularity, ("epoch", "step"))
         check_overshoot(overshoot)
         own, steps_own = (parse_schedule_args(settings[name]) for name in ("schedule_args", "attack_steps_args"))
         self.settings = settings | {"schedule_args": own, "attack_steps_args": steps_own}
