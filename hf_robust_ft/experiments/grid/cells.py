@@ -35,11 +35,11 @@ class Cell:
     """One run of a grid.
 
     Args:
-        model: backbone as asked for.
+        model: backbone, by the name it was asked for (a paper's short name, a Hub id).
         dataset: likewise.
         norm: of the perturbation.
         eps: the budget that is trained towards and measured, as given: "4/255".
-        setting: the name of how eps is scheduled.
+        setting: how eps is scheduled: "standard", "fix", "hinge", a schedule, or a recipe's name.
         seed: of weights, order and augmentation.
     """
 
