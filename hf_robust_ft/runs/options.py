@@ -14,6 +14,7 @@ from hf_robust_ft.data.specs import SPECS
 from hf_robust_ft.models import BACKBONES
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.provenance.affects import arguments
+from hf_robust_ft.provenance.choices import did_you_mean
 from hf_robust_ft.provenance.file_names import as_file_name, check_output_dir
 from hf_robust_ft.runs.command_parser import CommandParser
 from hf_robust_ft.runs.recipes import build_parser, compose_recipes, shipped_recipes
@@ -152,8 +153,7 @@ def _check_schedule(name: str) -> None:
     if name in SCHEDULES:
         return
     near = [PAPER_SCHEDULES[name]] if name in PAPER_SCHEDULES else difflib.get_close_matches(name, SCHEDULES, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise ValueError(f"Unknown eps schedule {name!r}.{hint} Valid schedules: {', '.join(SCHEDULES)}.")
+    raise ValueError(f"Unknown eps schedule {name!r}.{did_you_mean(near)} Valid schedules: {', '.join(SCHEDULES)}.")
 
 
 def _settled_late(command: str, seen: argparse.Namespace) -> list[str]:
@@ -198,8 +198,7 @@ def _short(name: str) -> str:
 def _unknown_option(unknown: Sequence[str], parser: HfArgumentParser) -> str:
     names = [name for action in parser._actions for name in action.option_strings if "-" not in name[2:]]
     near = difflib.get_close_matches(unknown[0].split("=", 1)[0].replace("-", "_").replace("__", "--", 1), names, n=2)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"Unknown option {unknown[0]}.{hint}"
+    return f"Unknown option {unknown[0]}.{did_you_mean(near)}"
 
 
 def _add_for_help(parser: HfArgumentParser, base_recipe: str | None, trains: bool, hidden: Collection[str]) -> None:
