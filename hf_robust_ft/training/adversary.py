@@ -34,8 +34,8 @@ class Adversary:
     Args:
         pixel_space: the normalisation of `pixel_values`.
         label_names: entries of a batch, beside its images, that are not for the model.
-        is_sharded: by FSDP, whose parameters cannot be frozen while an attack runs.
         compiled: makes of the model what training attacks run through.
+        is_sharded: by FSDP, whose parameters cannot be frozen while an attack runs.
 
     Attributes:
         is_ready: whether `check` has seen a batch. Before, nothing is compiled or measured.
@@ -45,10 +45,10 @@ class Adversary:
     def __init__(
         self,
         pixel_space: PixelSpace,
-        *,
         label_names: Sequence[str] = ("labels",),
-        is_sharded: bool = False,
         compiled: Callable[[nn.Module], nn.Module] = lambda model: model,
+        *,
+        is_sharded: bool = False,
     ):
         self.pixel_space, self.is_sharded = pixel_space, is_sharded
         self.is_ready = False

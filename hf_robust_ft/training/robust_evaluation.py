@@ -211,7 +211,7 @@ class RobustEvaluation:
             checks=self._trust_checks(),
             convergence=None if self.rounds is None else self.rounds.described(),
             class_names=self._class_names(),
-            metadata={**self.trainer.facts(), **self._data_facts(), **self._precision()},
+            metadata=self.trainer.facts().merged(self._data_facts(), self._precision()),
         )
 
     def _trust_checks(self) -> list[TrustCheck]:
@@ -233,6 +233,7 @@ class RobustEvaluation:
                 check_converged=self.rounds is None,
                 standing=smallest > self.epsilons[-1],
                 classes=found[found >= 0],
+                protocol=self.args.eval_protocol,
             )
         return checks if self.rounds is None else with_convergence(checks, self.rounds)
 

@@ -10,8 +10,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks.threat_model import parse_eps, readable_eps
+from hf_robust_ft.provenance.affects import arguments
 from hf_robust_ft.schedules import build_schedule, parse_schedule_args
-from hf_robust_ft.training.arguments import check_can_observe, check_overshoot
+from hf_robust_ft.training.schedule_arguments import ScheduleArguments, check_can_observe, check_overshoot
 
 # Settings of the callback -> the arguments they are made from.
 SETTINGS = {
@@ -27,8 +28,12 @@ SETTINGS = {
     "attack_steps_args": "attack_steps_args",
 }
 
-# Values of settings that a report leaves out.
-UNUSED = {"schedule_args": {}, "schedule_overshoot": 1.0, "attack_steps_schedule": "constant", "attack_steps_args": {}}
+# Settings that a report leaves out at these values, which the callback may have as {} for None.
+UNSTATED = {
+    each.name: each.default
+    for each in arguments(ScheduleArguments)
+    if each.name in SETTINGS.values() and not each.stated
+}
 
 
 class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
@@ -115,7 +120,8 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         """Training settings for a report, with this schedule in them: a user's own may differ from the arguments."""
         ours = {SETTINGS[name]: value for name, value in self.settings.items() if name not in ("eps", "seed")}
         merged = {**training, **ours}
-        return {name: value for name, value in merged.items() if name not in UNUSED or value != UNUSED[name]}
+        unused = {name for name, default in UNSTATED.items() if merged.get(name) in (default, {})}
+        return {name: value for name, value in merged.items() if name not in unused}
 
     def eps_at(self, step: int, max_steps: int) -> float:
         """The budget of optimizer step `step` (from 0) of `max_steps`; over the images seen, the mean of their own."""

@@ -76,9 +76,7 @@ class AdversarialTrainer(BaseTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         compiled = partial(model_for_attack, accelerator=self.accelerator)
-        self.adversary = Adversary(
-            self.pixel_space, label_names=self.label_names, is_sharded=self.is_fsdp_enabled, compiled=compiled
-        )
+        self.adversary = Adversary(self.pixel_space, self.label_names, compiled, is_sharded=self.is_fsdp_enabled)
         checks.check_built(self, train_dataset, eval_dataset)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -114,7 +112,7 @@ class AdversarialTrainer(BaseTrainer):
         result = find(attack=self.args.train_attack_at(self.attack_share))
         self.tell_schedule(ids, result.fooled)
         self.callback_of(AttackReach).found(result)
-        if guard and guard.watch(step, result, partial(find, attack=self.args.train_attack), self.accelerator):
+        if guard and guard.watch(step, result, find, self.args.train_attack, self.accelerator):
             self.log({"attack_guard_fell_back_at": step})
         return self.adversary.exchange(inputs, result)
 
@@ -125,9 +123,8 @@ class AdversarialTrainer(BaseTrainer):
             self.evaluation = RobustEvaluation(self, dataloader)
         try:
             with random_state_kept():  # how often is evaluated has no say in the training that goes on
-                output = super().evaluation_loop(
-                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-                )
+                loop = super().evaluation_loop
+                output = loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
                 if self.evaluation is not None:
                     output.metrics.update(self.evaluation.conclude(metric_key_prefix))
         finally:

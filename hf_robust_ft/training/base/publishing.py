@@ -21,7 +21,8 @@ from hf_robust_ft.hub.errors import described
 from hf_robust_ft.hub.uploading import upload
 from hf_robust_ft.models import describe_source
 from hf_robust_ft.provenance.record import RECIPE_NAME, resolved_recipe, write_run_record
-from hf_robust_ft.provenance.weight_hashes import hash_model, hash_weight_files
+from hf_robust_ft.provenance.tensor_hashes import hash_model
+from hf_robust_ft.provenance.weight_hashes import hash_weight_files
 from hf_robust_ft.reporting import write_evidence
 from hf_robust_ft.reporting.licences import check_licence
 from hf_robust_ft.training.tuning import TuningTrainer
@@ -118,7 +119,7 @@ class PublishingTrainer(TuningTrainer):
             "dataset_on_hub": bool(dataset_tags),
         }
         facts = {name: value for name, value in facts.items() if value}
-        if facts.get("dataset", known := self.robustness_report.metadata.get("dataset")) != known:
+        if facts.get("dataset", known := self.robustness_report.metadata.dataset) != known:
             facts |= {"dataset_commit": None, "dataset_config": None}  # of the one that was loaded
         self.robustness_report = self.robustness_report.with_metadata(**facts)
         self.save_evidence()
@@ -191,7 +192,7 @@ class PublishingTrainer(TuningTrainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        if self.robustness_report.metadata.get("model_name") is None and "model_name" not in kwargs:
+        if self.robustness_report.metadata.model_name is None and "model_name" not in kwargs:
             kwargs["model_name"] = self.hub_model_id.split("/")[-1]
         self.create_model_card(**kwargs)
         options = {

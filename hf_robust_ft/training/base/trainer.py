@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from hf_robust_ft.attacks import use_memory_format
 from hf_robust_ft.attacks.threat_model import readable_eps
+from hf_robust_ft.provenance.facts import RunFacts
 from hf_robust_ft.provenance.record import environment_facts
 from hf_robust_ft.provenance.redacted_command import script_command
 from hf_robust_ft.schedules.sample_ids import check_identified
@@ -116,15 +117,15 @@ class BaseTrainer(SelectingTrainer):
         reach = self.callback_of(AttackReach)
         return training | batch_sizes(self) | self.described_weights() | ({} if reach is None else reach.described())
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> RunFacts:
         """What a report says of how the model came about."""
-        seeds = {"seed": self.args.seed} | ({} if self.args.data_seed is None else {"data_seed": self.args.data_seed})
-        facts = {"training": self.described_training(), "seeds": seeds, **environment_facts()}
-        if self.training_record.changes:
-            facts["resumed_with_changes"] = self.training_record.changes
-        if (command := script_command()) is not None:
-            facts["command"] = command
         name = getattr(getattr(self.model, "config", None), "_name_or_path", "")
-        if name and not os.path.exists(name):  # a Hub id, not a folder of this machine
-            facts["base_model"] = name
-        return facts
+        data_seed = {} if self.args.data_seed is None else {"data_seed": self.args.data_seed}
+        return RunFacts().merged(
+            environment_facts(),
+            training=self.described_training(),
+            seeds={"seed": self.args.seed, **data_seed},
+            resumed_with_changes=self.training_record.changes or None,
+            command=script_command(),
+            base_model=None if os.path.exists(name) else name or None,  # a Hub id, not a folder of this machine
+        )

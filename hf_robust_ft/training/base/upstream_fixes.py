@@ -31,9 +31,14 @@ class MendedTrainer(DurableTrainer):
     """`DurableTrainer` that restores every weight, averages accumulated losses, and never saves weights that are NaN.
 
     - Resuming and load_best_model_at_end load strictly: Trainer drops the weights that `save_pretrained` renames
-      (ViT, DeiT, BEiT, DINOv2, Swin).
+      (ViT, DeiT, BEiT, DINOv2, Swin). transformers #48805; goes with the first release that holds its #48822.
     - Losses of models that take `num_items_in_batch` and ignore it (ResNet, CLIP, Swinv2, ...) are averaged over
-      accumulated batches: Trainer sums them.
+      accumulated batches: Trainer sums them. transformers #47688; goes when every classifier there says
+      `accepts_loss_kwargs`, or Trainer asks whether the loss used the count (#43651).
+
+    No report of these was found upstream (transformers 5.24, accelerate 1.15); each can go when its test passes
+    without it:
+
     - FSDP2 shards image models, which accelerate fails at; FSDP1 accumulates gradients between attacks.
     - timm's image processor is saved with the model, in its configuration; its own `save_pretrained` does nothing.
     - A model stored in half precision evaluates images of its own dtype, whatever the data's.

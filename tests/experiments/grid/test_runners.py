@@ -57,6 +57,8 @@ def test_a_launched_cell_that_fails_tells_why(grid_argv, tmp_path):
         main(
             [
                 *grid_argv,
+                "--settings",
+                "fix",
                 "--runner",
                 "launch",
                 "--launcher",
@@ -67,7 +69,7 @@ def test_a_launched_cell_that_fails_tells_why(grid_argv, tmp_path):
                 "7",
             ]
         )
-    assert "cells without a result: 2." in str(stop.value.code) and "test_size" in str(stop.value.code)
+    assert "cells without a result: 1." in str(stop.value.code) and "test_size" in str(stop.value.code)
 
 
 def test_on_a_local_ray_cluster(grid_argv, in_process, kept, tmp_path, capsys):
