@@ -231,6 +231,9 @@ PROTOCOLS = {
 }
 
 
+RECOMMENDED = "reliable"  # for a number that others are to trust
+
+
 def get_protocol(name: str) -> Protocol:
     """Look a protocol up by name.
 

@@ -8,7 +8,7 @@ import pytest
 from hf_robust_ft.experiments.grid.arguments import GRIDS, GridArguments, read_grid, shipped_grids
 from hf_robust_ft.experiments.grid.cells import Job
 from hf_robust_ft.experiments.grid.reproducing import parse_grid
-from hf_robust_ft.experiments.grid.running import CONFIGURATION, refuse_changes
+from hf_robust_ft.experiments.grid.run_cell import CONFIGURATION, refuse_changes
 
 
 def test_jobs_cross_everything_once(make_options, flags):
