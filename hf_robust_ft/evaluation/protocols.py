@@ -222,9 +222,9 @@ PROTOCOLS = {
         attack_on_grid,
         "Protocol *reliable*: the worst case of four attacks for each image. First as protocol *paper*, its steps "
         "doubled until the accuracy settles; on what still stands, targeted APGD towards the three likeliest wrong "
-        "classes, from where cross-entropy leads, and, from the image, towards the one of nine classes that comes "
-        "nearest after a few steps; then Square, which needs no gradients. Each is tried at the largest eps of the grid "
-        "that an image withstands, and down from there while it succeeds.",
+        "classes, from where cross-entropy leads, and from the image towards the one of nine that a few steps come "
+        "nearest to; then Square, which needs no gradients. Each is tried at the largest eps of the grid that an image "
+        "withstands, and down from there while it succeeds.",
         closing=(FollowUp(steps=30, num_targets=3, kept=3), SiftedTargets(steps=30), Square(queries=300)),
     ),
 }
