@@ -31,17 +31,25 @@ for (const section of all(".classes")) {
   }
 }
 
-// A slider over eps: each of its ticks tells a text a cell of the table, and for each baseline a difference.
+// A slider over eps: each of its ticks brings what the table tells; differences are to the run that the menu names.
 for (const group of all(".group")) {
-  const ticks = JSON.parse(group.dataset.ticks);
+  const { ticks, apart } = JSON.parse(group.dataset.slider);
   const [slider, menu] = [".eps", ".baseline"].map((selector) => group.querySelector(selector));
+
+  const difference = (x, rows, index, baseline) => {
+    const [mine, theirs] = [rows[index][2], rows[baseline][2]];
+    if (index === baseline || mine === null || theirs === null) return "–";
+    const [reason, start] = apart[index][baseline] || [];
+    if (x >= start) return `not comparable: other ${reason}`;
+    return `${mine < theirs ? "−" : "+"}${Math.abs(100 * (mine - theirs)).toFixed(2)} points`;
+  };
+
   const tell = () => {
     const { label, x, rows } = ticks[slider.value];
     slider.setAttribute("aria-valuetext", `eps ${label}`);
     for (const place of all(".at", group)) place.textContent = label;
     all(".readout tbody tr", group).forEach((row, index) => {
-      const [accuracy, expected, ...differences] = rows[index];
-      const texts = [accuracy, expected, differences[menu ? menu.selectedIndex : 0]];
+      const texts = [...rows[index].slice(0, 2), difference(x, rows, index, menu ? menu.selectedIndex : 0)];
       all("td", row).forEach((cell, column) => {
         cell.textContent = texts[column];
         cell.classList.toggle("refused", texts[column].startsWith("not "));

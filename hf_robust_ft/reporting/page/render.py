@@ -20,7 +20,7 @@ from hf_robust_ft.reporting.page import figures
 from hf_robust_ft.reporting.page.assets import read_asset, render_template
 from hf_robust_ft.reporting.page.protocol_table import protocol_rows
 from hf_robust_ft.reporting.page.runs import Run
-from hf_robust_ft.reporting.page.slider import slider_ticks
+from hf_robust_ft.reporting.page.slider import slider_ticks, what_keeps_apart
 from hf_robust_ft.reporting.reach import LEAST, reach_of, reach_sentence
 from hf_robust_ft.reporting.verdict import verdict
 
@@ -83,11 +83,8 @@ def _describe(run: Run, index: int) -> figures.Shown:
 def _norm_group(norm: str, shown: Sequence[figures.Shown]) -> dict[str, Any]:
     """The runs of one norm, which share an axis: budgets of different norms have no common scale."""
     runs = [run for run in shown if run["setting"].norm == norm]
-    trained, reports, unit = (
-        [run for run in runs if run["timeline"]],
-        [run["report"] for run in runs],
-        figures.unit_of(norm)[0],
-    )
+    trained = [run for run in runs if run["timeline"]]
+    reports, unit = [run["report"] for run in runs], figures.unit_of(norm)[0]
     ticks, common = slider_ticks(reports, unit), min(report.epsilons[-1] for report in reports) / unit
     return {
         "norm": norm,
@@ -95,7 +92,10 @@ def _norm_group(norm: str, shown: Sequence[figures.Shown]) -> dict[str, Any]:
         "trained": trained,
         "curves": figures.curves(norm, runs),
         "timeline": figures.timeline(norm, trained),
-        "ticks": ticks,
+        "slider": {
+            "ticks": ticks,
+            "apart": [[what_keeps_apart(one, other, unit) for other in reports] for one in reports],
+        },
         "start": min(range(len(ticks)), key=lambda index: abs(ticks[index]["x"] - common)),
     }
 

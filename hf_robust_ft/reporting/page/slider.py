@@ -46,37 +46,32 @@ def robustness_up_to(report: RobustnessReport, eps: float) -> float | None:
 
 
 def slider_ticks(reports: Sequence[RobustnessReport], unit: float) -> list[dict[str, Any]]:
-    """Each tick's label, its place `x` on the chart in `unit`, and a row of texts a report for the table below.
-
-    A row: accuracy at eps, expected robustness over [0, eps], then the difference to each report as a baseline.
+    """Each tick's label, its place `x` on the chart, and a row a report: accuracy at eps, expected robustness over
+    [0, eps], and the latter as a number, None beyond what was measured.
 
     Args:
         reports: of one norm.
         unit: of the chart's axis, in pixel units of [0, 1].
     """
-    is_linf = reports[0].threat_model["norm"] == "Linf"
-    settings = [replace(Setting.of(report), eps="", grid="") for report in reports]
-    others = [[", ".join(mine.differences(theirs)) for theirs in settings] for mine in settings]
+    norm = reports[0].threat_model["norm"]
     ticks = []
     for eps in slider_epsilons(reports):
-        means = [robustness_up_to(report, eps) for report in reports]
-        grids = [() if each.protocol == "exact" else tuple(p for p in each.epsilons if p <= eps) for each in reports]
-        rows = []
-        for row, report in enumerate(reports):
-            accuracy, expected = (
-                NOTHING,
-                f"not measured beyond {report.threat_model['norm']} {format_eps(report.epsilons[-1])}",
-            )
-            if means[row] is not None:
-                accuracy, expected = f"{100 * report.accuracies_at([eps])[0]:.1f} %", f"{100 * means[row]:.2f} %"
-            texts = [accuracy, expected]
-            for column, mean in enumerate(means):
-                if column == row or means[row] is None or mean is None:
-                    texts.append(NOTHING)
-                elif others[row][column] or grids[row] != grids[column]:
-                    texts.append(f"not comparable: other {others[row][column] or 'grid of eps'}")
-                else:
-                    texts.append(f"{100 * (means[row] - mean):+.2f} points".replace("-", "\N{MINUS SIGN}"))
-            rows.append(texts)
-        ticks.append({"label": readable_eps(eps) if is_linf else format_eps(eps), "x": eps / unit, "rows": rows})
+        rows: list[tuple[str, str, float | None]] = []
+        for report in reports:
+            mean = robustness_up_to(report, eps)
+            if mean is None:
+                rows.append((NOTHING, f"not measured beyond {norm} {format_eps(report.epsilons[-1])}", None))
+            else:
+                rows.append((f"{100 * report.accuracies_at([eps])[0]:.1f} %", f"{100 * mean:.2f} %", mean))
+        label = readable_eps(eps) if norm == "Linf" else format_eps(eps)
+        ticks.append({"label": label, "x": eps / unit, "rows": rows})
     return ticks
+
+
+def what_keeps_apart(mine: RobustnessReport, theirs: RobustnessReport, unit: float) -> tuple[str, float] | None:
+    """Why no difference is told, and from which `x` on; None if it may be told wherever both were measured."""
+    settings = [replace(Setting.of(report), eps="", grid="") for report in (mine, theirs)]
+    if differences := settings[0].differences(settings[1]):
+        return ", ".join(differences), 0.0
+    grids = {*mine.epsilons} ^ {*theirs.epsilons}
+    return ("grid of eps", min(grids) / unit) if grids and mine.protocol != "exact" else None

@@ -3,7 +3,7 @@ import pytest
 from page_runs import make_report
 
 from hf_robust_ft.attacks.threat_model import parse_eps
-from hf_robust_ft.reporting.page.slider import NOTHING, robustness_up_to, slider_epsilons, slider_ticks
+from hf_robust_ft.reporting.page.slider import robustness_up_to, slider_epsilons, slider_ticks, what_keeps_apart
 
 
 @pytest.mark.parametrize("protocol", ["paper", "exact"])
@@ -40,19 +40,15 @@ def test_each_tick_has_a_label_of_its_own():
     assert labels[0] == "0" and labels[1] == "0.05/255" and labels[80] == "4/255" and labels[-1] == "8/255"
 
 
-def test_a_difference_is_told_only_where_settings_and_points_agree():
-    def last(*reports):
-        return [row[2:] for row in slider_ticks(reports, 1.0)[-1]["rows"]]
-
-    first, second = make_report(0), make_report(1)
-    points = 100 * (second.expected_robustness - first.expected_robustness)
-    (own, minus), (plus, _) = last(first, second)
-    assert own == NOTHING and float(plus.removesuffix(" points").replace("\u2212", "-")) == pytest.approx(
-        points, abs=0.006
+def test_differences_are_told_only_where_settings_and_points_agree():
+    first = make_report(0)
+    assert what_keeps_apart(first, make_report(1), 1.0) is None
+    assert what_keeps_apart(first, first.with_metadata(source_digest="f00"), 1.0) == (
+        "image_digest (not stated, f00)",
+        0.0,
     )
-    assert minus.translate(str.maketrans("+\u2212", "\u2212+")) == plus
-    assert last(first, second.with_metadata(source_digest="f00"))[0][1] == (
-        "not comparable: other image_digest (not stated, f00)"
-    )
-    half = slider_ticks([make_report(0, norm="L2", eps=1.0), make_report(1, norm="L2", eps=0.5)], 1.0)
-    assert half[100]["rows"][0][3] == "not comparable: other grid of eps" and half[-1]["rows"][0][3] == NOTHING
+    assert what_keeps_apart(first, make_report(eps="4/255"), 1 / 255) == ("grid of eps", pytest.approx(5))
+    narrow, wide = (make_report(norm="L2", eps=eps) for eps in (0.5, 1.0))
+    assert what_keeps_apart(narrow, wide, 1.0) == ("grid of eps", 0.0625)  # each has 8 equal steps
+    exact = [make_report(norm="L2", eps=eps, protocol="exact") for eps in (0.5, 1.0)]
+    assert what_keeps_apart(*exact, 1.0) is None  # no grid
