@@ -16,6 +16,7 @@ from hf_robust_ft.attacks.step_rules import take_rows
 from hf_robust_ft.attacks.threat_model import ThreatModel, default_epsilons, format_eps, parse_eps
 from hf_robust_ft.attacks.until_fooled import FollowUp, evaluate_images
 from hf_robust_ft.metrics.robustness.curve import check_epsilons
+from hf_robust_ft.provenance.choices import check_choice
 
 
 @dataclass(frozen=True)
@@ -230,14 +231,16 @@ PROTOCOLS = {
 }
 
 
+RECOMMENDED = "reliable"  # for a number that others are to trust
+
+
 def get_protocol(name: str) -> Protocol:
     """Look a protocol up by name.
 
     Raises:
         ValueError: unknown name; the message lists the valid ones.
     """
-    if name not in PROTOCOLS:
-        raise ValueError(f"Unknown protocol {name!r}. Valid protocols: {', '.join(PROTOCOLS)}.")
+    check_choice("protocol", name, PROTOCOLS, "protocols")
     return PROTOCOLS[name]
 
 

@@ -95,7 +95,7 @@ def dataset_text(name: str | None, configuration: str | None) -> str:
 
 def measured_by(report: RobustnessReport) -> str:
     """The attack, "APGD-CE-10 in bf16" where it ran in half precision, in which it is weaker."""
-    precision = report.metadata.get("evaluated_in")
+    precision = report.metadata.evaluated_in
     return attack_name(report.attack, report.convergence) + (f" in {precision}" if precision else "")
 
 
