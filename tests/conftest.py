@@ -1,8 +1,9 @@
 """Tiny random-initialised models and synthetic images; no test needs a network or an accelerator."""
 
+import functools
+import gc
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
+from forked import LIBRARIES, LIBRARIES_AND_OURS, ranks
 from PIL import Image as PILImage
+from short_search import whole_search  # noqa: F401 - a fixture
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
@@ -90,9 +93,8 @@ def make_model():
     return make
 
 
-@pytest.fixture
-def images():
-    """48 noisy 16 x 16 images whose colour tells their class."""
+@functools.cache
+def coloured() -> Dataset:
     rng = np.random.default_rng(0)
     colours = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [180, 180, 60]])
     labels = [index % NUM_CLASSES for index in range(48)]
@@ -102,6 +104,12 @@ def images():
     ]
     features = Features({"image": Image(), "label": ClassLabel(names=["red", "green", "blue", "yellow"])})
     return Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+
+
+@pytest.fixture
+def images():
+    """48 noisy 16 x 16 images whose colour tells their class."""
+    return coloured().with_format(None)  # a copy
 
 
 @pytest.fixture
@@ -184,6 +192,12 @@ TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parent
 
 
+def pytest_collection_finish():
+    """Each training collects garbage: what was imported is none, and looking through it takes half a second."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items):
     """The longest file first: in the end one process would be alone with it."""
     items.sort(key=lambda item: item.path.name != "test_notebooks.py")
@@ -205,15 +219,22 @@ make_trainer = call(conftest.make_trainer, make_model, make_args, dataset, proce
 """
 
 
-def run_script(body: str, folder: Path, processes: int = 1, **environment: str) -> subprocess.CompletedProcess:
-    """Run Python with this file's fixtures as variables, in one process or several under torchrun."""
+def run_script(
+    body: str, folder: Path, processes: int = 1, launcher: bool = False, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run Python with this file's fixtures as variables, in one process or several.
+
+    Args:
+        launcher: let torchrun start and watch them; else they are forked, which saves the seconds of importing.
+    """
     folder.mkdir(exist_ok=True)
     script = folder / "script.py"
     script.write_text(SCRIPT_START.format(tests=[str(TESTS), *map(str, TESTS.glob("**/"))], folder=str(folder)) + body)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    inherited = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    each = [inherited | rank for rank in ranks(processes)]
+    if not launcher:
+        # What is asked of the environment may be read when the client of the Hub is imported.
+        return (LIBRARIES if environment else LIBRARIES_AND_OURS).run(script, each, Path.cwd(), timeout=300)
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port"]
+    command = [sys.executable, *torchrun, each[0]["MASTER_PORT"], str(script)]
+    return subprocess.run(command, env=inherited, capture_output=True, text=True, timeout=300)

@@ -6,8 +6,9 @@
         script = "from huggingface_hub import *\\nfound['got'] = hf_hub_download('someone/model', 'config.json')"
         found = hub.run(script, folder, token=hub.token)
 
-The client's settings are read when it is imported, so client code runs in a process of its own, with
-`hub.environment(folder)`. `hub.run` does both; what its script puts into the dictionary `found` comes back.
+The client's settings are read when it is imported, so client code runs in a process of its own, which has not imported
+it yet, with `hub.environment(folder)`. `hub.run` does both; what its script puts into the dictionary `found` comes
+back.
 """
 
 import json
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+from forked import LIBRARIES
 from loopback_hub.exchange import User
 from loopback_hub.faults import Fault
 from loopback_hub.handler import Handler, LogEntry
@@ -168,9 +170,8 @@ class HubServer:
         result.unlink(missing_ok=True)
         script.write_text(SCRIPT.format(body=body, path=str(result)))
         settings = self.environment(folder, token) | environment
-        command = [sys.executable, str(script)]
         try:
-            run = subprocess.run(command, env=settings, cwd=folder, capture_output=True, text=True, timeout=timeout)
+            run = LIBRARIES.run(script, [settings], folder, timeout)
         except subprocess.TimeoutExpired as error:
             last = "\n".join(map(str, self.log[-5:]))
             raise AssertionError(f"The client process took over {timeout} s. Its last requests:\n{last}") from error

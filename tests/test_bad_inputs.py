@@ -10,7 +10,7 @@ import torch
 
 from hf_robust_ft import AdversarialTrainer, PixelSpace, RobustnessReport, ThreatModel, evaluate_robustness
 from hf_robust_ft.data import with_pixel_values
-from hf_robust_ft.provenance.weight_hashes import hash_model
+from hf_robust_ft.provenance.tensor_hashes import hash_model
 
 
 class Given:

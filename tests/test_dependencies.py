@@ -74,4 +74,6 @@ def test_the_workflow_tests_the_newest_and_the_oldest():
     oldest = re.search(r"python_requires = >=(\S+)", (ROOT / "setup.cfg").read_text())[1]
     setups = [step["with"] for step in workflow["jobs"]["minimum-versions"]["steps"] if "with" in step]
     assert setups[0]["python-version"] == oldest == workflow["jobs"]["tests"]["strategy"]["matrix"]["python"][0]
+    assert "pip install --pre --upgrade transformers accelerate" in jobs["release-candidate"]
+    assert "schedule" in workflow[True]  # "on", which YAML 1.1 takes for a truth value
     assert workflow["permissions"] == {"contents": "read"}

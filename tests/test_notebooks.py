@@ -8,15 +8,23 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+# Run before the first cell: four short epochs (the whole run takes minutes: marked slow).
+SHORTER = """
+from hf_robust_ft.experiments import quickstart as example
+example.COMPARED["hinge"] |= {"num_train_epochs": 4, "max_train_samples": 96, "max_eval_samples": 32}
+"""
 
 
 def test_there_are_notebooks():
     assert [path.name for path in NOTEBOOKS] == ["01_quickstart.ipynb"]
 
 
+@pytest.mark.parametrize("length", ["short", pytest.param("whole", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs_and_shows_its_pictures(path, tmp_path):
+def test_notebook_runs_and_shows_its_pictures(path, length, tmp_path):
     notebook = nbformat.read(path, as_version=4)
+    if length == "short":
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(SHORTER))
     client = NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

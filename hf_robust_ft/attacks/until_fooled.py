@@ -8,6 +8,7 @@ from torch import Tensor
 from hf_robust_ft.attacks.apgd import APGD, AttackResult, LogitsFn, as_result, checked_ball
 from hf_robust_ft.attacks.apgd_run import FIRST_SCALE, ApgdRun, Point, evaluate_point, keep_better
 from hf_robust_ft.attacks.losses import get_loss
+from hf_robust_ft.attacks.sifted_targets import SiftedTargets
 from hf_robust_ft.attacks.step_rules import take_rows
 from hf_robust_ft.attacks.threat_model import ThreatModel
 
@@ -56,29 +57,33 @@ def attack_until_fooled(
 
 
 @dataclass(frozen=True)
-class FollowUp(APGD):
-    """A targeted APGD that begins where as many steps on cross-entropy lead, and aims at the likeliest classes there.
+class FollowUp(SiftedTargets):
+    """Sifted targets from where as many steps on cross-entropy lead, and of the classes that are likeliest there.
 
-    From there it finds examples that it misses from the image itself. With larger eps first, which would lead away
-    again, it begins at the image.
+    From there it finds examples that it misses from the image itself.
+
+    Raises:
+        ValueError: as `SiftedTargets`; `larger_eps`, which would lead away again.
     """
 
-    loss: str = "dlr_targeted"
-    random_start: bool = False
-    select: str = "fooled"
+    def __post_init__(self):
+        super().__post_init__()
+        if self.larger_eps:
+            raise ValueError("The larger balls would lead away from where cross-entropy leads: leave larger_eps=False.")
 
     def __str__(self) -> str:
-        text = super().__str__()
-        return text if self.larger_eps else text.replace("clean start", "from where cross-entropy leads")
+        return super().__str__().replace("clean start", "from where cross-entropy leads")
+
+    def passes(self, num_classes: int) -> tuple[int, int]:
+        gradients, forwards = super().passes(num_classes)
+        return gradients + self.steps, forwards + 1
 
     def until_fooled(
         self, logits_fn: LogitsFn, pixels: Tensor, labels: Tensor, threat_model: ThreatModel, *, eps: Tensor, **options
     ) -> AttackResult:
         """As `attack_until_fooled(self, ...)`, for `steps` gradients more an image."""
-        start = None
-        if not self.larger_eps:
-            first = APGD(steps=self.steps, random_start=False, select="fooled")
-            start = attack_until_fooled(first, logits_fn, pixels, labels, threat_model, eps=eps).adversarial
+        first = APGD(steps=self.steps, random_start=False, select="fooled")
+        start = attack_until_fooled(first, logits_fn, pixels, labels, threat_model, eps=eps).adversarial
         return attack_until_fooled(self, logits_fn, pixels, labels, threat_model, eps=eps, start=start, **options)
 
 

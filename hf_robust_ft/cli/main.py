@@ -178,7 +178,7 @@ def _reads_runs(argv: Sequence[str]) -> bool:
 
 
 def _sweep_options(command: str, argv: Sequence[str], description: str, *more: type) -> tuple:
-    from hf_robust_ft.experiments.diagnose import SET_BY_SWEEP, SweepArguments, refuse_flags
+    from hf_robust_ft.experiments.diagnose import SweepArguments, refuse_flags, set_by_sweep
     from hf_robust_ft.runs.fine_tune import DataArguments, ModelArguments
     from hf_robust_ft.runs.options import BASE_RECIPE, filled_in, parse_options
     from hf_robust_ft.training.arguments import AdversarialTrainingArguments
@@ -186,10 +186,10 @@ def _sweep_options(command: str, argv: Sequence[str], description: str, *more: t
     refuse_flags(command, argv)
     types = (ModelArguments, DataArguments, AdversarialTrainingArguments, SweepArguments, *more)
     titles = ("model", "data", "threat model and attacks", "runs", *("recipe" for _ in more))
-    options = parse_options(command, argv, types, titles, description, BASE_RECIPE, hidden=SET_BY_SWEEP)
+    options = parse_options(command, argv, types, titles, description, BASE_RECIPE, hidden=set_by_sweep())
     model_args, data_args, args, *_ = options.parsed
     if args.process_index == 0:
-        used = {key: value for key, value in options.from_recipes.items() if key not in SET_BY_SWEEP}
+        used = {key: value for key, value in options.from_recipes.items() if key not in set_by_sweep()}
         print(filled_in(options._replace(from_recipes=used), model_args.model, data_args.dataset), flush=True)
     return options.parsed
 

@@ -20,9 +20,10 @@ def report(argv: Sequence[str]) -> None:
     parser.add_argument("--names", nargs="+", help="What to call the runs (default: their folders' names).")
     parser.add_argument("--title", default="Robustness report", help="Title of the page.")
     options = parser.parse_args(argv)
-    from hf_robust_ft.reporting.page import check_target, plotly_source, read_runs, render_page, write_page
+    from hf_robust_ft.reporting.page.assets import check_target, write_page
+    from hf_robust_ft.reporting.page.render import render_page
+    from hf_robust_ft.reporting.page.runs import read_runs
 
-    plotly_source()  # before any other work
     check_target(options.html)
     runs = read_runs(options.runs, options.names)
     page = render_page(runs, options.title)
@@ -61,7 +62,7 @@ def leaderboard(argv: Sequence[str]) -> None:
 
     from hf_robust_ft.attacks.threat_model import parse_eps
     from hf_robust_ft.hub.leaderboard import Leaderboard, read_sources, read_tagged, to_html, to_markdown
-    from hf_robust_ft.reporting.page import check_target, write_page
+    from hf_robust_ft.reporting.page.assets import check_target, write_page
 
     if options.eps is not None:
         parse_eps(options.eps)  # before the Hub is asked

@@ -126,12 +126,14 @@ class NumberedBatches:
             if repeatable and isinstance(self.loader.dataset, IterableDataset):
                 raise ValueError(
                     "The loader reads an IterableDataset, which may bring other images at another pass: a run on "
-                    "several processes, one to be resumed, or one with AutoAttack needs a map-style dataset."
+                    "several processes, one to be resumed, or one with AutoAttack, attack_steps='auto' or "
+                    "protocol='reliable' needs a map-style dataset."
                 )
             if repeatable and not in_order:
                 raise ValueError(
                     f"The loader draws its images by a {type(sampler).__name__}, so another pass brings other batches: "
-                    "a run on several processes, one to be resumed, or one with AutoAttack needs shuffle=False."
+                    "a run on several processes, one to be resumed, or one with AutoAttack, attack_steps='auto' or "
+                    "protocol='reliable' needs shuffle=False."
                 )
             in_order = isinstance(sampler, SequentialSampler) or (repeatable and in_order)
             is_map_style = self.loader.batch_sampler is not None and not isinstance(

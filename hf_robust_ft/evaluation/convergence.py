@@ -11,7 +11,7 @@ from hf_robust_ft.attacks import APGD, Square
 from hf_robust_ft.evaluation.confidence_intervals import accuracy_interval
 from hf_robust_ft.evaluation.protocols import get_protocol
 from hf_robust_ft.evaluation.scoring import share_of_each_image
-from hf_robust_ft.evaluation.trust_verdicts import OPENINGS, TrustCheck, verdict
+from hf_robust_ft.evaluation.trust_verdicts import OPENINGS, TrustCheck, is_tolerated, verdict
 
 AUTO = "auto"
 FIRST_STEPS = 10  # the paper's, so that its number stands beside the converged one
@@ -87,7 +87,8 @@ class Convergence:
 
     A round attacks what the ones before left standing, with twice their steps. It was the last one where it lowered
     the accuracy by less than one point at every eps of the grid, and by less than half of that accuracy's 95 %
-    interval; below 100 images a single image is more than a point.
+    interval; below 100 images a single image is more than a point. Where the limit ends them, the accuracy has settled
+    all the same if the last one lowered it by no more than is tolerated (`trust_verdicts.is_tolerated`).
 
     Args:
         attack: of the first round.
@@ -116,6 +117,8 @@ class Convergence:
         if self.rounds:
             before = np.rint(np.array(self.rounds[-1]["accuracies"]) * len(smallest)).astype(int)
             self.settled = all(_is_small(*counts, len(smallest)) for counts in zip(before, standing, strict=True))
+            if 2 * self.attack.steps > self.limit:
+                self.settled |= bool(is_tolerated((before - standing).max(), len(smallest)))
         elif not standing[1:].any():
             self.settled = True  # nothing is left to attack
         self.rounds.append(found)

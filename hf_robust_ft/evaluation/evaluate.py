@@ -10,30 +10,21 @@ import torch
 from torch import nn
 
 from hf_robust_ft.attacks import APGD, attack_mode, fast_memory_format
-from hf_robust_ft.attacks.autoattack import check_autoattack
 from hf_robust_ft.attacks.pixels import PixelSpace
 from hf_robust_ft.attacks.precision import SHORT_NAMES, autocast_dtype, evaluated_in
 from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.evaluation.batches import NumberedBatches
 from hf_robust_ft.evaluation.checked_images import CHECKED_IMAGES, ClassReservoir, draw_by_class
 from hf_robust_ft.evaluation.classifier import as_classifier
-from hf_robust_ft.evaluation.convergence import (
-    AUTO,
-    STEPS_LIMIT,
-    Convergence,
-    check_steps_limit,
-    first_attack,
-    steps_under,
-    with_convergence,
-)
+from hf_robust_ft.evaluation.convergence import STEPS_LIMIT, Convergence, with_convergence
 from hf_robust_ft.evaluation.distributed import SharedWork
 from hf_robust_ft.evaluation.measure_batch import KEYS, EvaluationWork
-from hf_robust_ft.evaluation.protocols import closing_attacks, evaluation_attack, resolve_epsilons
+from hf_robust_ft.evaluation.protocols import closing_attacks
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.scoring import build_report
+from hf_robust_ft.evaluation.settings import EvaluationSettings, check
 from hf_robust_ft.evaluation.stored_examples import ExampleFolder
 from hf_robust_ft.evaluation.trust_verdicts import TrustCheck
-from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
 from hf_robust_ft.provenance.image_hashes import combined_hash
 
 
@@ -81,7 +72,7 @@ def evaluate_robustness(
             accuracy settles (`convergence.Convergence`), for which the source must bring the same batches again.
         attack_steps_limit: the most steps of "auto".
         protocol: a key of `PROTOCOLS`: "paper" (comparable), "exact" (stronger, no quadrature error) or "reliable" (the
-            worst case of three attacks, the first as with `attack_steps="auto"`, which it implies).
+            worst case of four attacks, the first as with `attack_steps="auto"`, which it implies).
         distributions: also report expected robustness under these distributions of eps, e.g. "beta:2,5", or as any
             weights of any eps "weights:0=1,2/255=3" or {0: 1, "2/255": 3}; see
             `RobustnessReport.expected_robustness_under`.
@@ -92,8 +83,8 @@ def evaluate_robustness(
         batch_size: images at a time, when given a dataset; a loader's own size holds for the checks too.
         device: where to run; the default is the model's own device.
         seed: of the attack's random starts, when it has any, and of AutoAttack.
-        results_dir: append each batch's results to a file in this folder; a run that was cut off continues there and
-            ends in the same report.
+        results_dir: keep each batch's results in a file of its own in this folder; a run that was cut off continues
+            there and ends in the same report.
         examples_dir: store the example found for each image in this folder (`stored_examples`), by which others can
             check the report without an attack (`verification.verify_report`, `hf-robust-ft verify`). 4 bytes a
             channel of each pixel of the images that fall; resumable where there is a `results_dir`.
@@ -105,21 +96,64 @@ def evaluate_robustness(
             (see `batch_checks`).
         OtherProcessFailed: another process raised.
     """
+    settings = check(
+        threat_model,
+        epsilons=epsilons,
+        attack=attack,
+        attack_steps=attack_steps,
+        attack_steps_limit=attack_steps_limit,
+        protocol=protocol,
+        distributions=distributions,
+        autoattack=autoattack,
+        seed=seed,
+    )
+    return evaluate_as(
+        settings,
+        model,
+        dataset_or_loader,
+        pixel_space=pixel_space,
+        checks=checks,
+        batch_size=batch_size,
+        device=device,
+        results_dir=results_dir,
+        examples_dir=examples_dir,
+        class_names=class_names,
+        progress=progress,
+    )
+
+
+def evaluate_as(
+    settings: EvaluationSettings,
+    model: nn.Module,
+    dataset_or_loader: Any,
+    *,
+    pixel_space: PixelSpace | None = None,
+    checks: bool = True,
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    results_dir: str | Path | None = None,
+    examples_dir: str | Path | None = None,
+    class_names: Sequence[str] | None = None,
+    progress: bool = True,
+) -> RobustnessReport:
+    """`evaluate_robustness` with settings that were checked: measure, gather, report."""
     with SharedWork() as processes:
-        _check_arguments(threat_model, attack, distributions, autoattack, seed)
-        attack = evaluation_attack(norm=threat_model.norm) if attack is None else attack
-        check_steps_limit(attack_steps_limit)
-        attack_steps = steps_under(protocol, attack_steps)
-        if attack_steps is not None:
-            attack = first_attack(attack, attack_steps)
-        grid = resolve_epsilons(epsilons, threat_model)
         classifier, pixel_space = as_classifier(model, pixel_space)
-        rounds = Convergence(attack, grid, protocol, attack_steps_limit) if attack_steps == AUTO else None
-        examples = None if examples_dir is None else ExampleFolder(examples_dir)
-        repeatable = processes.world_size > 1 or results_dir is not None or rounds is not None or autoattack > 0
+        rounds = settings.rounds()
+        repeats = rounds is not None or settings.autoattack > 0
+        repeatable = processes.world_size > 1 or results_dir is not None or repeats
         batches = NumberedBatches(dataset_or_loader, batch_size, repeatable)
-        work = EvaluationWork(classifier, pixel_space, threat_model, grid, attack, protocol, seed, autoattack)
-        work.examples = examples
+        work = EvaluationWork(
+            classifier,
+            pixel_space,
+            settings.threat_model,
+            settings.epsilons,
+            settings.attack,
+            settings.protocol,
+            settings.seed,
+            settings.autoattack,
+        )
+        work.examples = None if examples_dir is None else ExampleFolder(examples_dir)
         if device is not None:
             classifier.to(device)
         autocast = autocast_dtype(work.device)
@@ -129,11 +163,11 @@ def evaluate_robustness(
         rows["labels"],
         rows["smallest_eps"],
         rows["wrong_classes"],
-        threat_model=threat_model,
-        epsilons=grid,
-        attack=attack if rounds is None else rounds.attack,
-        protocol=protocol,
-        distributions=distributions,
+        threat_model=settings.threat_model,
+        epsilons=settings.epsilons,
+        attack=settings.attack if rounds is None else rounds.attack,
+        protocol=settings.protocol,
+        distributions=settings.distributions,
         autoattack=rows["autoattack"],
         autoattack_images=rows.get("autoattack_images", ()),
         image_hashes=rows["image_hashes"],
@@ -147,26 +181,6 @@ def evaluate_robustness(
             **evaluated_in(classifier, SHORT_NAMES.get(autocast), processes.rank == 0),
         },
     )
-
-
-def _check_arguments(
-    threat_model: ThreatModel, attack: APGD | None, distributions: Sequence, autoattack: int, seed: int
-) -> None:
-    """Raise a ValueError for what would fail only after hours, or not at all."""
-    if not isinstance(threat_model, ThreatModel):
-        raise ValueError(
-            f"threat_model must be a ThreatModel, e.g. ThreatModel('Linf', '4/255'); got {threat_model!r}."
-        )
-    if attack is not None and not isinstance(attack, APGD):
-        raise ValueError(f"attack must be an APGD, e.g. APGD(steps=20, select='fooled'); got {attack!r}.")
-    if isinstance(distributions, (str, Mapping)):
-        raise ValueError(f"distributions must be a list of them, got {distributions!r} alone: put it in brackets.")
-    for distribution in distributions:
-        parse_distribution(distribution, threat_model.eps)
-    if autoattack:
-        check_autoattack(autoattack)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}.")
 
 
 def _measured(

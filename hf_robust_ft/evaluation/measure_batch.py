@@ -28,10 +28,11 @@ from hf_robust_ft.evaluation.checked_images import CHECKED_IMAGES, ClassReservoi
 from hf_robust_ft.evaluation.classifier import nan_refused
 from hf_robust_ft.evaluation.distributed import SharedWork
 from hf_robust_ft.evaluation.protocols import Outcome, attack_standing, get_protocol
-from hf_robust_ft.evaluation.results_store import ResultsStore, batch_checksum, model_fingerprint
+from hf_robust_ft.evaluation.results_store import ResultsStore
 from hf_robust_ft.evaluation.stored_examples import ExampleFolder
 from hf_robust_ft.evaluation.trust_checks import run_trust_checks
 from hf_robust_ft.evaluation.trust_verdicts import TrustCheck
+from hf_robust_ft.provenance.tensor_hashes import hash_model, hash_tensors
 
 # What is kept of a batch: a list each, with an entry per image ("autoattack": per image it was asked for).
 KEYS = ("labels", "smallest_eps", "wrong_classes", "autoattack", *EVIDENCE_KEYS)
@@ -82,7 +83,7 @@ class EvaluationWork:
             "pixel_space": self.pixel_space.settings(),
             "normalisation": self.classifier.pixel_space.settings(),
             "model_inputs": sorted(self.classifier.model_inputs),
-            "model": model_fingerprint(self.classifier.model),
+            "model": hash_model(self.classifier.model),
             "autocast": None if autocast is None else str(autocast),
             "hf_robust_ft": hf_robust_ft.__version__,
             "torch": torch.__version__,
@@ -90,7 +91,7 @@ class EvaluationWork:
         } | ({"rounds_done": self.rounds_done} if self.rounds_done else {})
         if self.asked is not None:
             settings["autoattack"] = sorted(self.asked)
-        return ResultsStore(folder, settings, rank=processes.rank, world_size=processes.world_size)
+        return ResultsStore(folder, settings, processes.rank)
 
     def all_of(
         self,
@@ -121,7 +122,7 @@ class EvaluationWork:
                 pixels, labels = self.prepare(batch, first)
                 self.largest_batch = max(self.largest_batch, len(labels))
                 compared = repeated or store is not None
-                checksum = batch_checksum(batch["pixel_values"], batch["labels"]) if compared else None
+                checksum = hash_tensors((key, batch[key]) for key in ("pixel_values", "labels")) if compared else None
                 before = None if earlier is None else earlier[number]
                 record = None if store is None else store.done.get(number)
                 if any(known is not None and known["data"] != checksum for known in (before, record)):
@@ -259,6 +260,7 @@ class EvaluationWork:
             check_converged=check_converged,
             standing=(smallest[positions] > self.epsilons[-1]).to(pixels.device),
             classes=torch.tensor([*{*rows["labels"], *rows["wrong_classes"]}], device=pixels.device),
+            protocol=self.protocol,
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from hf_robust_ft.attacks import APGD, Square, attack_until_fooled, smallest_fooling_eps
 from hf_robust_ft.attacks.apgd import LogitsFn
 from hf_robust_ft.attacks.losses import get_loss
+from hf_robust_ft.attacks.sifted_targets import SiftedTargets
 from hf_robust_ft.attacks.step_rules import take_rows
 from hf_robust_ft.attacks.threat_model import ThreatModel, default_epsilons, format_eps, parse_eps
 from hf_robust_ft.attacks.until_fooled import FollowUp, evaluate_images
@@ -220,11 +221,12 @@ PROTOCOLS = {
     ),
     "reliable": Protocol(
         attack_on_grid,
-        "Protocol *reliable*: the worst case of three attacks for each image. First as protocol *paper*, its steps "
+        "Protocol *reliable*: the worst case of four attacks for each image. First as protocol *paper*, its steps "
         "doubled until the accuracy settles; on what still stands, targeted APGD towards the three likeliest wrong "
-        "classes, from where cross-entropy leads; then Square, which needs no gradients. Each is tried at the largest "
-        "eps of the grid that an image withstands, and down from there while it succeeds.",
-        closing=(FollowUp(steps=30, num_targets=3), Square(queries=300)),
+        "classes, from where cross-entropy leads, and, from the image, towards the one of nine classes that comes "
+        "nearest after a few steps; then Square, which needs no gradients. Each is tried at the largest eps of the "
+        "grid that an image withstands, and down from there while it succeeds.",
+        closing=(FollowUp(steps=30, num_targets=3, kept=3), SiftedTargets(steps=30), Square(queries=300)),
     ),
 }
 
@@ -252,15 +254,18 @@ def check_on_grid(eval_protocol: str) -> None:
 def closing_attacks(protocol: str, norm: str, num_labels: int) -> list[APGD | Square]:
     """Those of a protocol, as `norm` and a model of so many classes allow.
 
-    With two classes the only wrong one is where untargeted attacks go, too: there is no targeted one.
+    With two classes the only wrong one is where untargeted attacks go, too: there is no targeted one. Under L1 the
+    larger eps come first, so there is none that goes on from where another leads.
     """
-    attacks = []
+    larger_eps, attacks = norm == "L1", []
     for attack in get_protocol(protocol).closing:
         if isinstance(attack, APGD):
             if get_loss(attack.loss).targeted:
                 if num_labels < 3:
                     continue
                 attack = replace(attack, num_targets=min(attack.num_targets, num_labels - 1))
-            attack = replace(attack, larger_eps=norm == "L1")
+            if larger_eps and isinstance(attack, FollowUp):
+                continue
+            attack = replace(attack, larger_eps=larger_eps)
         attacks.append(attack)
     return attacks

@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hf_robust_ft.evaluation.trust_verdicts import OPENINGS
+from hf_robust_ft.evaluation.trust_verdicts import OPENINGS, is_of_several_attacks, is_tolerated
 
 OK, DOUBTFUL = "ok", "doubtful"
-TOLERATED_SHARE = 0.01  # of AutoAttack's images that it alone fools; a single image is no reason either
-SEVERAL_ATTACKS = {"reliable": ("second_opinion", "converged")}  # protocols and the checks that their attacks replace
+REPLACED_BY_SEVERAL_ATTACKS = ("second_opinion", "converged")  # checks
 
 NOT_CHECKED, NOT_RUN = "not_checked", "not checked"
 _MORE_ATTACKS = "measure it with hf-robust-ft evaluate --protocol reliable"
@@ -33,7 +32,7 @@ def reliability_of(report: Any) -> dict[str, Any]:
     Returns:
         `verdict`: "ok" or "doubtful". `reasons`: each "NAME: what is wrong", where NAME is a trust check's that failed
         or that is missing, as in a report of before there was one; "not_checked", where all are;
-        "autoattack" (finds errors on more than 1 % of its images, and more than one, that the report counts as robust)
+        "autoattack" (finds errors on more of its images than `is_tolerated` that the report counts as robust)
         or "half_precision". Where no attack was run, only failed checks are reasons.
     """
     failed = {check["name"]: _finding(check["name"]) for check in report.checks if not check["passed"]}
@@ -76,10 +75,11 @@ def reliability_sentence(report: Any) -> str:
         passed = len(report.checks)
         return f"Reliability: ok. All {passed} trust checks passed; the figures are upper bounds all the same."
     reasons = [reason.partition(": ") for reason in found["reasons"]]
-    several = report.protocol in SEVERAL_ATTACKS
+    several = is_of_several_attacks(report.protocol)
+    own_cures = _CURES | ({"converged": "raise --attack_steps_limit"} if several else {})
     otherwise = "find what in the model keeps attacks from its gradients" if several else _MORE_ATTACKS
     kinds = [NOT_CHECKED if finding == NOT_RUN else name for name, _, finding in reasons]
-    cures = dict.fromkeys(_CURES.get(kind, otherwise) for kind in kinds)
+    cures = dict.fromkeys(own_cures.get(kind, otherwise) for kind in kinds)
     told = "; ".join(f"{finding} ({name})" for name, _, finding in reasons)
     return f"Reliability: doubtful. Robust figures may be too high: {told}. To settle it, {', and '.join(cures)}."
 
@@ -103,7 +103,8 @@ def _finding(name: str) -> str:
 def _unproven(report: Any) -> dict[str, str]:
     """What nobody looked for; a number of steps that did not settle the accuracy is known to be too small."""
     convergence, known = report.convergence, {check["name"] for check in report.checks}
-    spared = {*SEVERAL_ATTACKS.get(report.protocol, ()), *(["converged"] if convergence else [])}
+    several = REPLACED_BY_SEVERAL_ATTACKS if is_of_several_attacks(report.protocol) else ()
+    spared = {*several, *(["converged"] if convergence else [])}
     reasons = {name: NOT_RUN for name in OPENINGS if name not in known | spared}
     if not known:
         reasons = {NOT_CHECKED: "no trust checks were run"}
@@ -118,11 +119,11 @@ def _contradicted(report: Any) -> dict[str, str]:
     count, stated = report.autoattack_samples, _standing_before_autoattack(report)
     if report.autoattack_accuracy is not None and count:
         lost = round((stated - report.autoattack_accuracy) * count)
-        if lost > 1 and lost / count > TOLERATED_SHARE:
+        if not is_tolerated(lost, count):
             reasons["autoattack"] = (
                 f"AutoAttack leaves {report.autoattack_accuracy:.1%} of {count} images right, not {stated:.1%}"
             )
-    if precision := report.metadata.get("evaluated_in"):
+    if precision := report.metadata.evaluated_in:
         reasons["half_precision"] = f"measured in {precision}, in which attacks find fewer errors than in fp32"
     return reasons
 

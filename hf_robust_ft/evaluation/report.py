@@ -15,7 +15,10 @@ from hf_robust_ft.evaluation.reliability import reliability_of, short_verdict
 from hf_robust_ft.evaluation.trust_verdicts import TrustCheck, summary
 from hf_robust_ft.metrics.robustness.curve import grid_weights, survival_expectation
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
+from hf_robust_ft.provenance.facts import RunFacts
 from hf_robust_ft.provenance.plain_text import one_line
+
+SCHEMA_VERSION = 2  # 1: before there was a number
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class RobustnessReport:
         passes: images in all `forwards` and `gradients` of the attacks (trust checks apart).
         found_again: how many `examples` there are, misclassified points of images that were right, and how many of
             them were `misclassified` again in other batches.
-        metadata: what else the writer knew (model, dataset, training settings, versions).
+        metadata: what else the writer knew (model, dataset, training settings, versions), any mapping.
+        schema_version: of this record as a file; older ones are read, and become this one.
         reliability: {"verdict": "ok" or "doubtful", "reasons": [...]} by `reliability.reliability_of`; it follows from
             the rest, and whatever is given, or read from a file, is replaced.
     """
@@ -80,27 +84,39 @@ class RobustnessReport:
     image_digest: str = ""
     passes: dict[str, int] = field(default_factory=dict, compare=False)  # what it cost is no result
     found_again: dict[str, int] = field(default_factory=dict)
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: RunFacts = field(default_factory=RunFacts)
+    schema_version: int = SCHEMA_VERSION
     reliability: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        object.__setattr__(self, "metadata", RunFacts().merged(self.metadata))
         object.__setattr__(self, "reliability", reliability_of(self))
 
     def to_json(self, path: str | Path) -> None:
         """Write the report; `from_json` reads it back equal."""
-        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**dataclasses.asdict(self), "metadata": dict(self.metadata)}
 
     @classmethod
     def from_json(cls, path: str | Path) -> "RobustnessReport":
         """Read a report.
 
         Raises:
-            ValueError: the file is no JSON, or holds other keys or values than a report's.
+            ValueError: the file is no JSON, or holds other keys or values than a report's, or is of a newer version.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is no JSON file: {error}.") from None
+        version = content.pop("schema_version", 1) if isinstance(content, dict) else 1
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise ValueError(
+                f"{path} is a report of schema_version {version!r}, this package reads those up to {SCHEMA_VERSION}: "
+                "pip install --upgrade hf_robust_ft."
+            )
         names = {entry.name for entry in dataclasses.fields(cls)}
         required = {entry.name for entry in dataclasses.fields(cls) if _has_no_default(entry)}
         if not isinstance(content, dict) or set(content) - names or required - set(content):
@@ -112,8 +128,8 @@ class RobustnessReport:
             raise ValueError(f"{path} is no robustness report: {type(error).__name__}: {error}.") from None
 
     def with_metadata(self, **metadata: Any) -> "RobustnessReport":
-        """The same measurement with more said about it."""
-        return dataclasses.replace(self, metadata={**self.metadata, **metadata})
+        """The same measurement with more said about it; None forgets a fact."""
+        return dataclasses.replace(self, metadata=self.metadata.merged(metadata))
 
     def expected_robustness_under(self, distribution: str | Mapping[float | str, float]) -> float:
         """The mean accuracy over an eps that is not uniform on [0, eps_g].
@@ -166,7 +182,7 @@ class RobustnessReport:
         lines.append(f"{'reliability':<22} {short_verdict(self.reliability)}")
         if told := convergence_sentence(self.convergence):
             lines.append(told)
-        if precision := self.metadata.get("evaluated_in"):
+        if precision := self.metadata.evaluated_in:
             lines.append(
                 f"measured in {precision}: attacks find fewer errors than in fp32, robust figures may be too high"
             )

@@ -35,7 +35,7 @@ def build_report(
     checks: Sequence[TrustCheck] = (),
     convergence: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
-    metadata: dict[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> RobustnessReport:
     """Score what was found for each image; the `evaluate` module does the counting.
 

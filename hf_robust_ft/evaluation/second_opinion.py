@@ -11,16 +11,20 @@ from hf_robust_ft.attacks import APGD, Square
 from hf_robust_ft.attacks.apgd import LogitsFn, checked_ball
 from hf_robust_ft.attacks.apgd_run import ApgdRun
 from hf_robust_ft.attacks.threat_model import ThreatModel
-from hf_robust_ft.evaluation.trust_verdicts import TrustCheck, verdict
+from hf_robust_ft.attacks.until_fooled import attack_until_fooled
+from hf_robust_ft.evaluation.trust_verdicts import TrustCheck, is_tolerated, other_attacks, verdict
 
 TARGETED = APGD(steps=10, loss="dlr_targeted", num_targets=3, random_start=False, select="fooled")
 TWO_CLASSES = APGD(steps=10, loss="ce", random_start=False, select="fooled")  # where there is one class to aim at
 SQUARE = Square(queries=300)
-# Of the images, or a single one, which is as fine as an accuracy over them can be. No share tells masking from a weak
-# attack: after ten untargeted steps on small honest networks of digits (64 images, 6 eps, 5 seeds) these attacks find
-# more in 10 % of the cases, in 26 % after adversarial training, 3 to 9 points; networks that mask lose as little as 8.
-# Where they find more, the accuracy is too high by that much, whatever the reason.
-TOLERATED_SHARE = 0.01
+# Where little enough falls to be tolerated, those that came nearest are tried once more: what stands by a hair is as
+# wrong as what falls.
+NEAREST, LONG_TARGETED = 4, APGD(steps=40, loss="dlr_targeted", num_targets=3, restarts=10, select="fooled")
+LONG_TWO_CLASSES = APGD(steps=40, loss="ce", restarts=10, select="fooled")
+# No share tells masking from a weak attack: after ten untargeted steps on small honest networks of digits (64 images,
+# 6 eps, 5 seeds) these attacks find more in 10 % of the cases, in 26 % after adversarial training, 3 to 9 points;
+# networks that mask lose as little as 8. Where they find more, the accuracy is too high by that much, whatever the
+# reason.
 
 
 def check_second_opinion(
@@ -33,43 +37,53 @@ def check_second_opinion(
     classes: Tensor,
     seed: int,
     batch_size: int,
+    known: Tensor | None = None,
+    protocol: str = "paper",
 ) -> TrustCheck:
     """Attack what stands by targeted APGD (3 classes, 10 steps from the image) and, what still does, by Square.
 
-    An image costs up to 30 gradients and 306 forwards.
+    An image costs up to 30 gradients and 306 forwards. Where all checks together find something, but no more than is
+    tolerated, 4 images cost another 1200 gradients and 33 forwards each.
 
     Args:
         pixels: (N, C, H, W), the correctly classified images that the attack in question leaves standing; N may be 0.
         labels: int64 (N,).
         num_images: over how many the accuracy is taken.
         classes: int64 (M,), those that occur as a label, of these images or others, or as a prediction.
+        known: bool (N,), those that other checks fooled, which count as found.
+        protocol: whose accuracy it is.
     """
     if not len(pixels):
         return TrustCheck("second_opinion", True, None, "not checked: no image withstands the attack.")
     usable = UsableLogits(logits_fn, pixels[:batch_size], classes)
-    by_targeted = by_square = stuck = 0
-    for x, y in zip(pixels.split(batch_size), usable.numbers(labels).split(batch_size), strict=True):
-        fooled, rose = _targeted(usable, x, y, threat_model)
-        by_targeted, stuck = by_targeted + int(fooled.sum()), stuck + int((~rose).sum())
-        if not fooled.all():
-            generator = torch.Generator(x.device).manual_seed(seed)  # the same squares in every batch
-            by_square += int(SQUARE(usable, x[~fooled], y[~fooled], threat_model, generator=generator).fooled.sum())
-    found = by_targeted + by_square
+    y, fooled = usable.numbers(labels), torch.zeros_like(labels, dtype=torch.bool) if known is None else known.clone()
+    rose, losses = fooled.clone(), torch.full(labels.shape, -torch.inf, device=labels.device)
+    before = int(fooled.sum())
+    for rows in (~fooled).nonzero()[:, 0].split(batch_size):
+        fooled[rows], rose[rows], losses[rows] = _targeted(usable, pixels[rows], y[rows], threat_model)
+    by_targeted, stuck = int(fooled.sum()) - before, int((~rose).sum())
+    for rows in (~fooled).nonzero()[:, 0].split(batch_size):
+        generator = torch.Generator(pixels.device).manual_seed(seed)  # the same squares in every batch
+        fooled[rows] = SQUARE(usable, pixels[rows], y[rows], threat_model, generator=generator).fooled
+    by_square, near = int(fooled.sum()) - by_targeted - before, ""
+    if fooled.any() and is_tolerated(int(fooled.sum()), num_images):
+        rows = losses.masked_fill(fooled, -torch.inf).argsort(descending=True, stable=True)[:NEAREST]
+        for nearest in rows[~fooled[rows]].split(batch_size):
+            fooled[nearest] = _at_length(usable, pixels[nearest], y[nearest], threat_model, seed)
+        near = f", {LONG_TARGETED.restarts} random starts {int(fooled.sum()) - by_square - by_targeted - before} more"
+    found = int(fooled.sum())
     flaw = f"is too high, by {found / num_images:.1%} at least" if found else "counts images that nothing could test"
     return verdict(
         "second_opinion",
-        _few(found, num_images) and _few(stuck, num_images),
+        is_tolerated(found, num_images) and is_tolerated(stuck, num_images),
         found / num_images,
-        f"of the {len(pixels)} images out of {num_images} that withstand the attack at {threat_model}, targeted APGD "
-        f"fools {by_targeted}, and a search that needs no gradients (Square, {SQUARE.queries} queries) {by_square} of "
-        f"the others; for {stuck} the targeted loss never rose" + usable.told(),
-        advice=f"the reported accuracy {flaw}: report the worst case of several attacks, and look for "
-        "saturation, rounding or noise that hides the gradients of the logits",
+        f"of the {len(pixels)} images out of {num_images} that withstand the attack at {threat_model}, "
+        + (f"the other checks fool {before}, " if before else "")
+        + f"targeted APGD fools {by_targeted}, and a search that needs no gradients (Square, {SQUARE.queries} queries) "
+        f"{by_square} of the others{near}; for {stuck} the targeted loss never rose" + usable.told(),
+        advice=f"the reported accuracy {flaw}: measure by {other_attacks(protocol)}, and look for saturation, rounding "
+        "or noise that hides the gradients of the logits",
     )
-
-
-def _few(count: int, num_images: int) -> bool:
-    return count <= 1 or count / num_images <= TOLERATED_SHARE
 
 
 SMALLEST = torch.finfo(torch.float64).tiny
@@ -140,14 +154,24 @@ class UsableLogits:
 
 def _targeted(
     logits_fn: UsableLogits, pixels: Tensor, labels: Tensor, threat_model: ThreatModel
-) -> tuple[Tensor, Tensor]:
-    """Which images are fooled, and for which the loss rose towards one class at least: bool (N,) each."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which images are fooled, for which the loss rose towards one class at least (bool (N,) each), and the highest
+    loss, (N,)."""
     ball, config = checked_ball(pixels, labels, threat_model), TARGETED if len(logits_fn.kept) > 2 else TWO_CLASSES
     fooled, rose = (torch.zeros_like(labels, dtype=torch.bool) for _ in range(2))
+    highest = torch.full(labels.shape, -torch.inf, device=labels.device)
     for x, targets in config.starts(logits_fn, ball, labels):
         run = ApgdRun(config, logits_fn, ball, labels, x, targets)
         first_loss = run.best.loss
         for _ in range(config.steps):
             run.step()
         fooled, rose = fooled | run.result.fooled, rose | (run.best.loss > first_loss)
-    return fooled, rose | fooled
+        highest = torch.fmax(highest, run.best.loss.float())
+    return fooled, rose | fooled, highest
+
+
+def _at_length(usable: UsableLogits, pixels: Tensor, labels: Tensor, threat_model: ThreatModel, seed: int) -> Tensor:
+    """Which images fall to many random starts, bool (N,)."""
+    attack = LONG_TARGETED if len(usable.kept) > 2 else LONG_TWO_CLASSES
+    generator = torch.Generator(pixels.device).manual_seed(seed)
+    return attack_until_fooled(attack, usable, pixels, labels, threat_model, generator=generator).fooled

@@ -1,7 +1,13 @@
-"""The outcome of a trust check, and how it is worded."""
+"""The outcome of a trust check, how it is worded, and how many images any of them may lose."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from hf_robust_ft.evaluation.protocols import PROTOCOLS
+
+# Of the images that an accuracy is over; a single one always, which is as fine as an accuracy can be. All that compares
+# figures of two attacks allows as much.
+TOLERATED_SHARE = 0.01
 
 # What a check says first, where it passes and where it fails; the numbers follow.
 OPENINGS = {
@@ -37,6 +43,27 @@ def verdict(name: str, passed: bool, value: float, numbers: str, *, advice: str)
     """The outcome whose sentence opens as `OPENINGS` says and, if the check failed, ends in what to do."""
     good, bad = OPENINGS[name]
     return TrustCheck(name, passed, value, f"{good}: {numbers}." if passed else f"{bad}: {numbers}; {advice}.")
+
+
+def is_tolerated(count: int, num_images: int, share: float = TOLERATED_SHARE) -> bool:
+    """Whether an accuracy over `num_images` still counts where `count` of them are not as they should be.
+
+    >>> is_tolerated(1, 8), is_tolerated(2, 64), is_tolerated(3, 300), is_tolerated(4, 300)
+    (True, False, True, False)
+    """
+    return count <= 1 or count / num_images <= share
+
+
+def is_of_several_attacks(protocol: str) -> bool:
+    """Whether a protocol takes the worst case of attacks of other kinds, one of which needs no gradients."""
+    return protocol in PROTOCOLS and bool(PROTOCOLS[protocol].closing)
+
+
+def other_attacks(protocol: str) -> str:
+    """What else to attack with where the attack of a protocol is in doubt."""
+    if is_of_several_attacks(protocol):
+        return "AutoAttack, whose search without gradients is longer than this protocol's"
+    return "protocol reliable, one of whose attacks (Square) needs no gradients"
 
 
 def summary(checks: Sequence[TrustCheck]) -> str:

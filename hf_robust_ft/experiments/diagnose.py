@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_robust_ft.attacks.threat_model import format_eps, parse_eps
-from hf_robust_ft.experiments.sweep import SweepRun, train_sweep
+from hf_robust_ft.experiments.sweep import RUN_SETTINGS, SweepRun, train_sweep
+from hf_robust_ft.provenance.affects import arguments
 from hf_robust_ft.provenance.validation_curves import PAPER_THRESHOLD, ValidationCurve, read_run
 from hf_robust_ft.reporting.diagnosis import Diagnosis, ScheduleEpochs, schedule_epochs
 from hf_robust_ft.reporting.diagnosis import diagnose as diagnose_curves
@@ -16,30 +17,10 @@ from hf_robust_ft.reporting.diagnosis_text import chance_warning, render_diagnos
 from hf_robust_ft.reporting.drawing import drawn
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.schedule_arguments import CONSTANT_EPS
 
 PAPER_EPSILONS = tuple(f"{k}/255" if k else "0" for k in range(10))
 DIAGNOSIS = "diagnosis.json"
-# What a sweep sets for each run, so that these flags would do nothing; and why.
-SET_BY_SWEEP = {
-    **dict.fromkeys(
-        ("eps", "eps_schedule", "schedule", "schedule_start", "schedule_end", "schedule_granularity", "schedule_args",
-         "schedule_overshoot", "attack_steps_schedule", "attack_steps_args", "attack_steps_min"),
-        "trains every run at a constant eps, one of --epsilons",
-    ),
-    **dict.fromkeys(
-        ("eval_epsilons", "eval_protocol", "eval_attack_steps", "eval_attack_steps_limit", "robust_eval",
-         "eval_strategy"),
-        "measures clean validation accuracy after each epoch, and attacks nothing there",
-    ),
-    **dict.fromkeys(
-        ("save_strategy", "save_total_limit", "resume_from_checkpoint"),
-        "saves after each epoch and goes on by itself where it was interrupted",
-    ),
-    "push_to_hub": "keeps the runs' curves, not their models",
-    "max_eval_samples": "never measures the test split, which it would draw from; --validation_size sets how many "
-    "images of train are measured on",
-}  # fmt: skip
-
 THRESHOLD_HELP = "Validation accuracy above which a run has adapted, in (0, 1); the paper's 0.05 suits 100 classes."
 RUNS_HELP = (
     "Finished runs to read instead of training: standard (eps 0) and fix (eps_schedule constant) ones. Folders with a "
@@ -244,16 +225,39 @@ def read_runs(paths: Sequence[str]) -> list[ValidationCurve]:
     return [read_run(path) for path in resolved]
 
 
-def refuse_flags(command: str, argv: Sequence[str]) -> None:
+def set_by_sweep(training: type = AdversarialTrainingArguments) -> dict[str, str]:
+    """The flags that would do nothing, since a sweep sets them for each run or does without; and why.
+
+    Those of the schedule, all that only measure, and what the runs' own settings are.
+
+    Args:
+        training: the dataclass of training arguments.
+    """
+    measures = [each.name for each in arguments(training) if each.is_ours and each.only_measures]
+    reasons = {
+        "trains every run at a constant eps, one of --epsilons": ["eps", "schedule", *CONSTANT_EPS],
+        "measures clean validation accuracy after each epoch, and attacks nothing there": [
+            *measures, "do_eval", "eval_strategy",
+        ],
+        "keeps the runs' curves, not their models": ["push_to_hub"],
+        "never measures the test split, which it would draw from; --validation_size sets how many images of train are "
+        "measured on": ["max_eval_samples"],
+    }  # fmt: skip
+    explained = {name: reason for reason, names in reasons.items() for name in names}
+    saves = "saves after each epoch and goes on by itself where it was interrupted"
+    return dict.fromkeys(RUN_SETTINGS, saves) | explained
+
+
+def refuse_flags(command: str, argv: Sequence[str], training: type = AdversarialTrainingArguments) -> None:
     """Refuse flags that a sweep would ignore.
 
     Raises:
         ValueError: there is one.
     """
     given = [word.split("=", 1)[0] for word in argv if word.startswith("--")]
-    ignored: dict[str, list[str]] = {}
+    reasons, ignored = set_by_sweep(training), {}
     for flag in given:
-        if reason := SET_BY_SWEEP.get(flag[2:].replace("-", "_")):
+        if reason := reasons.get(flag[2:].replace("-", "_")):
             ignored.setdefault(reason, []).append(flag)
     if ignored:
         told = "; ".join(f"{', '.join(flags)}: {command} {reason}" for reason, flags in ignored.items())

@@ -15,14 +15,15 @@ from hf_robust_ft.evaluation.convergence_text import first_round
 from hf_robust_ft.evaluation.evaluate import RobustnessReport, evaluate_robustness
 from hf_robust_ft.evaluation.reliability import count_reliable
 from hf_robust_ft.models import load_image_classifier
+from hf_robust_ft.provenance.affects import unsaid
 from hf_robust_ft.provenance.file_names import check_output_dir
 from hf_robust_ft.provenance.record import differences, resolved_recipe
 from hf_robust_ft.reporting import plot_curves, plot_training
 from hf_robust_ft.reporting.artifacts import REPORT_NAME
 from hf_robust_ft.reporting.drawing import drawn
 from hf_robust_ft.runs.arguments import at_most
-from hf_robust_ft.runs.fine_tune import DataArguments, ModelArguments, fine_tune
-from hf_robust_ft.runs.recipes import parse_recipe
+from hf_robust_ft.runs.fine_tune import fine_tune
+from hf_robust_ft.runs.recipes import RUN_ARGUMENTS, parse_recipe
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 
 SCORES = ("clean_accuracy", "adversarial_accuracy", "expected_robustness")
@@ -95,10 +96,9 @@ def _run(
     name: str, seed: int, folder: Path, autoattack: int
 ) -> tuple[RobustnessReport, list[dict], RobustnessReport | None]:
     """The report, what was logged, and the report on the images that AutoAttack was asked for."""
-    types = (ModelArguments, DataArguments, AdversarialTrainingArguments)
     # The same command goes on with a run that was stopped.
     changes = {**COMPARED[name], "seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "auto"}
-    model_args, data_args, args = parse_recipe(types, "quickstart", overrides=changes)
+    model_args, data_args, args = parse_recipe(RUN_ARGUMENTS, "quickstart", overrides=changes)
     metadata = {
         "model_name": f"EfficientNet-Lite0 on digits, {name}",
         "license": "apache-2.0",
@@ -127,7 +127,8 @@ def _finished(folder: Path, recipe: dict[str, Any]) -> RobustnessReport | None:
     if not (folder / REPORT_NAME).is_file():
         return None
     report = RobustnessReport.from_json(folder / REPORT_NAME)
-    changed = differences(report.metadata.get("recipe", {}), json.loads(json.dumps(recipe)))
+    before = report.metadata.get("recipe", {})
+    changed = differences(before, json.loads(json.dumps(recipe)), unsaid(*RUN_ARGUMENTS))
     if changed:
         raise ValueError(f"{folder} holds another run: {changed}. Give another --output_dir, or move it away.")
     return report

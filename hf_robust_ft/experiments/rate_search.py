@@ -12,6 +12,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.schedule_arguments import CONSTANT_EPS
 from hf_robust_ft.training.trainer import AdversarialTrainer
 
 logger = logging.getLogger(__name__)
@@ -22,12 +23,7 @@ STUDY = "learning rates"
 
 # What every trial changes: fix (a constant eps), accuracy after each epoch and nothing else measured or stored.
 TRIAL_SETTINGS = {
-    "eps_schedule": "constant",
-    "schedule_args": None,
-    "schedule_overshoot": 1.0,
-    "attack_steps_schedule": "constant",
-    "attack_steps_args": None,
-    "attack_steps_min": 1,
+    **CONSTANT_EPS,
     "robust_eval": "no",
     "eval_strategy": IntervalStrategy.EPOCH,
     "save_strategy": SaveStrategy.NO,

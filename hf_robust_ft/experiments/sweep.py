@@ -1,7 +1,6 @@
 """Standard and fix runs over several eps_g, in one folder, each trained once: what a diagnosis is made of."""
 
 import copy
-import dataclasses
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
+from hf_robust_ft.provenance.affects import arguments, settings, unsaid
 from hf_robust_ft.provenance.atomic import write_whole
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.provenance.record import differences
@@ -22,18 +22,15 @@ from hf_robust_ft.provenance.validation_curves import PAPER_THRESHOLD, TASK_FACT
 from hf_robust_ft.reporting.diagnosis_text import chance_warning
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
 from hf_robust_ft.runs.fine_tune import build_trainer, prepare_run
+from hf_robust_ft.runs.recipes import RUN_ARGUMENTS
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.base.checkpoints import newest_complete
+from hf_robust_ft.training.schedule_arguments import CONSTANT_EPS
 from hf_robust_ft.training.trainer import AdversarialTrainer
 
 # What every run changes in the user's arguments: a constant eps, clean accuracy and a checkpoint after each epoch.
 RUN_SETTINGS = {
-    "eps_schedule": "constant",
-    "schedule_args": None,
-    "schedule_overshoot": 1.0,
-    "attack_steps_schedule": "constant",
-    "attack_steps_args": None,
-    "attack_steps_min": 1,
+    **CONSTANT_EPS,
     "eval_epsilons": None,
     "robust_eval": "no",
     "do_eval": True,
@@ -49,10 +46,7 @@ RUN_SETTINGS = {
 CONFIGURATION = "configuration.json"
 UNFINISHED = "unfinished"
 # Set for each run, so no part of what the runs have in common.
-PER_RUN = (
-    "eps", "eps_schedule", "schedule_start", "schedule_end", "schedule_granularity", "schedule_args",
-    "schedule_overshoot", "attack_steps_schedule", "attack_steps_args", "attack_steps_min", "seed",
-)  # fmt: skip
+PER_RUN = ("eps", "seed", *CONSTANT_EPS)
 
 
 class SweepRun(NamedTuple):
@@ -205,12 +199,10 @@ def _configuration(
     stop_above: float | None,
 ) -> dict[str, Any]:
     """All that the runs have in common and their curves depend on; folders of this machine by their names."""
-    settings = {name: value for name, value in args.training_settings().items() if name not in PER_RUN}
-    merged = dataclasses.asdict(model_args) | dataclasses.asdict(data_args) | settings | {"stop_above": stop_above}
-    for name in ("model", "dataset", "architecture"):
-        if merged[name] and os.path.exists(os.path.expanduser(merged[name])):
-            merged[name] = Path(merged[name]).expanduser().resolve().name
-    return json.loads(json.dumps(merged))
+    training = {name: value for name, value in args.training_settings().items() if name not in PER_RUN}
+    places = model_args.local_paths | data_args.local_paths
+    named = {name: Path(path).expanduser().resolve().name for name, path in places.items()}
+    return json.loads(json.dumps(settings(model_args, data_args) | named | training | {"stop_above": stop_above}))
 
 
 def _keep_configuration(folder: Path, wanted: dict[str, Any], writes: bool) -> None:
@@ -229,7 +221,9 @@ def _keep_configuration(folder: Path, wanted: dict[str, Any], writes: bool) -> N
         before = dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error}). Give another --output_dir, or delete the folder.") from None
-    changed = differences(before, wanted)
+    launch = {each.name for kind in RUN_ARGUMENTS for each in arguments(kind) if each.is_launch}
+    before = {name: value for name, value in before.items() if name not in launch}  # once noted with the rest
+    changed = differences(before, wanted, unsaid(*RUN_ARGUMENTS))
     if changed:
         raise ValueError(
             f"{folder} holds runs of another configuration: {changed}. Give the same values again, or "

@@ -5,13 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.stored_examples import STORED_EXAMPLES, ExampleFolder, StoredExamples
 from hf_robust_ft.hub.contents import free_place
 from hf_robust_ft.provenance.record import RECIPE_NAME
 from hf_robust_ft.provenance.weight_hashes import hash_weight_files
+from hf_robust_ft.provenance.yaml_values import load_yaml
 from hf_robust_ft.reporting.artifacts import EXAMPLE_FILES, REPORT_NAME
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.consistency import check_consistent
@@ -19,9 +18,6 @@ from hf_robust_ft.reporting.example_pairs import FILE_NAME as EXAMPLE_PAIRS
 from hf_robust_ft.reporting.model_card import EXAMPLES
 
 REPLACED_REPORT = "robustness_report.replaced.json"
-# Of a training's own report, what an evaluation's does not know and the card should still tell.
-OF_TRAINING = ("training", "recipes", "seeds", "base_model", "base_model_text", "base_model_license", "license",
-               "model_name", "tags", "language", "augmentation", "head", "notes")  # fmt: skip
 
 
 def read_report(folder: Path, evaluation: Path | None, repo_id: str) -> RobustnessReport:
@@ -47,9 +43,9 @@ def read_report(folder: Path, evaluation: Path | None, repo_id: str) -> Robustne
     if evaluation is None or not (folder / REPORT_NAME).is_file():
         return report
     own = RobustnessReport.from_json(folder / REPORT_NAME).metadata
-    if own.get("weights_sha256") != hash_weight_files(folder):
+    if own.weights_sha256 != hash_weight_files(folder):
         return report
-    facts = {name: own[name] for name in OF_TRAINING if own.get(name) is not None}
+    facts = own.of_model()
     if "base_model" in facts or "base_model_text" in facts:  # an evaluation takes the checkpoint itself for its base
         report = report.with_metadata(base_model=None, base_model_text=None)
     return report.with_metadata(**facts)
@@ -62,7 +58,7 @@ def check_belongs(report: RobustnessReport, folder: Path, repo_id: str, evaluati
         ValueError: it was not, or does not say.
     """
     named = (evaluation or folder) / REPORT_NAME
-    measured, found = report.metadata.get("weights_sha256"), hash_weight_files(folder)
+    measured, found = report.metadata.weights_sha256, hash_weight_files(folder)
     if not measured:
         raise ValueError(
             f"{named} does not say which weights it was measured on (weights_sha256). "
@@ -140,8 +136,8 @@ def how_to_measure(folder: Path, repo_id: str, like: RobustnessReport | None = N
 def _options_of_run(folder: Path) -> dict[str, Any]:
     """Dataset and threat model of the recipe beside a checkpoint."""
     try:
-        recipe = yaml.safe_load((folder / RECIPE_NAME).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        recipe = load_yaml((folder / RECIPE_NAME).read_bytes())
+    except (OSError, ValueError):
         recipe = {}
     recipe = recipe if isinstance(recipe, dict) else {}
     return {"dataset": recipe.get("dataset", "DATASET"), "norm": recipe.get("norm", "Linf"),

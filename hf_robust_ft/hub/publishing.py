@@ -148,7 +148,7 @@ def _prepare(
     check_loads(folder, files, trust_remote_code)
     if examples:
         check_stored_examples(measured, evaluation or folder)
-    facts = {"repo_id": repo_id, "model_name": measured.metadata.get("model_name") or repo_id.split("/")[-1]}
+    facts = {"repo_id": repo_id, "model_name": measured.metadata.model_name or repo_id.split("/")[-1]}
     measured = measured.with_metadata(**facts, **({"license": license} if license is not None else {}))
     if evaluation is not None:
         take_report(evaluation, folder)

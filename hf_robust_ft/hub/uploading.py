@@ -1,19 +1,19 @@
 """Upload files in one commit, and compare what the Hub then holds with them, file by file."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 from huggingface_hub.constants import REPO_TYPES_URL_PREFIXES
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils.sha import git_hash
+from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
 from hf_robust_ft.hub.errors import PublishError, cause_to_show, reasons, status_of
-from hf_robust_ft.hub.repository import branch_head, remote_files
+from hf_robust_ft.hub.repository import branch_head
 from hf_robust_ft.hub.retry import retry
 from hf_robust_ft.provenance.downloads import error_chain
-from hf_robust_ft.provenance.weight_hashes import hash_file
 from hf_robust_ft.reporting.artifacts import CARD_NAME
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def upload(
 
     Args:
         files: by path in the repository.
-        delete: paths to take out; those that are not there are passed over.
+        delete: paths to take out, which are there.
 
     Returns:
         The commit, verified.
@@ -49,15 +49,14 @@ def upload(
     where = {"repo_type": repo_type}
     additions = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
     head = branch_head(api, repo_id, revision, **where)
-    held = remote_files(api, repo_id, head, **where) or {}
-    removals = [CommitOperationDelete(name) for name in delete if name in held and name not in files]
+    differences = partial(_differences, api, repo_id, repo_type, files, delete)
     _send_large_files(api, repo_id, additions, revision=revision, create_pr=create_pr, **where)
     known = _heads(api, repo_id, revision, create_pr, repo_type)
 
     def commit() -> CommitInfo:
         return api.create_commit(
             repo_id,
-            [*additions, *removals],
+            [*additions, *map(CommitOperationDelete, delete)],
             commit_message=message,
             revision=revision,
             create_pr=create_pr,
@@ -68,7 +67,7 @@ def upload(
     def made() -> CommitInfo | None:
         """The commit of a try whose answer was lost."""
         for name, sha in _heads(api, repo_id, revision, create_pr, repo_type).items():
-            if known.get(name) != sha and not _differences(files, removals, remote_files(api, repo_id, sha, **where)):
+            if known.get(name) != sha and differences(sha) == []:
                 address = _address(api, repo_id, repo_type)
                 pull = f"{address}/discussions/{name.removeprefix('refs/pr/')}" if create_pr else None
                 return CommitInfo(
@@ -83,7 +82,8 @@ def upload(
     info = retry(commit, f"Committing to {repo_id}", made)
     if create_pr and info.pr_url is None:
         logger.warning("%s holds all of this already, so no pull request was opened.", repo_id)
-    return _verified(api, repo_id, files, removals, info, revision if not info.pr_url else info.pr_revision, repo_type)
+    branch = info.pr_revision if info.pr_url else revision
+    return _verified(info, differences, partial(branch_head, api, repo_id, branch, repo_type), repo_id)
 
 
 def _check_card_is_taken(card: Path, repo_type: str) -> None:
@@ -122,37 +122,35 @@ def _address(api: HfApi, repo_id: str, repo_type: str) -> str:
     return f"{api.endpoint}/{REPO_TYPES_URL_PREFIXES.get(repo_type, '')}{repo_id}"
 
 
-def _verified(api, repo_id, files, removals, info: CommitInfo, revision: str, repo_type: str) -> CommitInfo:
+def _verified(info: CommitInfo, differences: Callable, head: Callable, repo_id: str) -> CommitInfo:
     """The commit if it holds what was sent; one that the answer names wrongly is looked up at the branch's head."""
-    held = remote_files(api, repo_id, info.oid, repo_type)
-    if held is None:
-        head = branch_head(api, repo_id, revision, repo_type)
-        logger.warning("%s says it made commit %s, which it does not have; comparing %s.", repo_id, info.oid, head)
-        info.oid, info.commit_url = head, f"{_address(api, repo_id, repo_type)}/commit/{head}"
-        held = remote_files(api, repo_id, head, repo_type)
-    if wrong := _differences(files, removals, held):
-        raise PublishError(f"{repo_id} at {info.oid} is not what was sent: {'; '.join(wrong)}.")
-    logger.info("%s at %s: %d files compared.", repo_id, info.oid, len(files))
+    wrong = differences(info.oid)
+    if wrong is None:
+        said, info.oid = info.oid, head()
+        logger.warning("%s says it made commit %s, which it does not have; comparing %s.", repo_id, said, info.oid)
+        info.commit_url = info.commit_url.replace(said, info.oid)
+        wrong = differences(info.oid)
+    if wrong != []:
+        told = "; ".join(wrong or ["there is no such commit"])
+        raise PublishError(f"{repo_id} at {info.oid} is not what was sent: {told}.")
+    logger.info("%s at %s is what was sent.", repo_id, info.oid)
     return info
 
 
-def _differences(files: Mapping[str, Path], removals, held: Mapping[str, RepoFile] | None) -> list[str]:
-    """How a commit differs from local files, in words."""
-    if held is None:
-        return ["there is no such commit"]
-    found = []
-    for name, path in files.items():
-        if name not in held:
-            found.append(f"{name} is missing")
-        elif (there := _checksum(held[name])) != (here := _local_checksum(path, held[name])):
-            found.append(f"{name} has {'sha256' if held[name].lfs else 'git id'} {there}, here it is {here}")
-    return found + [f"{each.path_in_repo} is still there" for each in removals if each.path_in_repo in held]
-
-
-def _checksum(entry: RepoFile) -> str:
-    return entry.lfs.sha256 if entry.lfs else entry.blob_id
-
-
-def _local_checksum(path: Path, entry: RepoFile) -> str:
-    """As the Hub has it: sha256 of a large file, git's blob id of the others."""
-    return hash_file(path) if entry.lfs else git_hash(Path(path).read_bytes())
+def _differences(
+    api: HfApi, repo_id: str, repo_type: str, files: Mapping[str, Path], deleted: Sequence[str], sha: str
+) -> list[str] | None:
+    """How a commit differs from local files, in words; None where there is no such commit."""
+    with tempfile.TemporaryDirectory() as folder:
+        for link, path in ((Path(folder, name), path) for name, path in files.items()):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.absolute())
+        try:
+            found = api.verify_repo_checksums(repo_id, repo_type=repo_type, revision=sha, local_dir=folder)
+        except (RevisionNotFoundError, EntryNotFoundError):
+            return None
+    return [
+        *(f"{name} is missing" for name in found.extra_paths),
+        *(f"{at['path']} has {at['algorithm']} {at['expected']}, here it is {at['actual']}" for at in found.mismatches),
+        *(f"{name} is still there" for name in deleted if name in found.missing_paths),
+    ]

@@ -1,6 +1,5 @@
 """What a run was made with, so that others can make it again: recipe, seeds, code, libraries, hardware."""
 
-import dataclasses
 import json
 import os
 import platform
@@ -13,31 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from transformers import TrainingArguments
 
 import hf_robust_ft
+from hf_robust_ft.provenance.affects import arguments
+from hf_robust_ft.provenance.yaml_values import dump_yaml, load_yaml
 
 RECIPE_NAME = "recipe.yaml"
 RECORD_NAME = "provenance.json"
-
-# Of Trainer's own arguments, those that a result depends on. Everything else (folders, tokens, reporting) stays out.
-RECORDED_ARGUMENTS = (
-    "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
-    "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
-    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha",
-    "optim", "optim_args", "optim_target_modules",
-    "label_smoothing_factor", "seed", "data_seed", "full_determinism", "bf16", "fp16", "tf32",
-    "torch_compile", "train_sampling_strategy", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
-    "logging_strategy", "logging_steps", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
-    "dataloader_drop_last", "remove_unused_columns",
-)  # fmt: skip
-
-# How a run was started, not what it is; nobody trusts code because a recipe says so.
-OF_ONE_LAUNCH = ("force_resume", "trust_remote_code")
-
-# Arguments that may name a file or folder of this machine.
-LOCAL_PLACES = ("dataset", "model", "architecture")
 
 # What a report's metadata holds of a run beside its settings; `provenance.json` repeats it.
 RECORDED_FACTS = (
@@ -103,28 +84,22 @@ def resolved_recipe(*options: Any, unset: bool = False, place: Callable[[str], s
     """The settings of a run, whatever they came from, as a recipe for `hf-robust-ft train --config`.
 
     Args:
-        options: dataclasses of arguments; of `TrainingArguments`' own fields, `RECORDED_ARGUMENTS`. What their
+        options: dataclasses of arguments, of which those that affect the launch alone stay out. What their
             `local_paths`, if they have any, names are files and folders of this machine.
         unset: give also what is None by default and was left so.
         place: how such a path is written (default: `portable_place`).
     """
-    inherited = {entry.name for entry in dataclasses.fields(TrainingArguments)}
     recipe = {}
     for each in options:
-        trains = isinstance(each, TrainingArguments)
         paths = getattr(each, "local_paths", {})
-        for entry in dataclasses.fields(each):
-            if (
-                not entry.init
-                or entry.name in OF_ONE_LAUNCH
-                or (trains and entry.name in inherited and entry.name not in RECORDED_ARGUMENTS)
-            ):
+        for argument in arguments(type(each)):
+            if argument.is_launch:
                 continue
-            value = getattr(each, entry.name)
-            if entry.name in paths:
-                recipe[entry.name] = (place or portable_place)(paths[entry.name])
-            elif unset or value is not None or entry.default is not None:
-                recipe[entry.name] = _plain(value)
+            value = getattr(each, argument.name)
+            if argument.name in paths:
+                recipe[argument.name] = (place or portable_place)(paths[argument.name])
+            elif unset or value is not None or argument.default is not None:
+                recipe[argument.name] = _plain(value)
     return recipe
 
 
@@ -152,12 +127,19 @@ def portable_recipe(text: str) -> str:
     lines = []
     for line in text.splitlines(keepends=True):
         name, _, value = line.partition(": ")
-        if name in LOCAL_PLACES:
-            path = yaml.safe_load(value)
-            if isinstance(path, str) and os.path.isabs(path):
-                line = yaml.safe_dump({name: portable_place(path)}, allow_unicode=True, width=float("inf"))
+        if name.isidentifier() and os.path.isabs(path := _text(value)):
+            line = dump_yaml({name: portable_place(path)})
         lines.append(line)
     return "".join(lines)
+
+
+def _text(value: str) -> str:
+    """A YAML value that is text on one line; "" for any other."""
+    try:
+        found = load_yaml(value)
+    except ValueError:  # it goes on in the next line
+        return ""
+    return found if isinstance(found, str) else ""
 
 
 def _plain(value: Any) -> Any:
@@ -173,17 +155,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def differences(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def differences(before: Mapping[str, Any], wanted: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> str:
     """Where two configurations of JSON values differ, for a message; "" where they do not.
+
+    Args:
+        usual: what is meant where one of them says nothing (default: None).
 
     >>> differences({"eps": "4/255", "seed": 0}, {"eps": "8/255", "seed": 0})
     "eps '4/255' there, '8/255' now"
     """
-    return "; ".join(
-        f"{name} {before.get(name)!r} there, {wanted.get(name)!r} now"
-        for name in dict.fromkeys([*before, *wanted])
-        if before.get(name) != wanted.get(name)
-    )
+    both = {name: [each.get(name, (usual or {}).get(name)) for each in (before, wanted)] for name in (*before, *wanted)}
+    return "; ".join(f"{name} {there!r} there, {now!r} now" for name, (there, now) in both.items() if there != now)
 
 
 def write_run_record(folder: str | Path, recipe: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> None:
@@ -197,7 +179,6 @@ def write_run_record(folder: str | Path, recipe: Mapping[str, Any] | None, facts
     folder.mkdir(parents=True, exist_ok=True)
     if recipe is not None:
         head = "# What this run was trained with; hf-robust-ft train --config recipe.yaml repeats it.\n"
-        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=float("inf"))
-        (folder / RECIPE_NAME).write_text(head + text, encoding="utf-8")
+        (folder / RECIPE_NAME).write_text(head + dump_yaml(recipe), encoding="utf-8")
     record = {name: facts[name] for name in RECORDED_FACTS if facts.get(name) is not None}
     (folder / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

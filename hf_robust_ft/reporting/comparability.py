@@ -76,7 +76,7 @@ class Setting:
 def image_set(report: RobustnessReport) -> str:
     """Which images a report is of, in 16 hex digits: by their files where it tells these, so that models of other
     input sizes can be compared; else by their pixels as evaluated. "" where it tells neither."""
-    return report.metadata.get("source_digest") or report.image_digest
+    return report.metadata.source_digest or report.image_digest
 
 
 def dataset_text(name: str | None, configuration: str | None) -> str:
@@ -86,7 +86,7 @@ def dataset_text(name: str | None, configuration: str | None) -> str:
 
 def measured_by(report: RobustnessReport) -> str:
     """The attack, "APGD-CE-10 in bf16" where it ran in half precision, in which it is weaker."""
-    precision = report.metadata.get("evaluated_in")
+    precision = report.metadata.evaluated_in
     return attack_name(report.attack, report.convergence) + (f" in {precision}" if precision else "")
 
 

@@ -42,14 +42,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     """The text of `README.md`: Hub metadata with the results as `model-index`, and the card.
 
     Args:
-        report: its metadata may hold `model_name`, `base_model` (a Hub id) or `base_model_text`,
-            `base_model_license`, `dataset`,
-            `dataset_name`, `dataset_on_hub`, `split`, `license`, `language`, `training`, `versions`, `command`,
-            `recipes`, `tags`, `notes` (sentences for the limitations), `repo_id`, `git`, `hardware`, `seeds`, and what
-            the data were (`DataArguments.describe`
-            and `describe_transforms`): `dataset_alias`, `dataset_config`, `dataset_revision`, `dataset_commit`,
-            `dataset_license`, `dataset_citation`, `dataset_note`, `split_sizes`, `paper_split_sizes`,
-            `skipped_images`, `streaming`, `transforms`.
+        report: what its facts leave out, the card does too (`RunFacts`).
         pictures: file names beside the card to show; those in `examples/` as strips of attacked images.
     """
     facts = report.metadata

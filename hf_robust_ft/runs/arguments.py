@@ -12,51 +12,90 @@ from transformers import PreTrainedModel
 
 from hf_robust_ft.data import SPECS, Streaming, load_image_dataset, stratified_sample
 from hf_robust_ft.data.augmentation import AUGMENTATIONS
-from hf_robust_ft.models import BACKBONES, describe_source, load_image_classifier
-from hf_robust_ft.models.backbones import unknown_model
+from hf_robust_ft.models import BACKBONES, load_image_classifier
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.models.heads import HEADS
-from hf_robust_ft.models.open_clip_checkpoints import PREFIX
+from hf_robust_ft.provenance.affects import DeclaredArguments
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.record import portable_place
-from hf_robust_ft.provenance.source_names import nothing_here
+from hf_robust_ft.reporting.commands import DEFAULT_SPLITTING
+from hf_robust_ft.runs.model_names import check_model_name
 
 TRUST_HELP = "Run Python code that the model's repository brings. Read it first, and fix --model_revision."
 
 
 @dataclass
-class DataArguments:
+class DataArguments(DeclaredArguments):
     """Which images."""
 
     dataset: str = field(
         metadata={
             "help": f"A dataset of the paper ({', '.join(SPECS)}), any Hub dataset id, a local folder (imagefolder or "
-            "parquet) or parquet file, or 'digits' (embedded)."
+            "parquet) or parquet file, or 'digits' (embedded).",
+            "affects": ("weights", "measurement"),
         }
     )
-    image_column: str | None = field(default=None, metadata={"help": "Image column, where there are several."})
-    label_column: str | None = field(default=None, metadata={"help": "Label column, where it is not found by itself."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration, where the dataset has several."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset."})
-    validation_size: float = field(
-        default=0.1, metadata={"help": "Share of train split off where there is no validation split."}
+    image_column: str | None = field(
+        default=None, metadata={"help": "Image column, where there are several.", "affects": ("weights", "measurement")}
     )
-    test_size: float = field(default=0.2, metadata={"help": "Share of train split off where there is no test split."})
-    split_seed: int = field(default=0, metadata={"help": "Seed of what is split off."})
+    label_column: str | None = field(
+        default=None,
+        metadata={"help": "Label column, where it is not found by itself.", "affects": ("weights", "measurement")},
+    )
+    dataset_config: str | None = field(
+        default=None,
+        metadata={"help": "Configuration, where the dataset has several.", "affects": ("weights", "measurement")},
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the dataset.", "affects": ("weights", "measurement")}
+    )
+    validation_size: float = field(
+        default=0.1,
+        metadata={
+            "help": "Share of train split off where there is no validation split.",
+            "affects": ("weights", "measurement"),
+        },
+    )
+    test_size: float = field(
+        default=0.2,
+        metadata={
+            "help": "Share of train split off where there is no test split.",
+            "affects": ("weights", "measurement"),
+        },
+    )
+    split_seed: int = field(
+        default=0, metadata={"help": "Seed of what is split off.", "affects": ("weights", "measurement")}
+    )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on at most this many images (by split_seed)."}
+        default=None,
+        metadata={"help": "Evaluate on at most this many images (by split_seed).", "affects": "measurement"},
     )
     skip_bad_images: bool = field(
-        default=False, metadata={"help": "Leave out images that cannot be decoded, and report them; decodes all once."}
+        default=False,
+        metadata={
+            "help": "Leave out images that cannot be decoded, and report them; decodes all once.",
+            "affects": ("weights", "measurement"),
+        },
     )
     streaming: bool = field(
-        default=False, metadata={"help": "Download while training and keep nothing on disk; needs max_steps."}
+        default=False,
+        metadata={"help": "Download while training and keep nothing on disk; needs max_steps.", "affects": "weights"},
     )
     shuffle_buffer: int | None = field(
-        default=None, metadata={"help": "Images of a stream from which the next is drawn (default: 1000)."}
+        default=None,
+        metadata={
+            "help": "Images of a stream from which the next is drawn (default: 1000).",
+            "affects": "weights",
+            "of": "streaming",
+        },
     )
     stream_eval_samples: int | None = field(
-        default=None, metadata={"help": "Images kept of each evaluation split of a stream (default: 1000)."}
+        default=None,
+        metadata={
+            "help": "Images kept of each evaluation split of a stream (default: 1000).",
+            "affects": "measurement",
+            "of": "streaming",
+        },
     )
 
     def __post_init__(self):
@@ -102,9 +141,7 @@ class DataArguments:
         """
         loaded = dict(getattr(splits, "facts", {}))
         spec = SPECS.get(self.dataset)
-        splitting = {
-            name: getattr(self, name) for name in ("validation_size", "test_size", "split_seed", "max_eval_samples")
-        }
+        splitting = {name: getattr(self, name) for name in DEFAULT_SPLITTING}
         if spec is not None:  # its splits follow from the spec
             splitting |= {"validation_size": None, "test_size": None}
         facts = {"splitting": splitting, "skipped_images": _without_folders(loaded.pop("skipped_images", {}))}
@@ -126,39 +163,60 @@ class DataArguments:
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(DeclaredArguments):
     """Which pretrained model, and how its training images are varied."""
 
     model: str = field(
         metadata={
             "help": f"A backbone of the paper ({', '.join(BACKBONES)}), any AutoModelForImageClassification id "
             "(timm/... included), open_clip:NAME, a local folder or weight file, or embedded: "
-            f"{', '.join(EMBEDDED_MODELS)}."
+            f"{', '.join(EMBEDDED_MODELS)}.",
+            "affects": "weights",
         }
     )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the model.", "affects": "weights"}
+    )
     architecture: str | None = field(
-        default=None, metadata={"help": "What a weight file holds: timm/NAME, open_clip:NAME, or a folder or Hub id."}
+        default=None,
+        metadata={
+            "help": "What a weight file holds: timm/NAME, open_clip:NAME, or a folder or Hub id.",
+            "affects": "weights",
+        },
     )
     image_size: int | None = field(
-        default=None, metadata={"help": "Input size in pixels (default: the checkpoint's; 224 for the paper's)."}
+        default=None,
+        metadata={
+            "help": "Input size in pixels (default: the checkpoint's; 224 for the paper's).",
+            "affects": "weights",
+        },
     )
     head: str = field(
         default="auto",
         metadata={
             "help": "The head: auto (new in place of a pretraining one), new, keep, or zero_shot (from the class "
-            "names, by CLIP's text tower)."
+            "names, by CLIP's text tower).",
+            "affects": "weights",
         },
     )
     prompts: list[str] | None = field(
-        default=None, metadata={"help": "Templates of zero_shot, {} for the class (default: 'a photo of a {}.')."}
+        default=None,
+        metadata={
+            "help": "Templates of zero_shot, {} for the class (default: 'a photo of a {}.').",
+            "affects": "weights",
+        },
     )
     augmentation: str = field(
         default="paper",
-        metadata={"help": "Training augmentation: paper (flip, colour jitter 0.25, rotation) or none."},
+        metadata={
+            "help": "Training augmentation: paper (flip, colour jitter 0.25, rotation) or none.",
+            "affects": "weights",
+        },
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images at most."})
-    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on this many images at most.", "affects": "weights"}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP, "affects": "launch"})
 
     def __post_init__(self):
         """Refuse what loading would, before a dataset is downloaded for it."""
@@ -199,27 +257,6 @@ def at_most(dataset: Dataset | IterableDataset, count: int | None, seed: int, na
     if isinstance(dataset, IterableDataset):
         return dataset.take(count)
     return stratified_sample(dataset, min(count, len(dataset)), seed)
-
-
-def check_model_name(name: str, revision: str | None = None) -> None:
-    """Refuse a short name that is none of ours, and a revision of a path; the rest is left to loading.
-
-    Raises:
-        ValueError: it is not known (the nearest ones are named), is a path to nothing, or has no revisions.
-    """
-    if revision and name not in BACKBONES and os.path.exists(os.path.expanduser(name)):
-        raise ValueError(f"{name} lies on this machine and has no revision {revision!r}: leave model_revision out.")
-    if name.startswith(("/", "~", "./", "../")) and not os.path.exists(os.path.expanduser(name)):
-        raise ValueError(nothing_here(name))
-    is_short = "/" not in name and name not in BACKBONES and name not in EMBEDDED_MODELS
-    if is_short and not name.startswith(PREFIX) and not os.path.exists(os.path.expanduser(name)):
-        raise unknown_model(name)
-
-
-def describe_model(model_id: str) -> dict[str, Any]:
-    """What a report says of the model that training started from; a local path is named without its folders."""
-    known = BACKBONES.get(model_id) or EMBEDDED_MODELS.get(model_id)
-    return describe_source(model_id) | ({"base_model_license": known.licence} if known else {})
 
 
 def _check_count(name: str, count: int | None) -> None:

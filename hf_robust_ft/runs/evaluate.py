@@ -3,7 +3,7 @@
 import os
 import sys
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,17 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
-from hf_robust_ft.attacks.autoattack import check_autoattack
 from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.data import align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.data.source_hashes import source_digest
 from hf_robust_ft.evaluation.batches import stack_examples
-from hf_robust_ft.evaluation.convergence import FIRST_STEPS, STEPS_LIMIT, check_steps_limit, first_attack, steps_under
-from hf_robust_ft.evaluation.evaluate import evaluate_robustness
-from hf_robust_ft.evaluation.protocols import evaluation_attack, resolve_epsilons
+from hf_robust_ft.evaluation.convergence import AUTO, STEPS_LIMIT
+from hf_robust_ft.evaluation.evaluate import evaluate_as
+from hf_robust_ft.evaluation.protocols import evaluation_attack
 from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.evaluation.settings import EvaluationSettings, check
 from hf_robust_ft.evaluation.stored_examples import STORED_EXAMPLES
-from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
 from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.class_names import class_names
@@ -32,7 +31,8 @@ from hf_robust_ft.provenance.weight_hashes import hash_weight_files
 from hf_robust_ft.reporting import choose_examples, save_examples, write_evidence
 from hf_robust_ft.reporting.examples import remove_examples
 from hf_robust_ft.reporting.model_card import EXAMPLES
-from hf_robust_ft.runs.arguments import TRUST_HELP, DataArguments, at_most, check_model_name, describe_model
+from hf_robust_ft.runs.arguments import TRUST_HELP, DataArguments, at_most
+from hf_robust_ft.runs.model_names import check_model_name, describe_model
 
 
 @dataclass
@@ -69,7 +69,7 @@ class EvaluationArguments:
         default="paper",
         metadata={
             "help": "How the curve is measured: paper (comparable), exact (stronger, no quadrature error), "
-            "reliable (the worst case of three attacks, its steps auto)."
+            "reliable (the worst case of four attacks, its steps auto)."
         },
     )
     eps_distributions: list[str] = field(
@@ -111,9 +111,7 @@ class EvaluationArguments:
     )
 
     def __post_init__(self):
-        steps = steps_under(self.protocol, self.attack_steps)
-        self.attack_steps = FIRST_STEPS if steps is None else steps
-        check_steps_limit(self.attack_steps_limit)
+        self.attack_steps = AUTO if self.settings.converges else self.settings.attack.steps
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
         for name in ("autoattack", "save_examples"):
@@ -122,6 +120,20 @@ class EvaluationArguments:
         for name in ("save_examples", "store_examples"):
             if getattr(self, name) and not self.output_dir:
                 raise ValueError(f"{name} needs an output_dir to write to.")
+
+    @cached_property
+    def settings(self) -> EvaluationSettings:
+        """What decides the figures."""
+        return check(
+            ThreatModel(self.norm, self.eps),
+            epsilons=self.epsilons,
+            attack=evaluation_attack(loss=self.attack_loss, norm=self.norm),
+            attack_steps=self.attack_steps,
+            attack_steps_limit=self.attack_steps_limit,
+            protocol=self.protocol,
+            distributions=self.eps_distributions,
+            autoattack=self.autoattack,
+        )
 
 
 def measure(
@@ -138,13 +150,6 @@ def measure(
             f"{options.output_dir} holds a checkpoint, whose report and card would be overwritten: give another "
             "output_dir."
         )
-    threat_model = ThreatModel(options.norm, options.eps)
-    epsilons = resolve_epsilons(options.epsilons, threat_model)
-    attack = first_attack(evaluation_attack(loss=options.attack_loss, norm=threat_model.norm), options.attack_steps)
-    for distribution in options.eps_distributions:
-        parse_distribution(distribution, threat_model.eps)
-    if options.autoattack:
-        check_autoattack(options.autoattack)
     state = PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
     device = _device(options.device, state)
     model, processor, images, splits = load_model_and_images(options, data_args)
@@ -154,18 +159,11 @@ def measure(
         _warn_of_another_split(options.model, data)
     dataset, pixel_space = with_pixel_values(images, processor), PixelSpace.from_processor(processor)
     names = class_names(model.config)
-    report = evaluate_robustness(
+    report = evaluate_as(
+        options.settings,
         model,
         dataset,
-        threat_model=threat_model,
         pixel_space=pixel_space,
-        epsilons=epsilons,
-        attack=attack,
-        attack_steps=options.attack_steps,
-        attack_steps_limit=options.attack_steps_limit,
-        protocol=options.protocol,
-        distributions=options.eps_distributions,
-        autoattack=options.autoattack,
         checks=options.trust_checks,
         batch_size=options.batch_size,
         device=device,
@@ -183,8 +181,8 @@ def measure(
     }
     report = report.with_metadata(**facts, **environment_facts(), command=command)
     if options.output_dir and state.is_main_process:
-        attack = replace(attack, steps=report.attack["steps"])
-        how = {"threat_model": threat_model, "attack": attack, "class_names": names}
+        attack = replace(options.settings.attack, steps=report.attack["steps"])
+        how = {"threat_model": options.settings.threat_model, "attack": attack, "class_names": names}
         classifier = PixelClassifier(model, pixel_space)
         draw = partial(_write_examples, options, classifier, dataset, report, data_args.split_seed, how)
         write_evidence(report, options.output_dir, examples=draw if options.save_examples else None)

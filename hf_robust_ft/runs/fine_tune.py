@@ -15,7 +15,8 @@ from hf_robust_ft.hub.repository import check_repo_id
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.provenance.record import environment_facts, own_place, resolved_recipe, write_run_record
 from hf_robust_ft.reporting.artifacts import REPORT_NAME
-from hf_robust_ft.runs.arguments import DataArguments, ModelArguments, at_most, describe_model
+from hf_robust_ft.runs.arguments import DataArguments, ModelArguments, at_most
+from hf_robust_ft.runs.model_names import describe_model
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.base.checkpoints import checkpoints_in, newest_complete
 from hf_robust_ft.training.base.launching import check_launch

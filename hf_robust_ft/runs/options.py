@@ -13,6 +13,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from hf_robust_ft.data.specs import SPECS
 from hf_robust_ft.models import BACKBONES
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
+from hf_robust_ft.provenance.affects import arguments
 from hf_robust_ft.provenance.choices import did_you_mean
 from hf_robust_ft.provenance.file_names import as_file_name, check_output_dir
 from hf_robust_ft.runs.command_parser import CommandParser
@@ -26,12 +27,12 @@ RUNS = Path("runs")
 SWEEPS = ("diagnose", "calibrate")  # many runs in one folder
 PAPER_SCHEDULES = {"fix": "constant", "sched": "hinge", "linear": "linear_warmup"}  # the paper's words
 
-# Of Trainer's own arguments, those that `train --help` shows; `--help_all` shows every one.
+# Of Trainer's own arguments, those that `train --help` shows beside ours; `--help_all` shows every one.
 COMMON_TRAINER_ARGUMENTS = (
     "output_dir", "num_train_epochs", "max_steps", "learning_rate", "weight_decay", "lr_scheduler_type",
     "warmup_steps", "adam_beta1", "adam_beta2", "per_device_train_batch_size", "per_device_eval_batch_size",
-    "gradient_accumulation_steps", "bf16", "seed", "dataloader_num_workers", "save_strategy",
-    "resume_from_checkpoint", "push_to_hub", "hub_model_id", "report_to",
+    "gradient_accumulation_steps", "bf16", "seed", "dataloader_num_workers", "save_strategy", "hub_model_id",
+    "report_to",
 )  # fmt: skip
 TUNING_TITLE = "fine-tuning"
 TRAINER_TITLE = "training (transformers.Trainer)"
@@ -88,7 +89,7 @@ def parse_options(
     if trains and known.schedule is not None:
         arguments = _with_schedule(known.schedule, arguments)
     recipes = known.config or (_base_recipes(base_recipe, arguments) if base_recipe else [])
-    recipe = compose_recipes(recipes)
+    recipe = compose_recipes(recipes, types)
     parser = build_parser(
         types,
         recipe,
@@ -238,6 +239,7 @@ def _tidy_help(
             if issubclass(each, base):
                 order.append(own_title)
                 home |= {entry.name: own_title for entry in dataclasses.fields(base)}
+    ours = {argument.name for each in types for argument in arguments(each) if argument.is_ours}
     groups = {title: parser.add_argument_group(title) for title in order}
     options = parser._action_groups[1]
     for action in list(options._group_actions):
@@ -246,6 +248,6 @@ def _tidy_help(
         options._group_actions.remove(action)
         title = home[action.dest]
         groups[title]._group_actions.append(action)
-        rare = not everything and title == TRAINER_TITLE and action.dest not in COMMON_TRAINER_ARGUMENTS
+        rare = not everything and title == TRAINER_TITLE and action.dest not in {*COMMON_TRAINER_ARGUMENTS, *ours}
         if rare or action.dest in hidden:
             action.help = argparse.SUPPRESS

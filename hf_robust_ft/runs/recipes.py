@@ -12,13 +12,18 @@ from typing import Any
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from hf_robust_ft.provenance.affects import launching
 from hf_robust_ft.provenance.choices import did_you_mean
-from hf_robust_ft.provenance.record import OF_ONE_LAUNCH
 from hf_robust_ft.provenance.source_names import nearest_places
+from hf_robust_ft.provenance.yaml_values import load_yaml
+from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
 from hf_robust_ft.runs.command_parser import CommandParser
-from hf_robust_ft.runs.yaml_values import load_yaml
+from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 
 FOLDER = Path(__file__).parent.parent / "recipes"
+
+# What a run from names is told.
+RUN_ARGUMENTS = (ModelArguments, DataArguments, AdversarialTrainingArguments)
 
 # What every run from names needs; a recipe may still say otherwise.
 RUN_DEFAULTS = {
@@ -31,8 +36,11 @@ RUN_DEFAULTS = {
 }
 
 
-def read_recipe(recipe: str | Path) -> dict[str, Any]:
+def read_recipe(recipe: str | Path, types: Sequence[type] = ()) -> dict[str, Any]:
     """The content of a YAML file, or of a shipped recipe given by its name.
+
+    Args:
+        types: dataclasses that it may be for, beside a run's.
 
     Raises:
         ValueError: no such recipe, not a YAML mapping, or one that asks for what only a command line may.
@@ -54,7 +62,8 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
             f"{path.name} must map argument names to values, e.g. 'eps: 4/255'; it holds "
             f"{'nothing' if content is None else f'a {type(content).__name__}'}."
         )
-    if asked := [name for name in OF_ONE_LAUNCH if name in content]:
+    ours = dict.fromkeys(each.name for each in launching(*RUN_ARGUMENTS, *types) if not each.is_trainers)
+    if asked := [name for name in ours if name in content]:  # nobody trusts code because a recipe says so
         raise ValueError(f"{path.name} may not set {', '.join(asked)}: give it on the command line, for one launch.")
     return content
 
@@ -66,15 +75,18 @@ def _is_file(path: str | Path) -> bool:
         return False
 
 
-def compose_recipes(recipes: Sequence[str | Path]) -> dict[str, Any]:
+def compose_recipes(recipes: Sequence[str | Path], types: Sequence[type] = ()) -> dict[str, Any]:
     """Several recipes as one; where they say different things, the later one counts.
+
+    Args:
+        types: as of `read_recipe`.
 
     Raises:
         ValueError: as `read_recipe`.
     """
     composed: dict[str, Any] = {}
     for recipe in recipes:
-        composed |= read_recipe(recipe)
+        composed |= read_recipe(recipe, types)
     return composed
 
 

@@ -152,13 +152,13 @@ def _arguments(report: RobustnessReport, model: str, given: Overrides) -> tuple[
 def _compare_files(report: RobustnessReport, model: str, images: Any) -> list[Verified]:
     """Whether weights and image files are those that were measured, where the report tells."""
     found = []
-    measured = report.metadata.get("weights_sha256")
+    measured = report.metadata.weights_sha256
     if measured and os.path.isdir(model):
         own = hash_weight_files(model)
         apart = sorted(name for name in measured.keys() | own.keys() if measured.get(name) != own.get(name))
         told = f"{', '.join(apart)} in {model} differ from what was measured" if apart else "those that were measured"
         found.append(Verified("weights", not apart, told))
-    if told := report.metadata.get("source_digest"):
+    if told := report.metadata.source_digest:
         own = source_digest(images)
         sentence = "those that were measured" if own == told else f"the set {own}, and {told} was measured"
         found.append(Verified("image files", own == told, sentence))

@@ -55,3 +55,8 @@ def check_identified(ids: torch.Tensor | None, batch: Mapping[str, Any]) -> None
             "get_train_dataloader of your own leaves them out. Return super().get_train_dataloader() there, or give "
             "your loader collate_fn=IdentifyingCollator(self.data_collator) from hf_robust_ft.schedules.sample_ids."
         )
+
+
+def without_ids(batch: Mapping[str, Any]) -> tuple[dict[str, Any], torch.Tensor | None]:
+    """The batch as the model takes it, and the ids (N,) of its images, where it held any."""
+    return {key: value for key, value in batch.items() if key != SAMPLE_ID}, batch.get(SAMPLE_ID)

@@ -8,16 +8,20 @@ import numpy as np
 from torch import nn
 from transformers import DefaultDataCollator, TrainingArguments, default_data_collator
 
+from hf_robust_ft.attacks.batch_checks import CheckedCollator
 from hf_robust_ft.attacks.rehearsal import stated_classes
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.batches import PairCollator
 from hf_robust_ft.evaluation.convergence import AUTO
 from hf_robust_ft.provenance.file_names import check_output_dir
-from hf_robust_ft.schedules.sample_ids import HOW_TO_ADD, SAMPLE_ID
+from hf_robust_ft.schedules.sample_ids import HOW_TO_ADD, SAMPLE_ID, IdentifyingCollator
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.attack_reach import AttackReach
 from hf_robust_ft.training.base.launching import ZERO_3_REFUSED, check_launch, check_sharding
+from hf_robust_ft.training.compiled_model import settle_loss
 from hf_robust_ft.training.guard import OverfittingGuard
 from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
+from hf_robust_ft.training.tuning.batch_norm import BatchNormPolicy
 
 REENTRANT_REFUSED = (
     "Reentrant activation checkpointing cannot be differentiated with respect to the pixels, so the attack would fail. "
@@ -25,8 +29,9 @@ REENTRANT_REFUSED = (
 )
 
 
-def check_args(args: TrainingArguments) -> None:
-    """Raise unless `args` are ours and ask for nothing the attack breaks under."""
+def checked_args(args: TrainingArguments | None) -> AdversarialTrainingArguments:
+    """The arguments, Trainer's default without any; raise unless they are ours and ask for nothing attacks break at."""
+    args = AdversarialTrainingArguments(output_dir="tmp_trainer") if args is None else args
     if not isinstance(args, AdversarialTrainingArguments):
         raise TypeError(
             f"args must be AdversarialTrainingArguments, got {type(args).__name__}: replace TrainingArguments(...) by "
@@ -38,6 +43,7 @@ def check_args(args: TrainingArguments) -> None:
     if getattr(getattr(args, "deepspeed_plugin", None), "zero_stage", 0) == 3:
         raise ValueError(ZERO_3_REFUSED)
     check_launch(args)
+    return args
 
 
 def datasets_of(eval_dataset: Any) -> list:
@@ -49,6 +55,47 @@ def collator_in_use(given: Callable | None) -> Callable:
     """The data collator given, or Trainer's default, which takes torchvision's pairs here as well."""
     is_default = given is None or given is default_data_collator or isinstance(given, DefaultDataCollator)
     return PairCollator(given or default_data_collator) if is_default else given
+
+
+def checked_collator(trainer: Any) -> Callable:
+    """The trainer's data collator, with every training batch checked, and given ids where the schedule needs them."""
+    num_labels = trainer.adversary.num_labels(trainer.model)
+    collator = CheckedCollator(trainer.data_collator, trainer.pixel_space, num_labels)
+    # By the arguments, too: a hyper-parameter search sets them before the callback reads them.
+    needs_ids = trainer.args.needs_sample_ids or trainer.scheduler_callback.alpha.is_per_sample
+    return IdentifyingCollator(collator) if needs_ids else collator
+
+
+def check_data(
+    args: AdversarialTrainingArguments,
+    data: list,
+    eval_dataset: Any,
+    data_collator: Callable | None,
+    compute_metrics: Callable | None,
+) -> None:
+    """Raise for data sets that give no images, and for a metric of the best model that nothing will measure."""
+    check_best_metric(args, compute_metrics is not None, eval_dataset)
+    for dataset in data:
+        check_dataset(dataset, args, has_collator=data_collator is not None)
+
+
+def check_built(trainer: Any, train_dataset: Any, eval_dataset: Any) -> None:
+    """Raise for what the trainer's model, data and processes, now that they are known, cannot do together."""
+    check_sharded(trainer.args, trainer.is_fsdp_enabled)
+    check_model(trainer.model)
+    num_labels = trainer.adversary.num_labels(trainer.model)
+    check_labels(train_dataset, num_labels, at_least=2)
+    for dataset in datasets_of(eval_dataset):
+        check_labels(dataset, num_labels)
+    check_schedule(trainer.scheduler_callback, train_dataset, eval_dataset)
+
+
+def check_first_batch(trainer: Any, inputs: dict[str, Any]) -> None:
+    """Raise for what shows with the first batch only, before the first step."""
+    if trainer.args.torch_compile:
+        settle_loss(trainer.model)
+    trainer.adversary.check(trainer.model, inputs, trainer.args.threat_model)
+    check_labels(trainer.train_dataset, trainer.adversary.num_labels(trainer.model))
 
 
 def check_dataset(dataset: Any, args: TrainingArguments, has_collator: bool) -> None:
@@ -173,8 +220,9 @@ def with_scheduler(callbacks: list | None, args: AdversarialTrainingArguments) -
     return callbacks
 
 
-def with_guard(callbacks: list, args: AdversarialTrainingArguments) -> list:
-    """The callbacks with the guard that `args` ask for; one of the user's own stays."""
+def with_watchers(callbacks: list | None, args: AdversarialTrainingArguments) -> list:
+    """The callbacks with what a training under attack has beside it: scheduler, guard, reach, BatchNorm's policy."""
+    callbacks = [BatchNormPolicy(args.batch_norm), AttackReach(), *with_scheduler(callbacks, args)]
     if args.attack_guard is None or any(isinstance(entry, OverfittingGuard) for entry in callbacks):
         return callbacks
     return [*callbacks, OverfittingGuard(args.attack_guard, args.attack_guard_every)]

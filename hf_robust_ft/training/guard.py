@@ -2,10 +2,16 @@
 
 import copy
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+
+from hf_robust_ft.attacks import APGD, AttackResult
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +59,25 @@ class OverfittingGuard(TrainerCallback, ExportableState):
         if self.fell_back or step == self.checked_at:
             return False
         return self.suspicious or (step > 0 and step % self.every == 0)
+
+    def watch(
+        self, step: int, found: AttackResult, find: Callable[..., AttackResult], full: APGD, accelerator: Accelerator
+    ) -> bool:
+        """Check the batch at hand if it is due; note: a host sync then.
+
+        Args:
+            found: what the training attack made of it.
+            find: `(attack=..., first=...)` attacks the first so many of its images.
+            full: the training attack with all its steps; it starts here at the images themselves.
+
+        Returns whether this is the check that makes training fall back.
+        """
+        if not self.is_due(step):
+            return False
+        fully = find(attack=replace(full, random_start=False), first=CHECKED_IMAGES)
+        withstood = ~found.fooled[:CHECKED_IMAGES]
+        counts = torch.stack([withstood.sum(), (withstood & ~fully.fooled).sum()])
+        return self.judge(step, *accelerator.reduce(counts, "sum").tolist())
 
     def judge(self, step: int, few: int, many: int) -> bool:
         """Take in how many images, of all processes, stayed correct under few and under many steps.

@@ -10,9 +10,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks.threat_model import parse_eps, readable_eps
+from hf_robust_ft.provenance.affects import arguments
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.schedules import build_schedule, parse_schedule_args
-from hf_robust_ft.training.arguments import check_can_observe, check_overshoot
+from hf_robust_ft.training.schedule_arguments import (
+    GRANULARITIES,
+    ScheduleArguments,
+    check_can_observe,
+    check_overshoot,
+)
 
 # Settings of the callback -> the arguments they are made from.
 SETTINGS = {
@@ -28,8 +34,12 @@ SETTINGS = {
     "attack_steps_args": "attack_steps_args",
 }
 
-# Values of settings that a report leaves out.
-UNUSED = {"schedule_args": {}, "schedule_overshoot": 1.0, "attack_steps_schedule": "constant", "attack_steps_args": {}}
+# Settings that a report leaves out at these values, which the callback may have as {} for None.
+UNSTATED = {
+    each.name: each.default
+    for each in arguments(ScheduleArguments)
+    if each.name in SETTINGS.values() and not each.stated
+}
 
 
 class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
@@ -81,7 +91,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
 
     def _configure(self, settings: dict[str, Any]) -> None:
         granularity, overshoot = settings["granularity"], settings["overshoot"]
-        check_choice("schedule_granularity", granularity, ("epoch", "step"))
+        check_choice("schedule_granularity", granularity, GRANULARITIES)
         check_overshoot(overshoot)
         own, steps_own = (parse_schedule_args(settings[name]) for name in ("schedule_args", "attack_steps_args"))
         self.settings = settings | {"schedule_args": own, "attack_steps_args": steps_own}
@@ -115,7 +125,8 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         """Training settings for a report, with this schedule in them: a user's own may differ from the arguments."""
         ours = {SETTINGS[name]: value for name, value in self.settings.items() if name not in ("eps", "seed")}
         merged = {**training, **ours}
-        return {name: value for name, value in merged.items() if name not in UNUSED or value != UNUSED[name]}
+        unused = {name for name, default in UNSTATED.items() if merged.get(name) in (default, {})}
+        return {name: value for name, value in merged.items() if name not in unused}
 
     def eps_at(self, step: int, max_steps: int) -> float:
         """The budget of optimizer step `step` (from 0) of `max_steps`; over the images seen, the mean of their own."""
@@ -124,7 +135,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
 
     def may_attack_at(self, step: int, max_steps: int) -> bool:
         """Whether a batch of this step may be attacked: any may with a per-sample schedule."""
-        return self.peak_eps > 0 if self.alpha.is_per_sample else self.eps_at(step, max_steps) > 0
+        return self.has_own_budgets or self.eps_at(step, max_steps) > 0
 
     @property
     def trained_eps(self) -> float:
@@ -165,6 +176,11 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         period_ends = self.granularity == "step" or step % self.steps_per_epoch == 0
         self.memory = self.alpha.rule.observe(self.memory, value, step / max_steps, period_ends)
         self.observed_at = step
+
+    @property
+    def has_own_budgets(self) -> bool:
+        """Whether each image has an eps of its own, above 0 in time."""
+        return self.alpha.is_per_sample and self.peak_eps > 0
 
     def eps_of(self, ids: Sequence[str]) -> list[float]:
         """The budgets of these images, of a per-sample schedule."""

@@ -176,15 +176,3 @@ def test_a_follow_up_aims_at_what_is_likeliest_where_cross_entropy_leads():
     assert ((found.adversarial - pixels).abs().amax((1, 2, 3)) <= eps + 1e-7).all()
     assert at_the_image[0] and not any(at_the_image[1:])
     assert not attack_until_fooled(attack, behind_a_flat_class, pixels, labels, threat_model, eps=eps).fooled.any()
-
-
-def test_a_follow_up_costs_as_many_gradients_more_and_under_l1_none(classifier, pixels):
-    labels = clean_predictions(classifier, pixels)
-    for norm, larger_eps, more in (("Linf", False, 5), ("L1", True, 0)):
-        attack, threat_model = FollowUp(steps=5, num_targets=2, larger_eps=larger_eps), ThreatModel(norm, 1e-4)
-        alone, follow_up = Counter(classifier), Counter(classifier)
-        attack_until_fooled(attack, alone, pixels, labels, threat_model)
-        eps = torch.full((len(labels),), 1e-4)
-        assert not attack.until_fooled(follow_up, pixels, labels, threat_model, eps=eps).fooled.any()
-        assert follow_up.image_gradients == alone.image_gradients + more * len(labels)
-        assert ("cross-entropy" in str(attack)) == (more > 0)

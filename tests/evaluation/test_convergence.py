@@ -183,6 +183,14 @@ def test_settled_is_less_than_a_point_and_than_half_an_interval(before, after, c
     assert rounds.settled == settled
 
 
+@pytest.mark.parametrize(("fall", "count", "settled"), [(1, 40, True), (2, 40, False), (3, 300, True), (4, 300, False)])
+def test_at_the_limit_no_more_is_asked_for_than_the_checks_tolerate(fall, count, settled):
+    rounds = Convergence(evaluation_attack(), [0.0, 0.1], "paper", limit=20)
+    first, second = (np.where(np.arange(count) < standing, np.inf, 0.1) for standing in (30, 30 - fall))
+    assert rounds.after(first).steps == 20 and rounds.after(second) is None
+    assert rounds.settled == settled
+
+
 def test_the_rounds_double():
     assert rounds_up_to(160) == [10, 20, 40, 80, 160] and rounds_up_to(159) == [10, 20, 40, 80]
 

@@ -10,6 +10,7 @@ from hf_robust_ft.evaluation.second_opinion import UsableLogits
 from hf_robust_ft.evaluation.trust_checks import run_trust_checks
 
 pytest.importorskip("sklearn")
+pytestmark = pytest.mark.usefixtures("whole_search")
 APGD_10 = APGD(steps=10, random_start=False, select="fooled")
 NETWORKS = {"undefended": ((0.0, 8), 0.1), "adversarial": ((0.15, 12), 0.15)}  # (eps, epochs) of training, eps
 

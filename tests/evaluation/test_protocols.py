@@ -7,7 +7,13 @@ from colour_classifier import ColourClassifier
 
 from hf_robust_ft import PixelClassifier, PixelSpace, ThreatModel, evaluate_robustness
 from hf_robust_ft.evaluation.batches import stack_examples
-from hf_robust_ft.evaluation.protocols import PROTOCOLS, evaluation_attack, get_protocol, resolve_epsilons
+from hf_robust_ft.evaluation.protocols import (
+    PROTOCOLS,
+    closing_attacks,
+    evaluation_attack,
+    get_protocol,
+    resolve_epsilons,
+)
 from hf_robust_ft.metrics.robustness.curve import trapezoid_weights
 from hf_robust_ft.reporting.comparability import measured_by
 
@@ -158,3 +164,17 @@ def test_l1_is_attacked_with_larger_eps_first(measure):
     }  # fmt: skip
     report = measure("paper", "L1", epsilons=[0, 8.0])
     assert report.attack["larger_eps"] and measured_by(report) == "APGD-CE-10, larger eps first"
+
+
+@pytest.mark.parametrize(
+    ("norm", "classes", "told"),
+    [
+        ("Linf", 10, ["30, 3 targets, from where cross-entropy leads", "30, 9 targets sifted to 1, clean start"]),
+        ("L2", 3, ["30, 2 targets, from where cross-entropy leads", "30, 2 targets sifted to 1, clean start"]),
+        ("L1", 10, ["30, 9 targets sifted to 1, clean start, larger eps first"]),
+        ("Linf", 2, []),
+    ],
+)
+def test_what_closes_the_reliable_protocol(norm, classes, told):
+    attacks = [str(attack) for attack in closing_attacks("reliable", norm, classes)]
+    assert attacks == [*(f"APGD-DLR-TARGETED-{each}" for each in told), "Square, 300 queries"]

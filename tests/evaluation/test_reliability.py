@@ -16,7 +16,9 @@ from hf_robust_ft.experiments.grid.tables import _introduction
 from hf_robust_ft.hub.leaderboard import Leaderboard, Result, to_html, to_markdown
 from hf_robust_ft.hub.leaderboard.results import from_eval_results
 from hf_robust_ft.reporting import render_model_card
-from hf_robust_ft.reporting.page import Run, render, render_page
+from hf_robust_ft.reporting.page import figures
+from hf_robust_ft.reporting.page.render import render_page
+from hf_robust_ft.reporting.page.runs import Run
 from hf_robust_ft.reporting.plots import plot_curves
 
 ROUND = {"steps": 10, "adversarial_accuracy": 0.5, "expected_robustness": 0.7, "accuracies": [0.5]}
@@ -69,7 +71,7 @@ RELIABLE = {
 
 @pytest.fixture(autouse=True)
 def no_charts(monkeypatch):
-    monkeypatch.setattr(render, "plotly_source", lambda: "const Plotly = {};")
+    monkeypatch.setattr(figures, "get_plotlyjs", lambda: "const Plotly = {};")
 
 
 @pytest.mark.parametrize("kind", DOUBTFUL)

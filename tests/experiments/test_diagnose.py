@@ -209,6 +209,8 @@ def test_finished_runs_are_diagnosed_without_training(kept_runs, trained, tmp_pa
         (["--schedule-start=0.1"], "Leave it out"),
         (["--max_eval_samples", "5"], "--max_eval_samples: {command} never measures the test split"),
         (["--robust_eval", "no", "--eps=1"], "and attacks nothing there; --eps: {command} trains every run at a"),
+        (["--attack_guard", "0.5"], "--attack_guard: {command} trains every run at a constant eps"),
+        (["--load_best_model_at_end"], "--load_best_model_at_end: {command} saves after each epoch"),
         (["--push_to_hub"], "keeps the runs' curves, not their models"),
         (["--resume_from_checkpoint", "last"], "goes on by itself where it was interrupted"),
         (["--norm", "L2"], "give --epsilons for L2"),
@@ -304,3 +306,16 @@ def test_stopping_asks_for_more_than_the_threshold():
     assert not control.should_training_stop
     StopOnceAdapted(0.5).on_evaluate(None, None, control, {"eval_clean_accuracy": 0.51})
     assert control.should_training_stop
+
+
+def test_a_folder_of_an_older_version_goes_on_where_nothing_it_depends_on_has_changed(tmp_path):
+    now = {"model": "r50", "learning_rate": 1e-3, "batch_norm": "frozen", "max_grad_norm": 0.5}
+    older = {name: now[name] for name in ("model", "learning_rate", "batch_norm")} | {"trust_remote_code": False}
+    (tmp_path / sweeping.CONFIGURATION).write_text(json.dumps(older))
+    sweeping._keep_configuration(tmp_path, now | {"max_grad_norm": 1.0}, True)
+    with pytest.raises(ValueError, match=r"another configuration: max_grad_norm 1\.0 there, 0\.5 now\. Give"):
+        sweeping._keep_configuration(tmp_path, now, True)
+    del older["batch_norm"]  # before it was asked, BatchNorm took the batch's statistics
+    (tmp_path / sweeping.CONFIGURATION).write_text(json.dumps(older))
+    with pytest.raises(ValueError, match="batch_norm 'trainer' there, 'frozen' now"):
+        sweeping._keep_configuration(tmp_path, now, True)

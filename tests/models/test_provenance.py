@@ -2,7 +2,7 @@ import pytest
 
 from hf_robust_ft.models.provenance import describe_source
 from hf_robust_ft.reporting.licences import licence_metadata
-from hf_robust_ft.runs.arguments import describe_model
+from hf_robust_ft.runs.model_names import describe_model
 
 
 @pytest.mark.parametrize(

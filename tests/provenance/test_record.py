@@ -10,8 +10,8 @@ from transformers import TrainingArguments
 import hf_robust_ft
 from hf_robust_ft import AdversarialTrainingArguments
 from hf_robust_ft.provenance import record as run_record
+from hf_robust_ft.provenance.affects import TRAINERS_OWN
 from hf_robust_ft.provenance.record import (
-    RECORDED_ARGUMENTS,
     environment_facts,
     git_state,
     hardware,
@@ -41,7 +41,7 @@ def test_a_resolved_recipe_gives_the_same_arguments(recipe, tmp_path):
         own = {entry.name for entry in dataclasses.fields(one) if entry.init}
         inherited = {entry.name for entry in dataclasses.fields(TrainingArguments)}
         names = own - inherited if isinstance(one, AdversarialTrainingArguments) else own
-        for name in names | (set(RECORDED_ARGUMENTS) & own):
+        for name in names | (TRAINERS_OWN.keys() & own):
             assert getattr(one, name) == getattr(other, name), name
 
 
@@ -78,6 +78,11 @@ def test_a_recipe_for_others_names_no_folder_of_this_machine_and_nothing_of_the_
     published = portable_recipe((places / "recipe.yaml").read_text() + "seed: 3 # mine\n")
     assert str(places) not in published and published.endswith("seed: 3 # mine\n")
     assert yaml.safe_load(published) == {**recipe, "prompts": ["a: b"], "seed": 3}
+
+
+def test_no_argument_of_a_published_recipe_names_a_folder_of_this_machine_whatever_it_is_called():
+    text = "plan: /home/me/plan.json  # mine\neps: 4/255\nlabels: '/home\n  /me/labels'\n- dataset: /x\n"
+    assert portable_recipe(text) == text.replace("/home/me/plan.json  # mine", "./plan.json")
 
 
 def test_a_folder_called_like_one_of_our_names_is_not_meant(places):

@@ -78,7 +78,7 @@ def test_the_evidence_of_string_keys_bears_the_names(make_trainer, make_model, d
 def test_examples_that_fail_lose_neither_report_nor_card(make_trainer, monkeypatch, tmp_path, caplog):
     trainer = make_trainer()
     trainer.evaluate()
-    monkeypatch.setattr("hf_robust_ft.training.evaluating_trainer.save_examples", fail)
+    monkeypatch.setattr("hf_robust_ft.training.robust_evaluation.save_examples", fail)
     trainer.save_evidence()
     assert "A picture of attacked images could not be drawn" in caplog.text
     for name in (REPORT_NAME, CARD_NAME, CURVE_NAME, "provenance.json", "recipe.yaml"):

@@ -50,9 +50,8 @@ def test_help_tells_what_the_defaults_are():
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(changes, message):
-    options = EvaluationArguments(**({"model": "some/model"} | changes))
     with pytest.raises(ValueError, match=message):
-        measuring.measure(options, None, "command")
+        measuring.measure(EvaluationArguments(**({"model": "some/model"} | changes)), None, "command")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from transformers import Trainer
 
 from hf_robust_ft import AdversarialTrainer
 from hf_robust_ft.data import with_pixel_values
+from hf_robust_ft.training.adversary import Adversary
 
 CLASS_WEIGHTS = torch.tensor([1.0, 2.0, 3.0, 1.0])
 
@@ -101,17 +102,19 @@ class StepOfItsOwn(AdversarialTrainer):
 
 @pytest.mark.parametrize("trainer_cls", [Weighted, Flipped, StepOfItsOwn], ids=lambda each: each.__name__)
 @pytest.mark.parametrize("changes", [{}, {"gradient_accumulation_steps": 2, "schedule_granularity": "step"}])
-def test_what_calls_super_trains_with_attacks_and_without_a_word(make_trainer, make_model, trainer_cls, changes):
-    attacks, attacked = [], trainer_cls._attacked
+def test_what_calls_super_trains_with_attacks_and_without_a_word(
+    make_trainer, make_model, monkeypatch, trainer_cls, changes
+):
+    attacks, attack = [], Adversary.attack
 
-    class Spying(trainer_cls):
-        def _attacked(self, inputs, eps, attack):
-            attacks.append(eps)
-            return attacked(self, inputs, eps, attack)
+    def spy(*args, eps, **options):
+        attacks.append(eps)
+        return attack(*args, eps=eps, **options)
 
+    monkeypatch.setattr(Adversary, "attack", spy)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="No attack|This evaluation measured")
-        trainer = make_trainer(make_model(), Spying, **changes)
+        trainer = make_trainer(make_model(), trainer_cls, **changes)
         trainer.train()
         assert "eval_adversarial_accuracy" in trainer.evaluate()
     assert len(attacks) > 10

@@ -1,6 +1,7 @@
 """The guard of few-step attacks: fires on a model that withstands only those, never on a healthy one, and resumes."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -24,20 +25,20 @@ FEW = {
 class Overfitted(AdversarialTrainer):
     """Stands for a model that withstands every attack of fewer steps than 3, and none of 3."""
 
-    steps: list
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.steps, self.adversary.attack = [], partial(self.overfitted, self.adversary.attack)
 
-    def _attacked(self, inputs, eps, attack):
-        if self._first_batch_checked:
-            self.steps.append((self.state.global_step, attack.steps, len(inputs["labels"])))
-        result = super()._attacked(inputs, eps, attack)
+    def overfitted(self, find, *args, attack, **options):
+        result = find(*args, attack=attack, **options)
+        if self.adversary.is_ready:
+            self.steps.append((self.state.global_step, attack.steps, len(result.fooled)))
         fooled = torch.full_like(result.fooled, attack.steps >= 3)
         return AttackResult(result.adversarial, fooled, result.loss, result.predictions)
 
 
 def overfitted(make_trainer, model, **changes):
-    trainer = make_trainer(model, trainer_cls=Overfitted, **(FEW | changes))
-    trainer.steps = []
-    return trainer
+    return make_trainer(model, trainer_cls=Overfitted, **(FEW | changes))
 
 
 def test_falls_back_to_all_steps_after_two_checks_in_a_row(make_trainer, make_model, caplog):
@@ -50,7 +51,7 @@ def test_falls_back_to_all_steps_after_two_checks_in_a_row(make_trainer, make_mo
     assert "Catastrophic overfitting at step 5: of 8 images that are correct" in caplog.text
     fell = [entry for entry in trainer.state.log_history if "attack_guard_fell_back_at" in entry]
     assert [entry["attack_guard_fell_back_at"] for entry in fell] == [5] and fell[0]["eps"] == 8 / 255
-    described = trainer._metadata()["training"]
+    described = trainer.facts()["training"]
     assert described["attack_guard"] == {"share": 0.5, "every": 4, "fell_back_at": 5}
 
 
@@ -136,13 +137,12 @@ import json, os
 from test_guard import Overfitted, FEW
 from hf_robust_ft.attacks import AttackResult
 class OneRank(Overfitted):
-    def _attacked(self, inputs, eps, attack):
-        result = super()._attacked(inputs, eps, attack)
+    def overfitted(self, *args, **options):
+        result = super().overfitted(*args, **options)
         if self.args.process_index == 0:
             result.fooled[:] = False  # alone, this rank would never fall back
         return result
 trainer = make_trainer(make_model(), trainer_cls=OneRank, **{**FEW, "num_train_epochs": 4, "attack_guard": 0.4})
-trainer.steps = []
 trainer.train()
 (folder / f"rank{trainer.args.process_index}.json").write_text(json.dumps(trainer.steps))
 """

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, ViTImagePr
 from hf_robust_ft import AdversarialTrainer, EpsilonSchedulerCallback, PixelSpace
 from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.evaluation.batches import stack_examples
+from hf_robust_ft.training.adversary import Adversary
 
 
 def accuracy(prediction):
@@ -79,13 +80,14 @@ def spying(compute_loss, seen):
 
 def test_no_attack_runs_at_eps_zero(make_trainer, make_model, monkeypatch):
     budgets = []
-    attack = AdversarialTrainer._attack
+    attack = Adversary.attack
 
-    def spy(self, inputs, eps, config):
-        budgets.append((eps, len(inputs["labels"])))
-        return attack(self, inputs, eps, config)
+    def spy(self, model, inputs, *args, eps, **options):
+        result = attack(self, model, inputs, *args, eps=eps, **options)
+        budgets.append((eps, len(result.adversarial)))
+        return result
 
-    monkeypatch.setattr(AdversarialTrainer, "_attack", spy)
+    monkeypatch.setattr(Adversary, "attack", spy)
     make_trainer(make_model()).train()
     probe, *steps = budgets
     assert probe == (8 / 255, 2)  # the rehearsal on two images of the first batch
@@ -98,7 +100,9 @@ def test_attack_leaves_batchnorm_dropout_modes_and_gradients_alone(make_trainer,
     trainer.model.train()
     before, modes = weights(trainer.model), [module.training for module in trainer.model.modules()]
     rng = torch.get_rng_state()
-    adversarial = trainer._attack(batch, 8 / 255, trainer.args.train_attack)
+    attack = trainer.args.train_attack
+    result = trainer.adversary.attack(trainer.model, batch, trainer.args.threat_model, eps=8 / 255, attack=attack)
+    adversarial = trainer.adversary.exchange(batch, result)["pixel_values"]
     assert not torch.equal(adversarial, batch["pixel_values"])
     assert_same_weights(trainer.model, before)
     assert [module.training for module in trainer.model.modules()] == modes

@@ -8,7 +8,7 @@ import torch
 from conftest import assert_same_weights, weights
 from transformers.modeling_outputs import ImageClassifierOutput
 
-import hf_robust_ft.training.evaluating_trainer
+import hf_robust_ft.training.robust_evaluation
 from hf_robust_ft import AdversarialTrainer, PixelSpace, ThreatModel, evaluate_robustness
 from hf_robust_ft.evaluation.trust_checks import run_trust_checks
 from hf_robust_ft.evaluation.trust_verdicts import OPENINGS
@@ -22,7 +22,7 @@ def test_trust_checks_are_made_after_training_and_not_in_it(make_trainer, make_m
         checked.append((len(labels), trainer.is_in_train))
         return run_trust_checks(logits_fn, pixels, labels, *args, **options)
 
-    monkeypatch.setattr(hf_robust_ft.training.evaluating_trainer, "run_trust_checks", spy)
+    monkeypatch.setattr(hf_robust_ft.training.robust_evaluation, "run_trust_checks", spy)
     trainer = make_trainer(make_model("resnet"), robust_eval=robust_eval, eval_strategy="epoch", num_train_epochs=2)
     trainer.train()
     assert checked == []

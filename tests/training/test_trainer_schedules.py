@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import assert_same_weights, run_script
 
-from hf_robust_ft import AdversarialTrainer
+from hf_robust_ft.attacks import AttackResult
 from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.evaluation.batches import stack_examples
 from hf_robust_ft.schedules.sample_ids import SAMPLE_ID, IdentifyingCollator, content_id
+from hf_robust_ft.training.adversary import Adversary
 
 LOGS = {"logging_strategy": "steps", "logging_steps": 1, "robust_eval": "no"}
 SCHEDULES = {
@@ -60,16 +61,16 @@ def test_resuming_equals_an_uninterrupted_run(make_trainer, make_model, identifi
 
 
 def test_each_image_is_attacked_at_its_own_eps_once(make_trainer, make_model, identified, monkeypatch):
-    attacks, attacked = [], AdversarialTrainer._attacked
+    attacks, attacked = [], Adversary.attack
 
-    def spy(self, inputs, eps, attack):
-        result = attacked(self, inputs, eps, attack)
-        if len(inputs["labels"]) > 2:  # not the rehearsal
+    def spy(self, model, inputs, *args, eps, **options):
+        result = attacked(self, model, inputs, *args, eps=eps, **options)
+        if self.is_ready:  # not the rehearsal
             size = self.pixel_space.to_pixels(inputs["pixel_values"]).sub(result.adversarial).abs().amax((1, 2, 3))
             attacks.append((eps, size, result.fooled))
         return result
 
-    monkeypatch.setattr(AdversarialTrainer, "_attacked", spy)
+    monkeypatch.setattr(Adversary, "attack", spy)
     settings = SCHEDULES["per_sample"] | {"num_train_epochs": 5, "learning_rate": 1e-2}
     trainer = make_trainer(train_dataset=identified, **LOGS, **settings)
     trainer.train()
@@ -87,14 +88,11 @@ def test_each_image_is_attacked_at_its_own_eps_once(make_trainer, make_model, id
 
 
 def test_levels_follow_the_attacks_outcome(make_trainer, make_model, identified, monkeypatch):
-    monkeypatch.setattr(AdversarialTrainer, "_attacked", lambda self, inputs, eps, attack: stub(self, inputs))
+    def stub(self, model, inputs, *args, first=None, **options):
+        pixels, labels = self.pixel_space.to_pixels(inputs["pixel_values"])[:first], inputs["labels"][:first]
+        return AttackResult(pixels, labels == 0, labels.float(), labels)
 
-    def stub(trainer, inputs):
-        from hf_robust_ft.attacks import AttackResult
-
-        pixels = trainer.pixel_space.to_pixels(inputs["pixel_values"])
-        return AttackResult(pixels, inputs["labels"] == 0, inputs["labels"].float(), inputs["labels"])
-
+    monkeypatch.setattr(Adversary, "attack", stub)
     trainer = make_trainer(train_dataset=identified, num_train_epochs=2, **LOGS, **SCHEDULES["per_sample"])
     trainer.train()
     levels = trainer.scheduler_callback.memory["levels"]
@@ -145,7 +143,7 @@ def test_ids_stay_out_of_the_model_under_any_schedule(identified, make_trainer):
 
 def test_eps_zero_costs_no_forward_with_a_per_sample_schedule(identified, make_trainer, monkeypatch):
     attacks = []
-    monkeypatch.setattr(AdversarialTrainer, "_attacked", lambda *args: attacks.append(args))
+    monkeypatch.setattr(Adversary, "attack", lambda *args, **options: attacks.append(args))
     trainer = make_trainer(
         train_dataset=identified,
         num_train_epochs=1,
@@ -159,14 +157,14 @@ def test_eps_zero_costs_no_forward_with_a_per_sample_schedule(identified, make_t
 
 
 def test_attack_steps_and_overshoot_reach_the_attack(make_trainer, monkeypatch):
-    seen, attacked = [], AdversarialTrainer._attacked
+    seen, attacked = [], Adversary.attack
 
-    def spy(self, inputs, eps, attack):
-        if len(inputs["labels"]) > 2:
+    def spy(self, *args, eps, attack, **options):
+        if self.is_ready:
             seen.append((eps, attack.steps))
-        return attacked(self, inputs, eps, attack)
+        return attacked(self, *args, eps=eps, attack=attack, **options)
 
-    monkeypatch.setattr(AdversarialTrainer, "_attacked", spy)
+    monkeypatch.setattr(Adversary, "attack", spy)
     trainer = make_trainer(
         eps_schedule="constant", schedule_overshoot=1.25, attack_steps=3, attack_steps_schedule="linear_warmup",
         attack_steps_args=["end=0.5"], num_train_epochs=4,

@@ -50,7 +50,7 @@ class CountHostCopies(TorchFunctionMode):
 def step_of(trainer, dataset, device="cpu"):
     """`compute_loss` and backward of one batch at full eps, ready to be called."""
     trainer.scheduler_callback.current_eps = trainer.args.threat_model.eps
-    trainer._first_batch_checked = True
+    trainer.adversary.is_ready = True
     model = trainer.model.to(device).train()
     batch = {key: value.to(device) for key, value in stack_examples([dataset[i] for i in range(8)]).items()}
     return lambda: trainer.compute_loss(model, batch).backward()
@@ -178,6 +178,7 @@ class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
 def test_checkpointed_layers_are_checkpointed_under_attack_and_change_nothing(make_trainer, make_model, dataset):
     plain, checkpointed = (make_trainer(make_model("vit", dropout=0.3), activation_checkpointing=on) for on in (0, 1))
     batch = stack_examples([dataset[index] for index in range(8)])
+    target, attack = plain.args.threat_model, plain.args.train_attack
     saved, found = [], []
     for trainer in (plain, checkpointed):
         if trainer is checkpointed:
@@ -185,7 +186,9 @@ def test_checkpointed_layers_are_checkpointed_under_attack_and_change_nothing(ma
         trainer.model.train()
         kept = SavedTensors()
         with kept:
-            found.append(trainer._attack(batch, 8 / 255, trainer.args.train_attack))
+            found.append(
+                trainer.adversary.attack(trainer.model, batch, target, eps=target.eps, attack=attack).adversarial
+            )
         saved.append(kept.values)
         assert all(module.training for module in trainer.model.modules())
     assert torch.equal(*found)  # also: no dropout in the attack

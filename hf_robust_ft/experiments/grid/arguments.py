@@ -6,45 +6,48 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hf_robust_ft.experiments.grid.cells import Grid, Measurement
+from hf_robust_ft.experiments.grid.cells import CELL_OPTIONS, Grid, Measurement
 from hf_robust_ft.experiments.grid.settings import DEFAULT_SETTINGS
+from hf_robust_ft.provenance.affects import DeclaredArguments, launching
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.runs.options import BASE_RECIPE
 from hf_robust_ft.runs.recipes import FOLDER, as_flags, read_recipe
+from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 
 GRIDS = FOLDER / "grids"
 RUNNERS = ("in_process", "launch", "ray")
-# Flags of `train` that the grid sets itself, and with what.
-SET_BY_GRID = {
-    "model": "--models", "dataset": "--datasets", "eps": "--epsilons", "seed": "--seeds", "eps_schedule": "--settings",
-    "schedule": "--settings", "eval_epsilons": "--eval_points", "robust_eval": "--protocol",
-    "eval_protocol": "--protocol",
-}  # fmt: skip
-REFUSED = ("eval_strategy", "save_strategy", "save_total_limit", "resume_from_checkpoint", "push_to_hub")
 
 
 @dataclass
-class GridArguments:
-    """Which cells, how each is measured, and what runs them.
+class GridArguments(DeclaredArguments):
+    """Which cells, how each is measured, and what runs them; `"sets"` are the flags of `train` that one takes over.
 
     Raises:
         ValueError: on construction, for an unknown runner or counts below 1.
     """
 
-    models: list[str] = field(default_factory=list, metadata={"help": "Backbones, as --model of train."})
-    datasets: list[str] = field(default_factory=list, metadata={"help": "Datasets, as --dataset of train."})
+    models: list[str] = field(
+        default_factory=list, metadata={"help": "Backbones, as --model of train.", "sets": ("model",)}
+    )
+    datasets: list[str] = field(
+        default_factory=list, metadata={"help": "Datasets, as --dataset of train.", "sets": ("dataset",)}
+    )
     epsilons: list[str] = field(
-        default_factory=lambda: ["4/255", "8/255"], metadata={"help": "Budgets, in pixel units of [0, 1]."}
+        default_factory=lambda: ["4/255", "8/255"],
+        metadata={"help": "Budgets, in pixel units of [0, 1].", "sets": ("eps",)},
     )
     settings: list[str] = field(
         default_factory=lambda: list(DEFAULT_SETTINGS),
         metadata={
             "help": "How eps is scheduled: standard (no attack), fix, hinge (the paper's sched), another schedule, "
             "hinge:T1,T2 in epochs of 50, SCHEDULE:KEY=VALUE, a shipped recipe, a recipe file, or options of train as "
-            "NAME=OPTION:VALUE;OPTION:VALUE."
+            "NAME=OPTION:VALUE;OPTION:VALUE.",
+            "sets": ("eps_schedule", "schedule"),
         },
     )
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "One run of each kind per seed."})
+    seeds: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "One run of each kind per seed.", "sets": ("seed",)}
+    )
     norm: str = field(default="Linf", metadata={"help": "Norm of the perturbation: Linf, L2, L1."})
     recipes: list[str] = field(
         default_factory=list,
@@ -54,14 +57,19 @@ class GridArguments:
         default="paper",
         metadata={
             "help": "How each cell is measured: paper (comparable), exact (stronger, no quadrature error), "
-            "reliable (the worst case of three attacks)."
+            "reliable (the worst case of four attacks).",
+            "sets": ("eval_protocol", "robust_eval"),
         },
     )
     eval_split: str = field(
         default="test", metadata={"help": "Split that is measured: test, or validation while you still choose."}
     )
     eval_points: int | None = field(
-        default=None, metadata={"help": "Equal steps of the grid of eps (default: every 1/255, the paper's)."}
+        default=None,
+        metadata={
+            "help": "Equal steps of the grid of eps (default: every 1/255, the paper's).",
+            "sets": ("eval_epsilons",),
+        },
     )
     trust_checks: bool = field(
         default=True, metadata={"help": "Check for each cell whether its numbers can be trusted."}
@@ -126,6 +134,10 @@ class GridArguments:
         )
 
 
+# Flags of `train` that the grid sets itself, and with what.
+SET_BY_GRID = {name: f"--{entry.name}" for entry in fields(GridArguments) for name in entry.metadata.get("sets", ())}
+
+
 def read_grid(grid: str) -> tuple[dict[str, Any], list[str]]:
     """A grid file's own keys, and its options of `train` as flags.
 
@@ -154,8 +166,9 @@ def shipped_grids() -> list[str]:
 
 def _refuse_flags(options: Sequence[str]) -> None:
     given = [word.split("=", 1)[0][2:].replace("-", "_") for word in options if word.startswith("--")]
+    of_every_cell = {*CELL_OPTIONS, *(each.name for each in launching(AdversarialTrainingArguments))}
     for name in given:
         if name in SET_BY_GRID:
             raise ValueError(f"--{name} is one for each cell of a grid: give {SET_BY_GRID[name]}.")
-        if name in REFUSED:
+        if name in of_every_cell:
             raise ValueError(f"--{name}: the grid itself evaluates, saves and resumes its cells. Leave it out.")

@@ -20,14 +20,14 @@ from hf_robust_ft.runs.options import parse_options
 from hf_robust_ft.runs.recipes import as_flags
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 
-# What a cell does not depend on, or the grid sets.
-NOT_COMPARED = ("output_dir", "robust_eval", "eval_strategy")
 # What every cell changes in the user's options: a checkpoint after each epoch to go on from; what is measured at the
 # end is measured by the grid.
 CELL_OPTIONS = {
     "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1, "save_only_model": False,
     "load_best_model_at_end": False, "robust_eval": "no", "report_to": "none", "logging_strategy": "epoch",
 }  # fmt: skip
+# What says no more of a cell: the same in all, its folder, and the grid of eps, which is compared as `epsilons`.
+NOT_COMPARED = (*CELL_OPTIONS, "output_dir", "eval_epsilons")
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,28 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from hf_robust_ft.experiments.grid.arguments import GridArguments, read_grid, shipped_grids
+from hf_robust_ft.experiments.grid.arguments import SET_BY_GRID, GridArguments, read_grid, shipped_grids
 from hf_robust_ft.experiments.grid.cells import Grid, Job
 from hf_robust_ft.experiments.grid.planning import GridPlan, plan_grid
 from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.grid.run_cell import refuse_changes
 from hf_robust_ft.experiments.grid.runners import RUN
 from hf_robust_ft.experiments.planning import PlanArguments
+from hf_robust_ft.provenance.affects import MEASUREMENT, arguments
+from hf_robust_ft.runs.arguments import DataArguments
 from hf_robust_ft.runs.options import BASE_RECIPE
 from hf_robust_ft.runs.recipes import build_parser
+from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 
-# What is measured depends on these: the same in all cells, or in all of a dataset.
-ATTACK_OPTIONS = ("eval_attack_steps", "eval_attack_steps_limit", "attack_loss")
-IMAGE_OPTIONS = ("max_eval_samples", "validation_size", "test_size", "split_seed")
+# What is measured depends on these, which the grid does not set: the same in all cells, or in all of a dataset.
+ATTACK_OPTIONS, IMAGE_OPTIONS = (
+    [
+        each.name
+        for each in arguments(kind)
+        if each.is_ours and MEASUREMENT in each.affects and each.name not in SET_BY_GRID
+    ]
+    for kind in (AdversarialTrainingArguments, DataArguments)
+)
 
 
 def parse_grid(argv: Sequence[str], description: str) -> tuple[GridArguments, PlanArguments, list[str]]:

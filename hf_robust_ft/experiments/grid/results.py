@@ -65,7 +65,7 @@ class MeasuredCell(Cell):
 
     def to_json(self, path: str | Path) -> None:
         """Write it whole or not at all: a run that is killed here leaves no half a file."""
-        write_whole(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        write_whole(path, json.dumps(dataclasses.asdict(self) | {"report": self.report.to_dict()}, indent=1) + "\n")
 
     @classmethod
     def from_json(cls, path: str | Path) -> "MeasuredCell":

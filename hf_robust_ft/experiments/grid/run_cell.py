@@ -21,12 +21,13 @@ from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.experiments.grid.cells import CellArguments, Job
 from hf_robust_ft.experiments.grid.pass_counter import PassCounter
 from hf_robust_ft.experiments.grid.results import MeasuredCell
-from hf_robust_ft.experiments.sweep import differences
+from hf_robust_ft.provenance.affects import unsaid
 from hf_robust_ft.provenance.atomic import write_whole
 from hf_robust_ft.provenance.class_names import class_names
-from hf_robust_ft.provenance.record import environment_facts
+from hf_robust_ft.provenance.record import differences, environment_facts
 from hf_robust_ft.runs.arguments import at_most
 from hf_robust_ft.runs.fine_tune import PreparedRun, build_trainer, prepare_run
+from hf_robust_ft.runs.recipes import RUN_ARGUMENTS
 from hf_robust_ft.training.base.checkpoints import newest_complete
 from hf_robust_ft.training.trainer import AdversarialTrainer
 
@@ -123,7 +124,7 @@ def refuse_changes(job: Job, wanted: dict[str, Any]) -> None:
             ) from None
     else:
         return
-    changed = differences(before, json.loads(json.dumps(wanted)))
+    changed = differences(before, json.loads(json.dumps(wanted)), unsaid(*RUN_ARGUMENTS))
     if changed:
         raise ValueError(
             f"{job.folder} holds the cell {job.cell.name} of another configuration: {changed}. Give the same values "

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hf_robust_ft.provenance.affects import launching
 from hf_robust_ft.provenance.choices import did_you_mean
-from hf_robust_ft.runs.recipes import read_recipe, shipped_recipes
+from hf_robust_ft.runs.recipes import RUN_ARGUMENTS, read_recipe, shipped_recipes
 from hf_robust_ft.schedules import SCHEDULES
 
 PAPER_EPOCHS = 50  # the scale of "hinge:T1,T2", as in the paper's Table 7
@@ -16,8 +17,10 @@ STANDARD = "standard"
 NAMED = {STANDARD: {"eps_schedule": "none"}, "fix": {"eps_schedule": "constant"}, "sched": {"eps_schedule": "hinge"}}
 SYNONYMS = {"sched": "hinge", "constant": "fix", "none": STANDARD}  # in tables
 DEFAULT_SETTINGS = (STANDARD, "fix", "linear_warmup", "uniform", "auto", "hinge")
-# What tells cells apart, and so is no setting's to change.
-OF_THE_GRID = ("model", "dataset", "norm", "eps", "seed", "output_dir", "push_to_hub", "resume_from_checkpoint")
+# No setting's to change: what tells cells apart, and how they are run.
+OF_THE_GRID = (
+    "model", "dataset", "norm", "eps", "seed", "output_dir", *(each.name for each in launching(*RUN_ARGUMENTS)),
+)  # fmt: skip
 
 
 def setting_name(setting: str) -> str:

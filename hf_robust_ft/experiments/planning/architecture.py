@@ -15,7 +15,7 @@ from hf_robust_ft.models.open_clip_checkpoints import PREFIX
 from hf_robust_ft.models.timm_classifier import build_timm_classifier
 from hf_robust_ft.models.trust import refusals_explained
 from hf_robust_ft.provenance.choices import nearest_names
-from hf_robust_ft.runs.arguments import check_model_name
+from hf_robust_ft.runs.model_names import check_model_name
 
 
 class BareModel(NamedTuple):

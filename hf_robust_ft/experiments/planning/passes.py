@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from hf_robust_ft.attacks import APGD, Square
 from hf_robust_ft.attacks.larger_eps import eps_phases
 from hf_robust_ft.attacks.losses import get_loss
-from hf_robust_ft.attacks.until_fooled import FollowUp
+from hf_robust_ft.attacks.sifted_targets import SiftedTargets
 from hf_robust_ft.evaluation.checked_images import CHECKED_IMAGES
 from hf_robust_ft.evaluation.convergence import AUTO, rounds_up_to
 from hf_robust_ft.evaluation.output_checks import IMAGES_ALONE
@@ -109,12 +109,11 @@ def attack_passes(attack: APGD | Square, num_classes: int) -> tuple[int, int]:
     """
     if isinstance(attack, Square):
         return 0, attack.queries + 1
+    if isinstance(attack, SiftedTargets):
+        return attack.passes(num_classes)
     targeted = get_loss(attack.loss).targeted
     runs = attack.restarts * (min(attack.num_targets, num_classes - 1) if targeted else 1)
-    gradients, forwards = runs * attack.steps, runs * len(eps_phases(attack)) + targeted
-    if isinstance(attack, FollowUp) and not attack.larger_eps:
-        return gradients + attack.steps, forwards + 1
-    return gradients, forwards
+    return runs * attack.steps, runs * len(eps_phases(attack)) + targeted
 
 
 def evaluations(args: AdversarialTrainingArguments, length: TrainingLength) -> int:

@@ -17,7 +17,7 @@ from hf_robust_ft.experiments.planning.flops import PassFlops, count_flops
 from hf_robust_ft.experiments.planning.gpus import get_gpu
 from hf_robust_ft.experiments.planning.offline import offline
 from hf_robust_ft.experiments.planning.passes import Phase, TrainingLength, phases, training_length
-from hf_robust_ft.provenance.record import OF_ONE_LAUNCH
+from hf_robust_ft.provenance.affects import MEASUREMENT, settings, stated_settings
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
 from hf_robust_ft.runs.fine_tune import check_stream
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
@@ -182,18 +182,16 @@ def configuration(
     model_args: ModelArguments, data_args: DataArguments, args: AdversarialTrainingArguments
 ) -> dict[str, Any]:
     """The settings of a run that its report records, and those that name its files."""
-    own = {**dataclasses.asdict(model_args), **dataclasses.asdict(data_args)}
+    own = settings(model_args, data_args)
     if data_args.dataset in SPECS:  # its splits follow from the spec
         own |= {"validation_size": None, "test_size": None}
-    own = {name: value for name, value in own.items() if value is not None and name not in OF_ONE_LAUNCH}
-    evaluation = {
-        "eval_protocol": args.eval_protocol,
-        "eval_attack_steps": args.eval_attack_steps,
-        "robust_eval": args.robust_eval,
-        "eval_strategy": args.eval_strategy.value,
+    found = {
+        **{name: value for name, value in own.items() if value is not None},
+        **args.training_settings(),
+        **stated_settings(args, MEASUREMENT),
+        "output_dir": args.output_dir,
     }
-    settings = {**own, **args.training_settings(), **evaluation, "output_dir": args.output_dir}
-    return {name: _shown(value) if isinstance(value, str) else value for name, value in settings.items()}
+    return {name: _shown(value) if isinstance(value, str) else value for name, value in found.items()}
 
 
 def _dataset(model_args: ModelArguments, data_args: DataArguments, samples: list[int] | None) -> dict[str, Any]:

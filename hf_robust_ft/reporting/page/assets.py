@@ -33,13 +33,11 @@ def render_template(name: str, scripts: Sequence[str] = (), **values: Any) -> st
         keep_trailing_newline=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}  # no JSON, though Python writes it
-    theme = read_asset("theme.js")
     return environment.get_template(name).render(
         **values,
         css=Markup(read_asset("page.css")),
-        theme=Markup(theme),
         scripts=[Markup(_checked(script)) for script in scripts],
-        policy=_policy([theme, *scripts]),
+        policy=_policy(scripts),
         generator=GENERATOR,
         version=library_versions().get("hf_robust_ft", ""),
     )
@@ -76,7 +74,7 @@ def check_target(path: str | Path) -> None:
 def _policy(scripts: Sequence[str]) -> str:
     """A Content-Security-Policy: no network at all, and no script but these, whatever a report holds."""
     sources = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    allowed = " ".join(f"'sha256-{source}'" for source in sources)
+    allowed = " ".join(f"'sha256-{source}'" for source in sources) or "'none'"
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
 
 

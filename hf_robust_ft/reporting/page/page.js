@@ -1,109 +1,81 @@
-// The page at work: draws the charts, follows slider, boxes, menus and theme.
+// The page at work: draws the figures, follows boxes, menus and sliders. What they tell was computed in Python.
 "use strict";
 
-(() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
-  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+const find = (id) => document.getElementById(id);
+const on = (element, event, react) => element && element.addEventListener(event, react);
 
-  const shown = (indices) => {
-    const checked = new Set(all(".show:checked").map((box) => Number(box.value)));
-    return indices.filter((index) => checked.has(index)).map((index) => data.runs[index]);
-  };
+const charts = all(".chart");
+for (const chart of charts) {
+  const { data, layout } = JSON.parse(chart.dataset.figure);
+  // On a touch screen a drag scrolls the page; else it zooms, and a double click goes back.
+  if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false;
+  layout.hoverlabel = { namelength: innerWidth < 640 ? 14 : 40 };
+  Plotly.newPlot(chart, data, layout, { displayModeBar: false, responsive: true });
+}
 
-  /** The eps of a tick; points of a grid are met exactly, not to a rounding error. */
-  function epsOf(group, tick) {
-    const eps = tick === group.ticks ? group.maxEps : (group.maxEps * tick) / group.ticks;
-    const points = group.runs.flatMap((index) => data.runs[index].epsilons);
-    const near = points.find((point) => Math.abs(point - eps) < 1e-9);
-    return near === undefined ? eps : near;
+// Boxes show and hide the traces of a run; each choice of a menu of classes brings its arguments of Plotly.
+for (const box of all(".show")) {
+  on(box, "change", () => {
+    for (const chart of charts) {
+      const mine = chart.data.flatMap((trace, index) => (trace.meta === box.value ? [index] : []));
+      // "legendonly", with no legend, as Plotly cannot sort the classes of a trace that is not visible at all.
+      if (mine.length) Plotly.restyle(chart, { visible: box.checked || "legendonly" }, mine);
+    }
+  });
+}
+for (const section of all(".classes")) {
+  for (const menu of all("select", section)) {
+    const chart = section.querySelector(".chart");
+    on(menu, "change", () => Plotly.update(chart, ...JSON.parse(menu.selectedOptions[0].dataset.update)));
   }
+}
 
-  function epsLabel(group, eps) {
-    const written = Robustness.formatEps(eps);
-    return !group.unitName || written.includes("/") || eps === 0 ? written : `${Number((eps * 255).toFixed(2))}/255`;
-  }
-
-  /** Where a slider stands, told in its output, the table below and the chart. */
-  function showEps(section) {
-    const group = data.groups[section.dataset.group];
-    const slider = section.querySelector(".eps");
-    const eps = epsOf(group, Number(slider.value));
-    const label = epsLabel(group, eps);
+// A slider over eps: each of its ticks tells a text a cell of the table, and for each baseline a difference.
+for (const group of all(".group")) {
+  const ticks = JSON.parse(group.dataset.ticks);
+  const [slider, menu] = [".eps", ".baseline"].map((selector) => group.querySelector(selector));
+  const tell = () => {
+    const { label, x, rows } = ticks[slider.value];
     slider.setAttribute("aria-valuetext", `eps ${label}`);
-    section.querySelector("output").textContent = label;
-    for (const place of all(".at", section)) place.textContent = label;
-    const menu = section.querySelector(".baseline");
-    const baseline = menu && data.runs[menu.value];
-    for (const row of all(".readout tbody tr", section)) {
-      const run = data.runs[row.dataset.run];
-      const expected = Robustness.expectedRobustness(run, eps);
-      const isMeasured = expected !== null;
-      const beyond = `not measured beyond ${run.setting.norm} ${run.epsLabel}`;
-      row.querySelector(".accuracy").textContent = isMeasured ? percent(Robustness.accuracyAt(run, eps)) : "–";
-      const cell = row.querySelector(".expected");
-      cell.textContent = isMeasured ? percent(expected, 2) : beyond;
-      cell.classList.toggle("refused", !isMeasured);
-      cell.dataset.value = isMeasured ? expected : "";
-      if (baseline) tellDifference(row.querySelector(".difference"), run, baseline, eps);
-    }
-    const chart = section.querySelector(".curves");
-    if (chart.data) Plotly.relayout(chart, { shapes: Charts.chosenEps(group, eps) });
-  }
+    for (const place of all(".at", group)) place.textContent = label;
+    all(".readout tbody tr", group).forEach((row, index) => {
+      const [accuracy, expected, ...differences] = rows[index];
+      const texts = [accuracy, expected, differences[menu ? menu.selectedIndex : 0]];
+      all("td", row).forEach((cell, column) => {
+        cell.textContent = texts[column];
+        cell.classList.toggle("refused", texts[column].startsWith("not "));
+      });
+    });
+    Plotly.relayout(group.querySelector(".curves"), { "shapes[0].x1": x, "shapes[1].x0": x, "shapes[1].x1": x });
+  };
+  on(slider, "input", tell);
+  on(menu, "change", tell);
+  tell();
+}
 
-  function tellDifference(cell, run, baseline, eps) {
-    const [mine, theirs] = [run, baseline].map((each) => Robustness.expectedRobustness(each, eps));
-    const apart = Robustness.differences(run, baseline, eps);
-    const isRefused = run !== baseline && mine !== null && theirs !== null && apart.length > 0;
-    cell.classList.toggle("refused", isRefused);
-    if (run === baseline || mine === null || theirs === null) {
-      cell.textContent = "–";
-    } else if (isRefused) {
-      cell.textContent = `not comparable: other ${apart.join(", ")}`;
-    } else {
-      const points = 100 * (mine - theirs);
-      cell.textContent = `${points < 0 ? "−" : "+"}${Math.abs(points).toFixed(2)} points`;
-    }
-  }
-
-  function draw(element, { traces, layout }) {
-    return Plotly.react(element, traces, layout, Charts.config);
-  }
-
-  function drawCurves(section) {
-    const group = data.groups[section.dataset.group];
-    const made = Charts.curves(group, shown(group.runs));
-    made.layout.shapes = Charts.chosenEps(group, epsOf(group, Number(section.querySelector(".eps").value)));
-    draw(section.querySelector(".curves"), made);
-  }
-
-  function drawTimeline(element) {
-    const group = data.groups[element.dataset.group];
-    draw(element, Charts.timeline(group, shown(group.runs)));
-  }
-
-  function drawClasses(section) {
-    const group = data.classGroups[section.dataset.classes];
-    const [score, order] = [".score", ".order"].map((selector) => section.querySelector(selector).value);
-    draw(section.querySelector(".by-class"), Charts.byClass(shown(group.runs), score, order));
-  }
-
-  function drawAll() {
-    all(".group").forEach(drawCurves);
-    all(".timeline").forEach(drawTimeline);
-    all(".classes").forEach(drawClasses);
-  }
-
-  for (const section of all(".group")) {
-    section.querySelector(".eps").addEventListener("input", () => showEps(section));
-    const menu = section.querySelector(".baseline");
-    if (menu) menu.addEventListener("change", () => showEps(section));
-    showEps(section);
-  }
-  for (const section of all(".classes")) {
-    for (const menu of all("select", section)) menu.addEventListener("change", () => drawClasses(section));
-  }
-  for (const box of all(".show")) box.addEventListener("change", drawAll);
-  document.addEventListener("themechange", drawAll);
-  drawAll();
-})();
+// One example at a time, its difference from as it is to as strong as the picture's range allows.
+if (find("examples")) {
+  const [menu, slider] = [find("example-run"), find("amplification")];
+  let position = 0;
+  const show = () => {
+    const mine = all(".pictures", all(".of-run")[menu ? menu.selectedIndex : 0]);
+    position = (position + mine.length) % mine.length;
+    const example = mine[position];
+    for (const each of all(".pictures")) each.hidden = each !== example;
+    // The picture holds the difference at 0.5 / largest, as bright as it gets; contrast is about its grey.
+    const most = 0.5 / example.dataset.largest;
+    const strength = Math.max(most, 1) ** (slider.value / 100);
+    const told = `× ${strength < 10 ? strength.toFixed(1) : Math.round(strength)}`;
+    example.querySelector(".difference").style.filter = `contrast(${strength / most})`;
+    find("amplification-value").textContent = told;
+    slider.setAttribute("aria-valuetext", told);
+    find("example-number").textContent = `${position + 1} of ${mine.length}`;
+  };
+  const turn = (by) => () => show((position += by));
+  on(find("previous-example"), "click", turn(-1));
+  on(find("next-example"), "click", turn(1));
+  on(menu, "change", () => show((position = 0)));
+  on(slider, "input", show);
+  show();
+}

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,8 @@ from hf_robust_ft.hub.errors import described
 from hf_robust_ft.hub.uploading import upload
 from hf_robust_ft.models import describe_source
 from hf_robust_ft.provenance.record import RECIPE_NAME, resolved_recipe, write_run_record
-from hf_robust_ft.provenance.weight_hashes import hash_model, hash_weight_files
+from hf_robust_ft.provenance.tensor_hashes import hash_model
+from hf_robust_ft.provenance.weight_hashes import hash_weight_files
 from hf_robust_ft.reporting import write_evidence
 from hf_robust_ft.reporting.licences import check_licence
 from hf_robust_ft.training.tuning import TuningTrainer
@@ -41,6 +43,7 @@ class PublishingTrainer(TuningTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.robustness_report: RobustnessReport | None = None
+        self._write_examples: Callable[[str], Any] = lambda folder: None  # pictures of attacked images
         self._measured: str | None = None  # which weights `robustness_report` is of
         self._saved: str | None = None  # which weights lie in `output_dir`
         self._background_pushes: list[Future] = []
@@ -49,8 +52,10 @@ class PublishingTrainer(TuningTrainer):
 
     # ---- Evidence ----------------------------------------------------------------
 
-    def _keep_report(self, report: RobustnessReport) -> None:
+    def _keep_report(self, report: RobustnessReport, write_examples: Callable[[str], Any]) -> None:
+        """Keep what was measured on these weights, and what puts pictures of it into a folder."""
         self.robustness_report, self._measured = report, self._weights_now()
+        self._write_examples = write_examples
 
     def _weights_now(self) -> str | None:
         """What tells these weights from others; None where they are not the ones that `save_model` writes."""
@@ -76,9 +81,6 @@ class PublishingTrainer(TuningTrainer):
             write_evidence(self.robustness_report, folder, self.state.log_history, examples=draw)
         recipe = None if (Path(folder) / RECIPE_NAME).is_file() else resolved_recipe(self.args)
         write_run_record(folder, recipe, self.robustness_report.metadata)
-
-    def _write_examples(self, folder: str) -> None:
-        """Pictures of attacked images, where the trainer has any."""
 
     def create_model_card(
         self,
@@ -117,7 +119,7 @@ class PublishingTrainer(TuningTrainer):
             "dataset_on_hub": bool(dataset_tags),
         }
         facts = {name: value for name, value in facts.items() if value}
-        if facts.get("dataset", known := self.robustness_report.metadata.get("dataset")) != known:
+        if facts.get("dataset", known := self.robustness_report.metadata.dataset) != known:
             facts |= {"dataset_commit": None, "dataset_config": None}  # of the one that was loaded
         self.robustness_report = self.robustness_report.with_metadata(**facts)
         self.save_evidence()
@@ -190,7 +192,7 @@ class PublishingTrainer(TuningTrainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        if self.robustness_report.metadata.get("model_name") is None and "model_name" not in kwargs:
+        if self.robustness_report.metadata.model_name is None and "model_name" not in kwargs:
             kwargs["model_name"] = self.hub_model_id.split("/")[-1]
         self.create_model_card(**kwargs)
         options = {

@@ -10,25 +10,13 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks.threat_model import format_eps
+from hf_robust_ft.provenance.affects import WEIGHTS, arguments
 from hf_robust_ft.provenance.record import differences, resolved_recipe
 from hf_robust_ft.provenance.validation_curves import STATE
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.base.checkpoints import newest_complete
-from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER
 
 logger = logging.getLogger(__name__)
-
-# Recorded in recipes, and of no influence on the weights (tests/training/base/test_reproducibility.py).
-NOT_TRAINING = (
-    "eval_protocol", "eval_attack_steps", "eval_attack_steps_limit", "eval_epsilons", "robust_eval", "eval_strategy",
-    "eval_steps", "per_device_eval_batch_size",
-    "logging_strategy", "logging_steps", "save_strategy", "save_steps", "remove_unused_columns",
-    "max_eval_samples", "stream_eval_samples",
-)  # fmt: skip
-
-
-# How checkpoints were trained that are older than the setting.
-_BEFORE_IT_WAS_ASKED = {"batch_norm": AS_TRAINER}
 
 
 class TrainingRecord(TrainerCallback, ExportableState):
@@ -102,7 +90,8 @@ def check_resumed(checkpoint: str | bool, wanted: Mapping[str, Any], args: Adver
     if not record.get("training"):
         logger.warning("%s does not say what it was trained with, so changed settings would go unnoticed.", checkpoint)
         return []
-    before = _BEFORE_IT_WAS_ASKED | record["settings"] | record["training"]
+    older = {each.name: each.before for each in arguments(type(args)) if each.before != each.default}
+    before = older | record["settings"] | record["training"]
     both = [name for name in before if name in wanted]
     changed = differences({name: before[name] for name in both}, {name: wanted[name] for name in both})
     if not changed:
@@ -127,5 +116,6 @@ def _read_record(path: str) -> dict[str, Any]:
 
 def _comparable(*options: Any) -> dict[str, Any]:
     recipe = resolved_recipe(*options, unset=True, place=lambda path: os.path.basename(os.path.abspath(path)))
-    kept = {name: value for name, value in recipe.items() if name not in NOT_TRAINING}
+    trained = {argument.name for each in options for argument in arguments(type(each)) if WEIGHTS in argument.affects}
+    kept = {name: value for name, value in recipe.items() if name in trained}
     return json.loads(json.dumps(kept, default=str))

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from hf_robust_ft.attacks.precision import check_parameter_precision
+from hf_robust_ft.attacks.pixels import input_dtype
+from hf_robust_ft.attacks.precision import check_parameter_precision, half_of
 from hf_robust_ft.evaluation.batches import check_reads_all
 from hf_robust_ft.models.timm_classifier import store_timm_processor
 from hf_robust_ft.models.trust import SAFETENSORS, refusals_explained
@@ -30,11 +31,17 @@ class MendedTrainer(DurableTrainer):
     """`DurableTrainer` that restores every weight, averages accumulated losses, and never saves weights that are NaN.
 
     - Resuming and load_best_model_at_end load strictly: Trainer drops the weights that `save_pretrained` renames
-      (ViT, DeiT, BEiT, DINOv2, Swin).
+      (ViT, DeiT, BEiT, DINOv2, Swin). transformers #48805; goes with the first release that holds its #48822.
     - Losses of models that take `num_items_in_batch` and ignore it (ResNet, CLIP, Swinv2, ...) are averaged over
-      accumulated batches: Trainer sums them.
+      accumulated batches: Trainer sums them. transformers #47688; goes when every classifier there says
+      `accepts_loss_kwargs`, or Trainer asks whether the loss used the count (#43651).
+
+    No report of these was found upstream (transformers 5.24, accelerate 1.15); each can go when its test passes
+    without it:
+
     - FSDP2 shards image models, which accelerate fails at; FSDP1 accumulates gradients between attacks.
     - timm's image processor is saved with the model, in its configuration; its own `save_pretrained` does nothing.
+    - A model stored in half precision evaluates images of its own dtype, whatever the data's.
     - Evaluation and prediction read all images: `dataloader_drop_last` is for training.
     - The labels are called `labels`, whatever stands in a model's signature (`**kwargs`).
     - A last training batch of one image that a BatchNorm would fail at is refused before the first step.
@@ -121,6 +128,11 @@ class MendedTrainer(DurableTrainer):
             raise ValueError("FSDP2 shards the model when training begins: evaluate after train(), or without FSDP.")
         check_reads_all(dataloader)
         return super().evaluation_loop(dataloader, *args, **kwargs)
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
+        if half_of(self.model) is not None and "pixel_values" in inputs:
+            inputs = {**inputs, "pixel_values": inputs["pixel_values"].to(input_dtype(self.model))}
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Refuses weights that are not finite: they would take the last good checkpoint's place.

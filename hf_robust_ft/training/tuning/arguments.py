@@ -6,6 +6,7 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
+from hf_robust_ft.provenance.affects import WEIGHTS, DeclaredArguments, arguments, stated_settings
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.training.tuning.freezing import parse_freeze
 
@@ -14,7 +15,7 @@ EMA_USE = ("no", "eval", "save")
 
 
 @dataclass
-class TuningArguments(TrainingArguments):
+class TuningArguments(DeclaredArguments, TrainingArguments):
     """`TrainingArguments` for `TuningTrainer`.
 
     Groups: learning rates (`head_learning_rate`, `layer_decay`), weight decay (`no_decay`), an average of the weights
@@ -26,50 +27,87 @@ class TuningArguments(TrainingArguments):
     """
 
     head_learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of the classification head (default: learning_rate)."}
+        default=None,
+        metadata={
+            "help": "Peak learning rate of the classification head (default: learning_rate).",
+            "affects": "weights",
+        },
     )
     layer_decay: float | None = field(
         default=None,
-        metadata={"help": "Factor in (0, 1] on the learning rate of each layer against the one above it (e.g. 0.75)."},
+        metadata={
+            "help": "Factor in (0, 1] on the learning rate of each layer against the one above it (e.g. 0.75).",
+            "affects": "weights",
+        },
     )
     no_decay: str = field(
         default="trainer",
         metadata={
             "help": "What weight decay spares: 'trainer' (Trainer's rule by names, which decays BatchNorm's scales) or "
-            "'norms_biases' (every norm, bias and scale, and what a timm model declares)."
+            "'norms_biases' (every norm, bias and scale, and what a timm model declares).",
+            "affects": "weights",
+            "stated": "always",
         },
     )
     ema_decay: float | None = field(
-        default=None, metadata={"help": "Keep an exponential moving average of the weights, with this decay (0.999)."}
+        default=None,
+        metadata={
+            "help": "Keep an exponential moving average of the weights, with this decay (0.999).",
+            "affects": "weights",
+        },
     )
     ema_warmup: bool = field(
         default=True,
-        metadata={"help": "Let the average forget faster at first: decay min(ema_decay, (1 + step) / (10 + step))."},
+        metadata={
+            "help": "Let the average forget faster at first: decay min(ema_decay, (1 + step) / (10 + step)).",
+            "affects": "weights",
+            "of": "ema_decay",
+        },
     )
     ema_use: str = field(
         default="save",
         metadata={
             "help": "Where averaged weights stand in for the trained ones: 'save' (evaluate(), predict() and the "
-            "published model), 'eval' (evaluate() and predict() only), 'no' (kept in checkpoints only)."
+            "published model), 'eval' (evaluate() and predict() only), 'no' (kept in checkpoints only).",
+            "affects": "weights",
+            "of": "ema_decay",
         },
     )
     freeze: str = field(
         default="none",
         metadata={
             "help": "What is not trained: none, backbone (linear probing), a number of first stages (blocks of a ViT) "
-            "with the stem, or patterns of parameter names separated by commas."
+            "with the stem, or patterns of parameter names separated by commas.",
+            "affects": "weights",
+            "stated": "always",
         },
     )
     lora_rank: int | None = field(
-        default=None, metadata={"help": "Train low-rank updates of this rank, and the head in full (needs peft)."}
+        default=None,
+        metadata={
+            "help": "Train low-rank updates of this rank, and the head in full (needs peft).",
+            "affects": "weights",
+        },
     )
     lora_alpha: float | None = field(
-        default=None, metadata={"help": "LoRA updates are scaled by lora_alpha / lora_rank (default: by 1)."}
+        default=None,
+        metadata={
+            "help": "LoRA updates are scaled by lora_alpha / lora_rank (default: by 1).",
+            "affects": "weights",
+            "of": "lora_rank",
+        },
     )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the LoRA adapters, in [0, 1)."})
+    lora_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Dropout in front of the LoRA adapters, in [0, 1).", "affects": "weights", "of": "lora_rank"},
+    )
     lora_targets: list[str] | None = field(
         default=None,
-        metadata={"help": "Ends of the names of the layers to adapt (default: the attention's query and value)."},
+        metadata={
+            "help": "Ends of the names of the layers to adapt (default: the attention's query and value).",
+            "affects": "weights",
+            "of": "lora_rank",
+        },
     )
 
     def __post_init__(self):
@@ -93,17 +131,11 @@ class TuningArguments(TrainingArguments):
 
     def tuning_settings(self) -> dict[str, Any]:
         """What a report says of these settings: those in use."""
-        settings = {"no_decay": self.no_decay, "freeze": self.freeze}
-        for name in ("head_learning_rate", "layer_decay"):
-            if getattr(self, name) is not None:
-                settings[name] = getattr(self, name)
-        if self.ema_decay is not None:
-            settings |= {"ema_decay": self.ema_decay, "ema_warmup": self.ema_warmup, "ema_use": self.ema_use}
+        ours = {each.name for each in arguments(TuningArguments) if not each.is_trainers}
+        settings = {name: value for name, value in stated_settings(self, WEIGHTS).items() if name in ours}
         if self.lora_rank is not None:
             settings |= {
-                "lora_rank": self.lora_rank,
                 "lora_alpha": self.lora_rank if self.lora_alpha is None else self.lora_alpha,
-                "lora_dropout": self.lora_dropout,
                 "lora_targets": self.lora_targets or "default",
             }
         return settings
@@ -141,7 +173,8 @@ class TuningArguments(TrainingArguments):
 
     def _check_combinations(self) -> None:
         if self.lora_rank is None:
-            given = [name for name, default in _LORA_OPTIONS.items() if getattr(self, name) != default]
+            lora = [each for each in arguments(TuningArguments) if each.of == "lora_rank"]
+            given = [each.name for each in lora if getattr(self, each.name) != each.default]
             if given:
                 raise ValueError(f"{', '.join(given)} do nothing without lora_rank: set it (e.g. 8).")
         else:
@@ -159,6 +192,3 @@ class TuningArguments(TrainingArguments):
                     raise ValueError(
                         f"freeze='backbone' trains the head alone: leave {name} unset and set learning_rate."
                     )
-
-
-_LORA_OPTIONS = {"lora_alpha": None, "lora_dropout": 0.0, "lora_targets": None}

@@ -10,6 +10,7 @@ from hf_robust_ft.experiments.grid.arguments import GRIDS, GridArguments, read_g
 from hf_robust_ft.experiments.grid.cells import Cell, Job
 from hf_robust_ft.experiments.grid.reproducing import parse_grid
 from hf_robust_ft.experiments.grid.results import MeasuredCell
+from hf_robust_ft.experiments.grid.run_cell import CONFIGURATION, refuse_changes
 
 
 def test_jobs_cross_everything_once(make_options, flags):
@@ -52,6 +53,28 @@ def test_what_every_cell_needs_wins_over_settings(make_options, flags):
     assert (training.save_strategy, training.eval_strategy, training.robust_eval) == ("epoch", "epoch", "no")
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--max_grad_norm", "0.5"], r"max_grad_norm 1\.0 there, 0\.5 now"),
+        (
+            ["--eval_attack_steps", "auto", "--eval_attack_steps_limit", "40"],
+            "eval_attack_steps_limit .* there, 40 now",
+        ),
+        (["--config", "quickstart", "--config", "fast", "--attack_steps", "7"], r"attack_guard None there, 0\.3 now"),
+        (["--label_column", "kind"], "label_column None there, 'kind' now"),
+    ],
+)
+def test_nothing_that_the_figures_depend_on_changes_unnoticed(make_options, flags, more, told):
+    (job,) = make_options(settings=["fix"]).grid(flags).jobs()
+    (other,) = make_options(settings=["fix"]).grid([*flags, *more]).jobs()
+    job.work.mkdir(parents=True)
+    (job.work / CONFIGURATION).write_text(json.dumps(job.configuration(job.parse())))
+    refuse_changes(job, job.configuration(job.parse()))
+    with pytest.raises(ValueError, match=told):
+        refuse_changes(other, other.configuration(other.parse()))
+
+
 def test_settings_win_over_flags(make_options, flags):
     (job,) = make_options(settings=["few=attack_steps:3"]).grid(flags).jobs()
     assert job.parse().training.attack_steps == 3
@@ -71,6 +94,8 @@ def test_settings_win_over_flags(make_options, flags):
         ({}, ["--eps", "4/255"], "--eps is one for each cell of a grid: give --epsilons"),
         ({}, ["--schedule=hinge"], "give --settings"),
         ({}, ["--push_to_hub"], "the grid itself evaluates, saves and resumes"),
+        ({}, ["--load_best_model_at_end"], "--load_best_model_at_end: the grid itself evaluates, saves and resumes"),
+        ({"settings": ["mine=force_resume:true"]}, [], "sets force_resume, which the grid does"),
         ({"runner": "slurm"}, [], "Unknown runner 'slurm'"),
         ({"eval_points": 0}, [], "eval_points must be at least 1"),
     ],

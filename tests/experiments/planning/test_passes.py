@@ -3,6 +3,8 @@ from collections import Counter
 import pytest
 
 from hf_robust_ft import APGD
+from hf_robust_ft.attacks.sifted_targets import SiftedTargets
+from hf_robust_ft.attacks.until_fooled import FollowUp
 from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.experiments.planning.passes import attack_passes, evaluations, phases, training_length
 
@@ -98,7 +100,7 @@ def test_the_plan_of_an_evaluation_bounds_what_passes(make_trainer, make_args, v
     for kind in ("input_gradient", "forward"):
         exact = sum(getattr(phase, kind) for phase in planned if not phase.at_most)
         assert exact < seen[kind] <= sum(getattr(phase, kind) for phase in planned), kind
-    attacks = 0 if robust_eval == "end" else 1 if steps == 2 else 2 if protocol == "paper" else 4
+    attacks = 0 if robust_eval == "end" else 1 if steps == 2 else 2 if protocol == "paper" else 5
     assert sum("validation" in phase.name for phase in planned) == 1 + attacks
 
 
@@ -119,6 +121,8 @@ def test_an_epoch_without_eps_costs_no_attack(make_args):
         (APGD(steps=10, loss="dlr_targeted"), (90, 10)),
         (APGD(steps=10, larger_eps=True, restarts=2), (20, 6)),
         (APGD(steps=10, loss="dlr_targeted", num_targets=500), (990, 100)),
+        (FollowUp(steps=30, num_targets=3, kept=3), (120, 5)),
+        (SiftedTargets(steps=30), (84, 2)),
     ],
     ids=str,
 )

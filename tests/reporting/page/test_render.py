@@ -7,15 +7,18 @@ import pytest
 from page_runs import EVIL, EVIL_IMAGE, LOG_HISTORY, make_pairs, make_report
 
 from hf_robust_ft.cli.main import main
-from hf_robust_ft.reporting.page import Run, Timeline, render, render_page, write_page
-from hf_robust_ft.reporting.page.assets import GENERATOR, read_asset
+from hf_robust_ft.reporting import page
+from hf_robust_ft.reporting.page import figures
+from hf_robust_ft.reporting.page.assets import GENERATOR, read_asset, write_page
 from hf_robust_ft.reporting.page.protocol_table import protocol_rows
+from hf_robust_ft.reporting.page.render import render_page
+from hf_robust_ft.reporting.page.runs import Run, Timeline
 
 
 @pytest.fixture(autouse=True)
 def no_charts(monkeypatch):
     """Without Plotly's 5 MB the page is quick to make and to read; the tests in a browser have it."""
-    monkeypatch.setattr(render, "plotly_source", lambda: "const Plotly = {};")
+    monkeypatch.setattr(figures, "get_plotlyjs", lambda: "const Plotly = {};")
 
 
 class Page(HTMLParser):
@@ -53,7 +56,7 @@ def test_text_from_reports_stays_text():
         [Run(EVIL, report, Timeline.of(LOG_HISTORY), make_pairs()), Run("b", make_report(1))], EVIL_IMAGE
     )
     seen = Page(page)
-    assert seen.tags.count("script") == 7 and "img" not in seen.tags  # theme, data, a stand-in for Plotly, four of ours
+    assert seen.tags.count("script") == 2 and seen.tags.count("img") == 9  # a stand-in for Plotly, ours; 3 examples
     assert not any(name.startswith("on") for name, _ in seen.attributes)
     assert seen.text.count(EVIL) >= 5 and EVIL_IMAGE in seen.text
     assert "window.hacked = 1</script>" not in page
@@ -64,6 +67,9 @@ def test_nothing_is_loaded_from_elsewhere():
     seen = Page(page)
     addresses = [value for name, value in seen.attributes if name in ("src", "href")]
     assert addresses == ["#main"] and "link" not in seen.tags
+    with_pictures = Page(render_page([Run("a", make_report(), examples=make_pairs())]))
+    sources = [value for name, value in with_pictures.attributes if name == "src"]
+    assert len(sources) == 9 and all(source.startswith("data:image/png;base64,") for source in sources)
     assert "default-src 'none'" in dict(seen.attributes)["content"] or "default-src &#39;none&#39;" in page
 
 
@@ -145,8 +151,9 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_colours_can_be_told_from_their_ground(theme):
     """WCAG 2.2 AA: 4.5 for text, 3 for the lines of a chart."""
-    light, dark = re.findall(r":root.*?\{(.*?)\}", read_asset("page.css"), flags=re.S)[:2]
-    colours = dict(re.findall(r"--([\w-]+): (#\w{6});", {"light": light, "dark": dark}[theme]))
+    pairs = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\);", read_asset("page.css"))
+    colours = {name: light if theme == "light" else dark for name, light, dark in pairs}
+    colours |= {f"run-{run}": colour for run, colour in enumerate(figures.COLOURS)}
     assert len(colours) == 16
 
     def contrast(name: str, ground: str) -> float:
@@ -184,8 +191,10 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
 
 
 def test_without_plotly_the_error_tells_what_to_install(tmp_path, capsys, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    for name in ("figures", "render"):  # imported again
+        monkeypatch.delattr(page, name)
+        monkeypatch.delitem(sys.modules, f"{page.__name__}.{name}")
     make_report().to_json(tmp_path / "a.json")
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path / "a.json"), "--html", str(tmp_path / "page.html")])

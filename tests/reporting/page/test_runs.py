@@ -2,7 +2,7 @@ import pytest
 from page_runs import LOG_HISTORY, make_pairs, make_report, write_run
 from PIL import Image
 
-from hf_robust_ft.reporting.page import Timeline, read_runs
+from hf_robust_ft.reporting.page.runs import Timeline, read_runs
 
 
 def test_a_folder_gives_report_training_and_examples(tmp_path):

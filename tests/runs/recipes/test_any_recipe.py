@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from hf_robust_ft import AdversarialTrainingArguments
-from hf_robust_ft.provenance.record import RECORDED_ARGUMENTS
+from hf_robust_ft.provenance.affects import TRAINERS_OWN
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
 from hf_robust_ft.runs.recipes import build_parser, read_recipe
 
@@ -24,7 +24,7 @@ KEYS = sorted(
     entry.name
     for each in TYPES
     for entry in dataclasses.fields(each)
-    if entry.init and (entry.name not in INHERITED or entry.name in RECORDED_ARGUMENTS)
+    if entry.init and (entry.name not in INHERITED or entry.name in TRAINERS_OWN)
 )
 
 words = st.sampled_from(

@@ -6,7 +6,7 @@ from hf_robust_ft.cli.main import main
 from hf_robust_ft.runs.recipes import read_recipe
 
 RECIPES = [
-    ("eps: 4/255\neps: 8/255\n", ["line 2", "'eps' is given twice"]),
+    ("eps: 4/255\neps: 8/255\n", ["line 2", 'duplicate key "eps"', "8/255", "4/255"]),
     ("a: &x [1, 2]\nb: *x\n", ["line 2", "*x: write values out"]),
     ("eps: 4/255\n\tattack_steps: 3\n", ["is not valid YAML", "line 2"]),
     ("---\neps: 4/255\n---\neps: 8/255\n", ["is not valid YAML", "single document"]),

@@ -346,7 +346,7 @@ build("died", At(7, lambda: os.kill(os.getpid(), signal.SIGKILL))).train()
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    done = run_script(TERMINATED_THEN_KILLED, folder, processes=2)
+    done = run_script(TERMINATED_THEN_KILLED, folder, processes=2, launcher=True)
     assert (folder / "facts-1.json").exists(), done.stderr
     files = [folder / f"facts-{rank}.json" for rank in (0, 1)]
     seconds = time.time() - max(path.stat().st_mtime for path in files)  # of the run in which one dies
@@ -387,7 +387,7 @@ def test_a_job_whose_process_died_resumes_to_the_same_end(two):
     folder, _, _, _ = two
     script = TWO + 'resumed = build("died")\nresumed.train(resume_from_checkpoint=True)\n'
     script += 'assert resumed._initial_global_step == 6\ntorch.save(end(resumed), folder / f"resumed-{rank}.pt")\n'
-    done = run_script(script, folder, processes=2)
+    done = run_script(script, folder, processes=2, launcher=True)
     assert done.returncode == 0, done.stderr
     for rank in (0, 1):
         whole, resumed = (torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for name in ("whole", "resumed"))
@@ -399,7 +399,7 @@ def test_a_process_that_hangs_ends_the_job_within_its_timeout(tmp_path):
     script = (
         TWO + 'build("hung", At(4, lambda: (folder / "begun").touch() or time.sleep(1000)), ddp_timeout=5).train()\n'
     )
-    done = run_script(script, tmp_path / "hung", processes=2)
+    done = run_script(script, tmp_path / "hung", processes=2, launcher=True)
     assert done.returncode != 0 and time.time() - (tmp_path / "hung" / "begun").stat().st_mtime < 90  # of 5 + 30
     assert names(tmp_path / "hung" / "hung") == ["checkpoint-3"] and STAGING not in names(tmp_path / "hung" / "hung")
 
@@ -409,7 +409,7 @@ def test_sigterm_to_torchrun_reaches_all_and_saves(tmp_path):
     """As SLURM or Kubernetes send it: to the launcher, which hands it on and waits 30 seconds."""
     script = TWO + "def signal_launcher():\n    os.kill(os.getppid(), signal.SIGTERM)\n    time.sleep(3)\n"
     script += 'build("run", At(4, signal_launcher), max_steps=1000).train()\n'
-    done = run_script(script, tmp_path / "launched", processes=2)
+    done = run_script(script, tmp_path / "launched", processes=2, launcher=True)
     assert done.returncode != 0 and "SIGTERM: stopped after step " in done.stderr
     saved = checkpoints_in(tmp_path / "launched" / "run")
     assert 5 <= int(saved[0].name.split("-")[1]) < 1000 and fault_of(saved[0]) is None

@@ -11,11 +11,11 @@ import torch
 import yaml
 from conftest import assert_same_weights
 
+import hf_robust_ft.training.trainer
 from hf_robust_ft import RobustnessReport
 from hf_robust_ft.cli.main import main
 from hf_robust_ft.data import SeededAugmentation, with_pixel_values
 from hf_robust_ft.provenance.weight_hashes import hash_weight_files
-from hf_robust_ft.training import evaluating_trainer
 
 # Everything that draws random numbers: dropout, random starts, augmentation, a sampled eps, shuffling.
 RANDOM = {
@@ -65,7 +65,7 @@ def test_logging_evaluating_and_saving_never_change_the_weights(trained, seeded)
 def test_evaluating_draws_and_would_change_them(trained, monkeypatch):
     """Every pass over a DataLoader takes a number from torch's global state, from which dropout draws too."""
     expected = trained().model
-    monkeypatch.setattr(evaluating_trainer, "random_state_kept", nullcontext)
+    monkeypatch.setattr(hf_robust_ft.training.trainer, "random_state_kept", nullcontext)
     with pytest.raises(AssertionError, match="tensors differ"):
         assert_same_weights(trained(eval_strategy="steps", eval_steps=1).model, expected)
 

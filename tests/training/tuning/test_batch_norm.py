@@ -172,7 +172,7 @@ def test_the_attack_finds_batch_norm_as_it_leaves_it(make_trainer, make_model, d
         for kind in (nn.BatchNorm2d, nn.Conv2d)
     )
     norm.register_forward_hook(lambda *_: modes.append((norm.training, convolution.training)))
-    trainer._first_batch_checked = True
+    trainer.adversary.is_ready = True
     trainer.scheduler_callback.current_eps = 8 / 255
     trainer.compute_loss(trainer.model.train(), stack_examples([dataset[index] for index in range(8)]))
     assert modes == [(False, False)] * 3 + [(False, True)]  # APGD-2 and its last forward, then the step

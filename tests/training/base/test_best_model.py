@@ -111,9 +111,9 @@ def test_an_eps_on_the_way_reads_as_255ths(selecting, caplog, capsys):
 
 def test_the_last_weights_are_told_too(make_trainer, make_model):
     trainer = make_trainer(make_model(), num_train_epochs=1, callbacks=[])
-    assert "weights_step" not in trainer._metadata()["training"]
+    assert "weights_step" not in trainer.facts()["training"]
     trainer.train()
-    described = trainer._metadata()["training"]
+    described = trainer.facts()["training"]
     assert (described["weights_step"], described["weights_eps"]) == (6, "0") and "weights_chosen_by" not in described
 
 
@@ -129,7 +129,7 @@ def test_weights_of_the_largest_eps_that_were_never_evaluated_are_not_given_up(s
     trainer.train()
     assert_same_weights(trainer.model, interrupt.weights)
     assert trainer.state.best_model_checkpoint is None and "training returns the last weights" in caplog.text
-    assert trainer._metadata()["training"]["weights_step"] == 13
+    assert trainer.facts()["training"]["weights_step"] == 13
 
 
 @pytest.mark.parametrize("saved", [8, 12])
@@ -152,7 +152,7 @@ def test_a_resumed_run_chooses_as_an_uninterrupted_one(selecting, cut, restores)
     selecting(callbacks=[StopAt(cut)], **settings).train()
     resumed = selecting(**settings)
     resumed.train(resume_from_checkpoint=f"{resumed.args.output_dir}/checkpoint-{cut}")
-    assert resumed.state.best_global_step == 12 and resumed._metadata()["training"]["weights_step"] == 12
+    assert resumed.state.best_global_step == 12 and resumed.facts()["training"]["weights_step"] == 12
 
 
 @pytest.mark.parametrize("resumed_at", [None, 4, 8, 10])
@@ -176,7 +176,7 @@ def test_a_robust_metric_decides_by_itself_and_early_stopping_still_waits(select
     trainer.add_callback(EarlyStoppingCallback(1))
     trainer.train()
     assert trainer.state.best_global_step == 2 and trainer.state.global_step == 12
-    assert trainer._metadata()["training"]["weights_eps"] == "0"
+    assert trainer.facts()["training"]["weights_eps"] == "0"
 
 
 @pytest.mark.parametrize("own", [{"eps_schedule": "constant"}, {"eps": "0", "eval_epsilons": None}])
@@ -193,7 +193,7 @@ def test_at_one_eps_it_is_as_in_plain_trainer(selecting, make_args, own):
 def test_draws_of_eps_count_alike(selecting):
     trainer = selecting(eps_schedule="uniform")
     trainer.train()
-    assert trainer.state.best_global_step == 6 and trainer._metadata()["training"]["weights_eps"] == "8/255"
+    assert trainer.state.best_global_step == 6 and trainer.facts()["training"]["weights_eps"] == "8/255"
 
 
 def test_the_best_of_one_of_several_eval_sets(make_trainer, make_model, dataset):

@@ -11,7 +11,7 @@ from hf_robust_ft.schedules.sample_ids import IdentifyingCollator
 
 
 def reported(trainer):
-    training = trainer._metadata()["training"]
+    training = trainer.facts()["training"]
     return training["per_device_train_batch_size"], training["total_train_batch_size"]
 
 
@@ -70,7 +70,7 @@ for split, expected in ((False, (8, 16)), (True, (4, 8))):
     config = dict(split_batches=True, dispatch_batches=False) if split else None
     trainer = make_trainer(make_model(), num_train_epochs=1, accelerator_config=config)
     trainer.train()
-    training = trainer._metadata()["training"]
+    training = trainer.facts()["training"]
     found = training["per_device_train_batch_size"], training["total_train_batch_size"]
     assert found == expected, (found, expected)
 """

@@ -14,7 +14,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from hf_robust_ft.attacks.threat_model import format_eps, readable_eps
 from hf_robust_ft.training.arguments import is_robust_metric
-from hf_robust_ft.training.evaluating_trainer import EvaluatingTrainer
+from hf_robust_ft.training.base.publishing import PublishingTrainer
 from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ class BestModelRecord(TrainerCallback, ExportableState):
             vars(self).update(copy.deepcopy(saved["attributes"]))
 
 
-class SelectingTrainer(EvaluatingTrainer):
-    """`EvaluatingTrainer` whose best model is one of those trained at the largest eps that was reached.
+class SelectingTrainer(PublishingTrainer):
+    """`PublishingTrainer` whose best model is one of those trained at the largest eps that was reached.
 
     Clean accuracy is best before the first attack, so it says nothing across eps. Of two evaluations the one of weights
     trained at the larger eps (`EpsilonSchedulerCallback.trained_eps`) is the better, whatever was measured; at the same

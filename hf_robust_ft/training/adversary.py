@@ -1,0 +1,155 @@
+"""The attack on training batches, with what it needs around it; no Trainer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_robust_ft.attacks import APGD, AttackResult, attack_mode
+from hf_robust_ft.attacks.batch_checks import check_batch, check_first_batch
+from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.attacks.precision import GradientReport, check_input_precision
+from hf_robust_ft.attacks.random_state import KeyedGenerator, random_state_kept
+from hf_robust_ft.attacks.rehearsal import count_classes, stated_classes
+from hf_robust_ft.attacks.threat_model import ThreatModel
+from hf_robust_ft.evaluation.batches import first_images
+from hf_robust_ft.schedules.sample_ids import SAMPLE_ID
+
+
+class Adversary:
+    """Finds adversarial images for batches `{"pixel_values": (N, C, H, W), "labels": (N,), ...}`.
+
+    >>> batch = {"pixel_values": torch.full((2, 3, 4, 4), 0.5), "labels": torch.tensor([0, 1])}
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    >>> adversary = Adversary(PixelSpace(mean=(0.0,) * 3, std=(1.0,) * 3))
+    >>> result = adversary.attack(model, batch, ThreatModel("Linf", "8/255"), eps=4 / 255, attack=APGD(steps=2))
+    >>> moved = adversary.exchange(batch, result)["pixel_values"] - batch["pixel_values"]
+    >>> bool((moved.abs() <= 4 / 255 + 1e-6).all())
+    True
+
+    Every call takes the model itself, unwrapped: through DDP's wrapper a second forward would disturb the
+    synchronisation of gradients. Model and threat model may change between calls, as in a hyper-parameter search.
+
+    Args:
+        pixel_space: the normalisation of `pixel_values`.
+        label_names: entries of a batch, beside its images, that are not for the model.
+        compiled: makes of the model what training attacks run through.
+        is_sharded: by FSDP, whose parameters cannot be frozen while an attack runs.
+
+    Attributes:
+        is_ready: whether `check` has seen a batch. Before, nothing is compiled or measured.
+        gradients: what was lost of the attack's gradients to precision.
+    """
+
+    def __init__(
+        self,
+        pixel_space: PixelSpace,
+        label_names: Sequence[str] = ("labels",),
+        compiled: Callable[[nn.Module], nn.Module] = lambda model: model,
+        *,
+        is_sharded: bool = False,
+    ):
+        self.pixel_space, self.is_sharded = pixel_space, is_sharded
+        self.is_ready = False
+        self.gradients = GradientReport()
+        self._own_names = ("pixel_values", SAMPLE_ID, *label_names)
+        self._random_starts = KeyedGenerator()
+        self._compile = compiled
+        self._compiled: tuple[nn.Module, nn.Module] | None = None  # a model, and what attacks on it run through
+        self._rehearsed: tuple[nn.Module | None, int | None, bool] = None, None, False
+
+    # ---- Before the first attack -----------------------------------------------------
+
+    def num_labels(self, model: nn.Module) -> int | None:
+        """K: the width of the logits once there were any; before, what the config says, if a weight has that size."""
+        known, count, _ = self._rehearsed
+        return count if known is model else stated_classes(model)
+
+    def rehearse(self, model: nn.Module, inputs: Mapping[str, Any], attacked: bool) -> None:
+        """Learn K from two images and, where the model is to be attacked, that attacks find a gradient; once a model.
+
+        Raises:
+            ValueError: a batch an attack cannot work on, a single class, or no gradient.
+        """
+        known, _, has_gradient = self._rehearsed
+        if known is model and (not attacked or (has_gradient and not torch.is_inference_mode_enabled())):
+            return
+        check_batch(inputs, self.pixel_space)
+        few = first_images(inputs, 2)
+        pixels = self.pixel_space.clipped_pixels(few["pixel_values"])
+        with random_state_kept(), self.mode(model):
+            count = count_classes(self.classifier(model, few), pixels, attacked)
+        self._rehearsed = model, count, attacked
+
+    def check(self, model: nn.Module, inputs: Mapping[str, Any], threat_model: ThreatModel) -> None:
+        """Check on the first batch what attacks need, not when the schedule first raises eps hours later.
+
+        Raises:
+            ValueError: what `check_first_batch`, `rehearse` and `check_input_precision` refuse.
+        """
+        check_first_batch(inputs, self.pixel_space, self.num_labels(model))
+        self.rehearse(model, inputs, attacked=threat_model.eps > 0)
+        check_batch(inputs, self.pixel_space, self.num_labels(model))  # again, now that K is known
+        check_input_precision(inputs["pixel_values"], self.pixel_space, threat_model)
+        if threat_model.eps > 0:
+            one_step = APGD(steps=1, random_start=False)
+            self.attack(model, inputs, threat_model, eps=threat_model.eps, attack=one_step, first=2)
+        self.is_ready = True
+
+    # ---- The attack --------------------------------------------------------------------
+
+    def mode(self, model: nn.Module):
+        """`attack_mode`: evaluation mode, and nothing of the model's state touched."""
+        return attack_mode(model, freeze=not self.is_sharded)
+
+    def classifier(self, model: nn.Module, inputs: Mapping[str, Any]) -> PixelClassifier:
+        """What is attacked: the model of pixels, given everything of the batch but its images and labels."""
+        others = {key: value for key, value in inputs.items() if key not in self._own_names}
+        return PixelClassifier(model, self.pixel_space, others)
+
+    def attack(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        threat_model: ThreatModel,
+        *,
+        eps: float | Tensor,
+        attack: APGD,
+        key: tuple[int, ...] = (0,),
+        first: int | None = None,
+    ) -> AttackResult:
+        """Attack the batch's images inside the balls of eps around them, with no data-dependent host sync.
+
+        Args:
+            threat_model: its norm counts.
+            eps: in pixel units of [0, 1], of all images or of each, (N,).
+            key: whole numbers that random starts depend on, and on nothing else that draws random numbers.
+            first: attack only so many of the images.
+        """
+        if first is not None:
+            inputs, eps = first_images(inputs, first), eps[:first] if isinstance(eps, Tensor) else eps
+        pixels = self.pixel_space.clipped_pixels(inputs["pixel_values"])
+        with self.mode(model):
+            classifier = self.classifier(self._in_use(model), inputs)
+            return attack(
+                self.gradients.metered(classifier) if self.is_ready else classifier,
+                pixels,
+                inputs["labels"],
+                threat_model,
+                eps=eps,
+                generator=self._random_starts.at(pixels.device, *key) if attack.random_start else None,
+            )
+
+    def exchange(self, inputs: Mapping[str, Any], result: AttackResult) -> dict[str, Any]:
+        """The batch with the images found in place of its own, normalised again and in its dtype."""
+        adversarial = self.pixel_space.from_pixels(result.adversarial).to(inputs["pixel_values"].dtype)
+        return {**inputs, "pixel_values": adversarial}
+
+    def _in_use(self, model: nn.Module) -> nn.Module:
+        """The compiled model; but not for the two images before `is_ready`, which need no graph."""
+        if not self.is_ready:
+            return model
+        if self._compiled is None or self._compiled[0] is not model:
+            self._compiled = model, self._compile(model)
+        return self._compiled[1]
