@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import pytest
 from conftest import assert_same_weights
-from hf_robust_ft.experiments.grid.running import CONFIGURATION, refuse_changes
 
 from hf_robust_ft import AdversarialTrainer, AdversarialTrainingArguments
 from hf_robust_ft.experiments.diagnose import refuse_flags, set_by_sweep
