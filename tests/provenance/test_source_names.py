@@ -1,9 +1,8 @@
 import os
-import subprocess
-import sys
 
 import pytest
 from conftest import REPOSITORY
+from forked import LIBRARIES
 
 from hf_robust_ft.provenance.source_names import nearest_places, nothing_here
 from hf_robust_ft.runs.recipes import read_recipe
@@ -45,10 +44,8 @@ for load, name in ((load_image_dataset, "data/cifr"), (load_image_classifier, "d
 def test_a_name_that_is_nothing_is_said_at_once_without_the_hub(here, offline):
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline, "HF_HOME": str(here / "home")}
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=os.environ | environment | {"PYTHONPATH": path},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    (here / "script.py").write_text(SCRIPT)
+    done = LIBRARIES.run(here / "script.py", [os.environ | environment | {"PYTHONPATH": path}], here, timeout=300)
     lines = done.stdout.splitlines()
     assert len(lines) == 2, done.stderr
     for line in lines:

@@ -76,7 +76,7 @@ class Deaf(AdversarialTrainer):
 
 
 def test_what_is_not_seen_is_told_once_with_the_cure(make_trainer, make_model, caplog):
-    many = {"num_train_epochs": 40, "eps": "32/255", "eval_epsilons": None, **QUICK}
+    many = {"num_train_epochs": 12, "eps": "32/255", "eval_epsilons": None, **QUICK}
     for changes, cure in (({"batch_norm": "trainer"}, "set batch_norm='frozen'"), ({}, "dropout, stochastic depth")):
         caplog.clear()
         trainer = make_trainer(make_model("resnet"), trainer_cls=Deaf, **(many | changes))
