@@ -7,12 +7,12 @@ import numpy as np
 
 from hf_robust_ft.attacks.threat_model import default_epsilons, parse_eps
 from hf_robust_ft.evaluation.report import RobustnessReport
-from hf_robust_ft.experiments.grid.results import CellResult
+from hf_robust_ft.experiments.grid.results import MeasuredCell
 
 EPOCHS = 10
 
 
-def converged(result: CellResult, *falls: float, settled: bool = True) -> CellResult:
+def converged(result: MeasuredCell, *falls: float, settled: bool = True) -> MeasuredCell:
     """The same cell as measured by `attack_steps="auto"`: each round after the first one falls further at eps_g."""
     report, rounds = result.report, []
     for place, fall in enumerate((0.0, *falls)):
@@ -47,7 +47,7 @@ def make_result(
     num_classes: int = 10,
     adapts: int = 2,
     attack_passes: int = 7000,
-) -> CellResult:
+) -> MeasuredCell:
     """A finished cell whose accuracy falls linearly from `clean` to `adversarial` over eps."""
     epsilons = default_epsilons(parse_eps(eps), norm)
     accuracies = np.linspace(clean, adversarial, len(epsilons)).tolist()
@@ -65,7 +65,7 @@ def make_result(
     )
     epochs = [float(epoch) for epoch in range(1, EPOCHS + 1)]
     trained = 0.0 if setting == "standard" else parse_eps(eps)
-    return CellResult(
+    return MeasuredCell(
         model=model,
         dataset=dataset,
         norm=norm,

@@ -10,7 +10,7 @@ from conftest import assert_same_weights
 from hf_robust_ft import AdversarialTrainer, AdversarialTrainingArguments
 from hf_robust_ft.experiments.diagnose import refuse_flags, set_by_sweep
 from hf_robust_ft.experiments.grid.cells import Cell, CellArguments, Job, Measurement
-from hf_robust_ft.experiments.grid.running import CONFIGURATION, refuse_changes
+from hf_robust_ft.experiments.grid.run_cell import CONFIGURATION, refuse_changes
 from hf_robust_ft.provenance.record import resolved_recipe
 from hf_robust_ft.reporting.model_card import render_model_card
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments

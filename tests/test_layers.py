@@ -39,9 +39,12 @@ def imported_modules(path: Path) -> frozenset[str]:
     """Full names, also of what is imported inside functions."""
     known, found = {module_name(each) for each in modules()}, set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").startswith("hf_robust_ft"):
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in known else node.module for name in names}
+        if isinstance(node, ast.ImportFrom):
+            own = module_name(path).split(".")[: -node.level] if node.level else []  # of `from .curve import ...`
+            source = ".".join([*own, *filter(None, [node.module])])
+            if source.split(".")[0] == "hf_robust_ft":
+                names = {f"{source}.{alias.name}" for alias in node.names}
+                found |= {name if name in known else source for name in names}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.startswith("hf_robust_ft.")}
     return frozenset(found - {"hf_robust_ft"})

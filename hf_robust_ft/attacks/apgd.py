@@ -1,7 +1,50 @@
 """Auto-PGD (Croce & Hein 2020, arXiv 2003.01690), without a data-dependent host synchronisation.
 
-n steps cost n forwards with an input gradient and one more forward. Every decision is a `torch.where` on the
-device, so the attack also runs on `device="meta"` and under `torch.compile(fullgraph=True)`.
+The whole attack on a batch, with its defaults and a start at the images. What it moves by is the ball's: under Linf,
+`ascent_step` is `x + step_size * sign(gradient)` and `project` a clamp.
+
+>>> from hf_robust_ft.attacks.losses import log_cross_entropy  # cross-entropy's order and directions, no underflow
+>>> def auto_pgd(logits_fn, images, labels, ball, steps):
+...     def visit(x):
+...         x = x.detach().requires_grad_()
+...         loss = log_cross_entropy(logits_fn(x), labels)
+...         return x.detach(), loss.detach(), torch.autograd.grad(loss.sum(), x)[0]
+...
+...     def keep_better(old, new, better):  # image by image
+...         return [torch.where(better.view(-1, *[1] * (a.ndim - 1)), b, a) for a, b in zip(old, new, strict=True)]
+...
+...     x, loss, gradient = best = visit(images)
+...     step_size = (2 * ball.eps).expand(len(images), 1, 1, 1)
+...     window, steps_in_window, rises = max(int(0.22 * steps), 1), 0, torch.zeros(len(images))
+...     loss_at_checkpoint, halved = loss, torch.ones(len(images), dtype=torch.bool)
+...     for step in range(steps):
+...         new_x = ball.project(ball.ascent_step(x, gradient, step_size))
+...         if step > 0:  # momentum
+...             new_x = ball.project(torch.lerp(x, new_x, 0.75) + 0.25 * (x - previous_x))
+...         previous_x, previous_loss = x, loss
+...         x, loss, gradient = visit(new_x)  # the last needs no gradient: n steps are n gradients and one forward
+...         best = keep_better(best, (x, loss, gradient), loss > best[1])
+...         rises += (loss > previous_loss) | (step == 0)
+...         steps_in_window += 1
+...         if steps_in_window == window:  # a checkpoint: where a window brought too little, halve and go back
+...             stalls = ~halved & (loss_at_checkpoint >= best[1])
+...             halved = (rises <= 0.75 * window) | stalls
+...             step_size = torch.where(halved.view(-1, 1, 1, 1), step_size / 2, step_size)
+...             x, loss, gradient = keep_better((x, loss, gradient), best, halved)
+...             loss_at_checkpoint, rises, steps_in_window = best[1], torch.zeros(len(images)), 0
+...             window = max(window - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
+...     return best[0]
+>>> images, labels, matrix = torch.rand(64, 3, 6, 6), torch.arange(64) % 4, torch.randn(108, 4)
+>>> model = lambda x: (x.flatten(1) @ matrix).sin()
+>>> for threat_model in ThreatModel("Linf", "8/255"), ThreatModel("L2", 0.5):
+...     ours = apgd(model, images, labels, threat_model, steps=20, random_start=False)
+...     print(torch.equal(auto_pgd(model, images, labels, threat_model.ball(images), 20), ours.adversarial))
+True
+True
+
+`ApgdRun` is this loop a step at a time, and adds what is not in the paper's algorithm: steps for L1, a loss scale for
+float16, balls of a larger eps first. Every decision is a `torch.where` on the device, so the attack also runs on
+`device="meta"` and under `torch.compile(fullgraph=True)`.
 """
 
 from collections.abc import Callable, Iterator

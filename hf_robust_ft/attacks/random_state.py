@@ -29,18 +29,21 @@ def random_state_kept() -> Iterator[None]:
         np.random.set_state(numpys)
 
 
+def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
+    """A generator of a device, seeded by a key of whole numbers that are not negative."""
+    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1
+    return torch.Generator(device).manual_seed(int(seed))
+
+
 class KeyedGenerator:
     """A generator that starts anew wherever its key changes: what is drawn depends on the key alone."""
 
     def __init__(self):
         self._generator: torch.Generator | None = None
-        self._key: tuple[int, ...] | None = None
+        self._key: tuple | None = None
 
     def at(self, device: torch.device, *key: int) -> torch.Generator:
-        """The generator of a device, seeded by the key (not negative) where that is not the one of the last call."""
-        if self._generator is None or self._generator.device != device:
-            self._generator, self._key = torch.Generator(device), None
-        if self._key != key:
-            self._generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
-            self._key = key
+        """The `seeded_generator`, where device or key are not those of the last call; else that one goes on."""
+        if self._key != (device, *key):
+            self._generator, self._key = seeded_generator(device, *key), (device, *key)
         return self._generator

@@ -11,6 +11,7 @@ from typing import Any
 
 import hf_robust_ft
 from hf_robust_ft.cli.sharing import leaderboard, publish, publish_metric, report, verify
+from hf_robust_ft.provenance.choices import did_you_mean
 from hf_robust_ft.provenance.redacted_command import command_to_go_on, redacted_command
 from hf_robust_ft.runs.command_parser import CommandParser
 
@@ -54,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     command, *rest = argv
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(difflib.get_close_matches(command, COMMANDS, n=1))
         sys.exit(f"hf-robust-ft: unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}.")
     try:
         COMMANDS[command](rest)

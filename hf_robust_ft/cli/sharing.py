@@ -102,12 +102,14 @@ def verify(argv: Sequence[str]) -> None:
     parser.add_argument("--skip_bad_images", action="store_true", help="As in evaluate.")
     parser.add_argument("--trust_remote_code", action="store_true", help="Run code that the model brings.")
     options = vars(parser.parse_args(argv))
+    from hf_robust_ft.evaluation.reliability import reliability_sentence
     from hf_robust_ft.runs.verify import Overrides
     from hf_robust_ft.runs.verify import verify as run
 
     target = options.pop("target")
-    found = run(target, Overrides(**options))
+    measured, found = run(target, Overrides(**options))
     print("\n".join(map(str, found)))
+    print(reliability_sentence(measured))
     failed = [each.name for each in found if not each.passed]
     if failed:
         sys.exit(f"hf-robust-ft verify: {target} does not hold: {', '.join(failed)}.")

@@ -7,6 +7,7 @@ from PIL import Image as PILImage
 
 from hf_robust_ft.attacks.pixels import PixelSpace
 from hf_robust_ft.data.augmentation import AUGMENTATION_WORDS
+from hf_robust_ft.provenance.choices import check_choice
 
 
 def describe_transforms(processor: Any, augmentation: str = "none") -> dict[str, Any]:
@@ -25,8 +26,7 @@ def describe_transforms(processor: Any, augmentation: str = "none") -> dict[str,
     Raises:
         ValueError: unknown augmentation, or a processor that `PixelSpace.from_processor` refuses.
     """
-    if augmentation not in AUGMENTATION_WORDS:
-        raise ValueError(f"Unknown augmentation {augmentation!r}. Valid: {', '.join(AUGMENTATION_WORDS)}.")
+    check_choice("augmentation", augmentation, AUGMENTATION_WORDS)
     values = _timm_values(processor) if hasattr(processor, "val_transforms") else _processor_values(processor)
     evaluation = ["upright RGB (EXIF orientation applied, transparency on white)"]
     if values["resize"]:

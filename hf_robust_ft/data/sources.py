@@ -22,6 +22,7 @@ from hf_robust_ft.data.digits import load_digits_dataset
 from hf_robust_ft.data.image_folders import find_image_files
 from hf_robust_ft.data.specs import SPECS, nearest_names
 from hf_robust_ft.data.table_folders import check_tables
+from hf_robust_ft.provenance.choices import did_you_mean
 from hf_robust_ft.provenance.downloads import disk_full, error_chain, verify_download
 from hf_robust_ft.provenance.source_names import HubAnswer, ask_hub, nothing_here
 
@@ -197,4 +198,4 @@ def _absent(dataset_id: str, reason: str) -> ValueError:
 
 def _known(dataset_id: str) -> str:
     near = nearest_names(dataset_id) if "/" not in dataset_id else []
-    return f" Did you mean {' or '.join(near)}?" if near else f" Known names: {', '.join((*SPECS, 'digits'))}."
+    return did_you_mean(near) or f" Known names: {', '.join((*SPECS, 'digits'))}."

@@ -9,6 +9,7 @@ from PIL import Image as PILImage
 
 from hf_robust_ft.data.augmentation import AUGMENTATIONS, AugmentationState
 from hf_robust_ft.data.images import UndecodableImageError, decode_rgb, image_bytes
+from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.schedules.sample_ids import SAMPLE_ID, content_id
 
 STREAM_BATCH = 16  # images transformed at a time; a stream may end in fewer
@@ -33,8 +34,7 @@ def with_pixel_values(
         ValueError: unknown augmentation; when read, an image that cannot be decoded (`UndecodableImageError`, naming
             dataset, index and file).
     """
-    if augmentation not in AUGMENTATIONS:
-        raise ValueError(f"Unknown augmentation {augmentation!r}. Valid: {', '.join(AUGMENTATIONS)}.")
+    check_choice("augmentation", augmentation, AUGMENTATIONS)
     name = getattr(dataset.features["image"], "id", None) or "the dataset"
     # Undecoded, so that an image that fails can be named, and each image's bytes can seed its augmentation.
     dataset = dataset.cast_column("image", Image(decode=False))

@@ -19,6 +19,7 @@ from hf_robust_ft.attacks.batch_checks import check_batch, check_first_batch
 from hf_robust_ft.attacks.losses import get_loss
 from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.attacks.precision import autocast_dtype
+from hf_robust_ft.attacks.random_state import seeded_generator
 from hf_robust_ft.attacks.rehearsal import count_classes
 from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.evaluation.batch_artifacts import EVIDENCE_KEYS, BatchEvidence
@@ -213,8 +214,7 @@ class EvaluationWork:
     def _generator(self, number: int) -> torch.Generator:
         """Random starts depend on (seed, batch, round) alone."""
         key = (self.seed, number, self.rounds_done) if self.rounds_done else (self.seed, number)
-        generator = torch.Generator(self.device)
-        return generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+        return seeded_generator(self.device, *key)
 
     def _ask_autoattack(
         self, number: int, first: int, pixels: Tensor, labels: Tensor, before: Mapping[str, Any]

@@ -16,6 +16,7 @@ from hf_robust_ft.attacks.step_rules import take_rows
 from hf_robust_ft.attacks.threat_model import ThreatModel, default_epsilons, format_eps, parse_eps
 from hf_robust_ft.attacks.until_fooled import FollowUp, evaluate_images
 from hf_robust_ft.metrics.robustness.curve import check_epsilons
+from hf_robust_ft.provenance.choices import check_choice
 
 
 @dataclass(frozen=True)
@@ -222,12 +223,15 @@ PROTOCOLS = {
         attack_on_grid,
         "Protocol *reliable*: the worst case of four attacks for each image. First as protocol *paper*, its steps "
         "doubled until the accuracy settles; on what still stands, targeted APGD towards the three likeliest wrong "
-        "classes, from where cross-entropy leads, and, from the image, towards the one of nine classes that comes "
-        "nearest after a few steps; then Square, which needs no gradients. Each is tried at the largest eps of the grid "
-        "that an image withstands, and down from there while it succeeds.",
+        "classes, from where cross-entropy leads, and from the image towards the one of nine that a few steps come "
+        "nearest to; then Square, which needs no gradients. Each is tried at the largest eps of the grid that an image "
+        "withstands, and down from there while it succeeds.",
         closing=(FollowUp(steps=30, num_targets=3, kept=3), SiftedTargets(steps=30), Square(queries=300)),
     ),
 }
+
+
+RECOMMENDED = "reliable"  # for a number that others are to trust
 
 
 def get_protocol(name: str) -> Protocol:
@@ -236,8 +240,7 @@ def get_protocol(name: str) -> Protocol:
     Raises:
         ValueError: unknown name; the message lists the valid ones.
     """
-    if name not in PROTOCOLS:
-        raise ValueError(f"Unknown protocol {name!r}. Valid protocols: {', '.join(PROTOCOLS)}.")
+    check_choice("protocol", name, PROTOCOLS, "protocols")
     return PROTOCOLS[name]
 
 

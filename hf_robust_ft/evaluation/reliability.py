@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hf_robust_ft.evaluation.protocols import RECOMMENDED
 from hf_robust_ft.evaluation.trust_verdicts import OPENINGS, is_of_several_attacks, is_tolerated
 
 OK, DOUBTFUL = "ok", "doubtful"
 REPLACED_BY_SEVERAL_ATTACKS = ("second_opinion", "converged")  # checks
 
 NOT_CHECKED, NOT_RUN = "not_checked", "not checked"
-_MORE_ATTACKS = "measure it with hf-robust-ft evaluate --protocol reliable"
+_MORE_ATTACKS = f"measure it with hf-robust-ft evaluate --protocol {RECOMMENDED}"
 _ONE_ANSWER = "let the answer depend on the image alone: evaluation mode, nothing random and no batch statistics"
 _CURES = {
     NOT_CHECKED: "run the trust checks, as hf-robust-ft evaluate does unless told not to",
@@ -46,6 +47,16 @@ def reliability_of(report: Any) -> dict[str, Any]:
 def is_reliable(report: Any) -> bool:
     """Whether the verdict is "ok"."""
     return report.reliability["verdict"] == OK
+
+
+def reliability_of_autoattack(reliability: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdict on AutoAttack's own figure in a report of this `reliability`: all but what that figure settles.
+
+    >>> reliability_of_autoattack({"verdict": "doubtful", "reasons": ["autoattack: leaves 10.0% of 100 images right"]})
+    {'verdict': 'ok', 'reasons': []}
+    """
+    reasons = [reason for reason in reliability["reasons"] if reason.partition(":")[0] != "autoattack"]
+    return {"verdict": DOUBTFUL if reasons else OK, "reasons": reasons}
 
 
 def reason_names(reliability: Mapping[str, Any]) -> list[str]:

@@ -13,9 +13,8 @@ from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.convergence_text import convergence_sentence
 from hf_robust_ft.evaluation.reliability import reliability_of, short_verdict
 from hf_robust_ft.evaluation.trust_verdicts import TrustCheck, summary
-from hf_robust_ft.metrics.robustness.curve import survival_expectation
+from hf_robust_ft.metrics.robustness.curve import grid_weights, survival_expectation
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
-from hf_robust_ft.metrics.robustness.threat_distributions import grid_weights
 from hf_robust_ft.provenance.facts import RunFacts
 from hf_robust_ft.provenance.plain_text import one_line
 

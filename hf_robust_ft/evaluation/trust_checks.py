@@ -54,13 +54,13 @@ def run_trust_checks(
 
     | check | `value` | fails |
     |---|---|---|
-    | `gradients` | share of correct images with an input gradient all zero or not finite | zero: *, or not finite: any |
+    | `gradients` | share of correct images with an input gradient all zero or not finite | zero: *, others: any |
     | `monotone` | largest rise of the accuracy over eps/4, eps/2, eps, attacked apart | * |
     | `random_noise` | share of correct images the attack fools, less that fooled by random noise | not above 0 |
     | `converged` | fall of the accuracy with five times the steps | * |
     | `deterministic` | difference of the top two logits in two passes, over their range | above 1e-4, or a change |
     | `alone` | the same of 8 images by themselves and in their batch | above 1 % (10 % in half precision) |
-    | `huge_eps` | share of correct images fooled at Linf 0.5, L2 0.5 sqrt(D) or L1 0.5 D | below 95 %, and not all but one |
+    | `huge_eps` | share of correct images fooled at Linf 0.5, L2 0.5 sqrt(D) or L1 0.5 D | below 95 %, one aside |
     | `second_opinion` | share of images that stand until other attacks come | * |
 
     *: for more images than `trust_verdicts.is_tolerated`, one or 1 % of those given, over which accuracies and their
@@ -202,7 +202,7 @@ def _gradient_sizes(sample: _Sample, pixels: Tensor, labels: Tensor) -> Tensor:
 
 
 def _check_monotone(sample: _Sample) -> tuple[TrustCheck, Tensor, Tensor, Tensor]:
-    """The check, what the attack found at the threat model's eps (see `_Sample.attacked`), and whom smaller eps fool."""
+    """The check, what the attack found at the threat model's eps (see `_Sample.attacked`), and what smaller eps do."""
     epsilons = [sample.threat_model.eps / 4, sample.threat_model.eps / 2, sample.threat_model.eps]
     results = [sample.attacked(eps) for eps in epsilons]
     counts = [int(fooled.sum()) for fooled, _ in results]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_robust_ft.evaluation.protocols import PROTOCOLS
+from hf_robust_ft.evaluation.protocols import PROTOCOLS, RECOMMENDED
 
 # Of the images that an accuracy is over; a single one always, which is as fine as an accuracy can be. All that compares
 # figures of two attacks allows as much.
@@ -63,7 +63,7 @@ def other_attacks(protocol: str) -> str:
     """What else to attack with where the attack of a protocol is in doubt."""
     if is_of_several_attacks(protocol):
         return "AutoAttack, whose search without gradients is longer than this protocol's"
-    return "protocol reliable, one of whose attacks (Square) needs no gradients"
+    return f"protocol {RECOMMENDED}, one of whose attacks (Square) needs no gradients"
 
 
 def summary(checks: Sequence[TrustCheck]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.schedule_arguments import CONSTANT_EPS
 from hf_robust_ft.training.trainer import AdversarialTrainer
@@ -169,8 +170,7 @@ def check_search(ranges: Mapping[str, Sequence[float]], n_trials: int, pruner: s
     Raises:
         ValueError: an unknown pruner, no trials, or a range that is none.
     """
-    if pruner not in PRUNERS:
-        raise ValueError(f"Unknown pruner {pruner!r}. Valid: {', '.join(PRUNERS)}.")
+    check_choice("pruner", pruner, PRUNERS)
     if n_trials < 1:
         raise ValueError(f"n_trials must be at least 1, got {n_trials}.")
     for name, ends in ranges.items():

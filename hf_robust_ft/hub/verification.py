@@ -20,10 +20,12 @@ from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
 from hf_robust_ft.evaluation.batches import NumberedBatches
 from hf_robust_ft.evaluation.classifier import as_classifier
 from hf_robust_ft.evaluation.output_checks import range_of_top_two
-from hf_robust_ft.evaluation.protocols import evaluation_attack
+from hf_robust_ft.evaluation.protocols import RECOMMENDED, evaluation_attack
+from hf_robust_ft.evaluation.reliability import is_reliable
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.scoring import build_report
 from hf_robust_ft.evaluation.stored_examples import Examples, StoredExamples
+from hf_robust_ft.evaluation.trust_verdicts import TOLERATED_SHARE, is_tolerated
 from hf_robust_ft.provenance.image_hashes import as_hex, combined_hash, hash_images
 from hf_robust_ft.reporting.consistency import ROUNDING, check_consistent
 
@@ -38,7 +40,8 @@ class Verified:
     """One check.
 
     Attributes:
-        name: "files", "complete", "images", "labels", "range", "ball", "misclassified", "clean accuracy", "scores".
+        name: "files", "complete", "images", "labels", "range", "ball", "misclassified", "undecided", "clean accuracy",
+            "scores".
         passed: whether the report stands it.
         sentence: what was found; of a failure, what is wrong with which images.
     """
@@ -78,7 +81,8 @@ def verify_report(
     if not report.image_hashes or len(report.smallest_epsilons) != report.num_samples:
         raise ValueError(
             "The report does not tell which images it is of, or not what fooled each (image_hashes, "
-            "smallest_epsilons): it is of an older version. Evaluate again, storing examples."
+            "smallest_epsilons): it is of an older version. Evaluate again: hf-robust-ft evaluate --protocol "
+            f"{RECOMMENDED} --output_dir DIR --store_examples."
         )
     stored = StoredExamples(examples)
     classifier, pixel_space = as_classifier(model, pixel_space)
@@ -197,18 +201,23 @@ class _Verification:
             told = f"{report.clean_accuracy:.2%} in the report, {clean:.2%} found"
             self.faults["clean accuracy"] = [told, *self.faults.get("clean accuracy", [])]
         self._compare_scores()
-        count, doubt = f"{len(self.seen)} examples", ""
-        if self.in_doubt:
-            doubt = f", {self.in_doubt} predictions of images and examples undecided within rounding"
+        count, mark = f"{len(self.seen)} examples", "" if is_reliable(report) else " (doubtful)"
+        undecided = (
+            f"{self.in_doubt} predictions on {len(self.labels)} images and {count} differ from the report within "
+            f"rounding; one may, or {TOLERATED_SHARE:.0%} of the images"
+        )
+        if not is_tolerated(self.in_doubt, max(1, len(self.labels))):
+            self._wrong("undecided", undecided)
         sentences = {
             "complete": f"an example for each of the {len(fallen)} images that fall",
             "images": f"{len(self.hashes)}, the same as in report and examples",
             "labels": f"of {count}, the data's",
             "range": f"{count} within [0, 1]",
             "ball": f"{count} within {self.threat_model.norm} balls of own eps, at most {self.furthest:.4f} of it",
-            "misclassified": count + doubt,
+            "misclassified": count,
+            "undecided": undecided,
             "clean accuracy": f"{clean:.2%}, as reported",
-            "scores": f"adversarial accuracy {report.adversarial_accuracy:.2%} and the others follow from the examples",
+            "scores": f"adversarial accuracy {report.adversarial_accuracy:.2%}{mark} and the others follow from them",
         }
         return [
             Verified(name, name not in self.faults, _told(self.faults[name]) if name in self.faults else sentence)

@@ -1,10 +1,10 @@
 """The pretrained backbones that the paper compares, under the short names its readers use."""
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-_MANY = 20  # names that no error message lists in full
+from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
+from hf_robust_ft.provenance.choices import nearest_names
+from hf_robust_ft.provenance.source_names import nothing_here
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,10 @@ BACKBONES = {
 }
 
 
-def nearest_names(name: str, known: Iterable[str]) -> str:
-    """Those of the `known` names most like `name`, whatever the case, for an error message.
-
-    Where none is alike, all of a few, or the three least unlike of many.
-
-    >>> nearest_names("clipvit", BACKBONES)
-    'clip_vit, vit'
-    >>> nearest_names("vit-b-32", ["RN50", "ViT-B-32"])
-    'ViT-B-32'
-    """
-    known = sorted(known)
-    lowered: dict[str, list[str]] = {}
-    for entry in known:
-        lowered.setdefault(entry.lower(), []).append(entry)
-    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.55)
-    if not close and len(known) > _MANY:
-        close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.0)
-    return ", ".join([entry for match in close for entry in lowered[match]] or known)
+def unknown_model(name: str) -> ValueError:
+    """What to raise for a short name that is none of ours."""
+    near = nearest_names(name, [*BACKBONES, *EMBEDDED_MODELS])
+    return ValueError(
+        f"{nothing_here(name)} Unknown model {name!r}. Nearest: {near}. Or give a Hub id (timm/resnet18.a1_in1k), "
+        "open_clip:NAME, a checkpoint folder or a weight file."
+    )

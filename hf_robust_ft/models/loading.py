@@ -15,7 +15,7 @@ from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from hf_robust_ft.models.backbones import BACKBONES, nearest_names
+from hf_robust_ft.models.backbones import BACKBONES, unknown_model
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS, load_efficientnet_lite
 from hf_robust_ft.models.heads import (
     HEADS,
@@ -32,6 +32,7 @@ from hf_robust_ft.models.transformers_clip import zero_shot_classifier
 from hf_robust_ft.models.trust import SAFETENSORS, no_code, refusals_explained
 from hf_robust_ft.models.weight_files import SUFFIXES, load_weight_file
 from hf_robust_ft.models.zero_shot import DEFAULT_PROMPTS, check_prompts
+from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.provenance.downloads import disk_full, verify_download
 from hf_robust_ft.provenance.source_names import HubAnswer, ask_hub, nothing_here
@@ -107,8 +108,7 @@ def load_image_classifier(
 
 
 def _check_options(head: str, prompts: Sequence[str], labels: dict[str, Any], image_size: int | None) -> Sequence[str]:
-    if head not in HEADS:
-        raise ValueError(f"Unknown head {head!r}. Valid: {', '.join(HEADS)}.")
+    check_choice("head", head, HEADS)
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size is a number of pixels, got {image_size}.")
     if head == "zero_shot":
@@ -139,11 +139,7 @@ def _resolve(model_id: str, image_size: int | None, head: str) -> tuple[str, int
     if model_id.startswith((".", "/", "~")):
         raise ValueError(f"{nothing_here(model_id)} Give a checkpoint folder, a weight file or a Hub model id.")
     if "/" not in model_id:
-        known = [*BACKBONES, *EMBEDDED_MODELS]
-        raise ValueError(
-            f"{nothing_here(model_id)} Unknown model {model_id!r}. Nearest: {nearest_names(model_id, known)}. Or give "
-            "a Hub id (timm/resnet18.a1_in1k), open_clip:NAME, a checkpoint folder or a weight file."
-        )
+        raise unknown_model(model_id)
     return model_id, image_size
 
 

@@ -14,11 +14,11 @@ from torch import nn
 from transformers import CLIPImageProcessor, PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification
 from transformers.utils import cached_file
 
-from hf_robust_ft.models.backbones import nearest_names
 from hf_robust_ft.models.clip_twins import TimmTwin, open_clip_translations, open_clip_twin, verified_twin
 from hf_robust_ft.models.open_clip_classifier import OpenClipForImageClassification, OpenClipVisionConfig
 from hf_robust_ft.models.timm_classifier import timm_processor
 from hf_robust_ft.models.zero_shot import ZeroShot, fold_zero_shot, probe_images
+from hf_robust_ft.provenance.choices import nearest_names
 from hf_robust_ft.provenance.downloads import disk_full, verify_download
 
 PREFIX = "open_clip:"

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from hf_robust_ft.models.backbones import nearest_names
+from hf_robust_ft.provenance.choices import nearest_names
 
 
 def timm_architecture(name: str) -> str:

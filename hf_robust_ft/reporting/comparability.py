@@ -27,8 +27,8 @@ class Setting:
         protocol: how the curve was measured.
         attack: its loss, steps and restarts.
         grid: of the trapezoid rule, where it is not the protocol's own; the protocol "exact" uses none.
-        image_digest: which images, as `image_set` gives it. Results of older versions, which do not tell it, are
-            comparable only among themselves.
+        image_set: which images, as the function of this name gives it. Results of older versions, which do not tell it,
+            are comparable only among themselves.
     """
 
     dataset: str
@@ -39,7 +39,7 @@ class Setting:
     protocol: str
     attack: str
     grid: str = DEFAULT_GRID
-    image_digest: str = UNKNOWN
+    image_set: str = UNKNOWN
 
     @classmethod
     def of(cls, report: RobustnessReport) -> "Setting":
@@ -56,7 +56,7 @@ class Setting:
             protocol=report.protocol,
             attack=measured_by(report),
             grid=DEFAULT_GRID if is_usual or report.protocol == "exact" else f"{len(report.epsilons)} points",
-            image_digest=image_set(report) or UNKNOWN,
+            image_set=image_set(image_digests(report)) or UNKNOWN,
         )
 
     def differences(self, other: "Setting") -> list[str]:
@@ -66,17 +66,26 @@ class Setting:
 
     def __str__(self) -> str:
         grid = "" if self.grid == DEFAULT_GRID else f", grid of {self.grid}"
-        which = "which images is not stated" if self.image_digest == UNKNOWN else f"images {self.image_digest}"
+        which = "which images is not stated" if self.image_set == UNKNOWN else f"images {self.image_set}"
         return (
             f"{self.dataset} ({self.split} split, {self.images} images), {self.norm} {self.eps}, protocol "
             f"{self.protocol}{grid}, {self.attack}, {which}"
         )
 
 
-def image_set(report: RobustnessReport) -> str:
-    """Which images a report is of, in 16 hex digits: by their files where it tells these, so that models of other
-    input sizes can be compared; else by their pixels as evaluated. "" where it tells neither."""
-    return report.metadata.source_digest or report.image_digest
+def image_digests(report: RobustnessReport) -> dict[str, str]:
+    """What a report and its card tell of its images: `source_digest`, of their files, and `image_digest`, of their
+    pixels as evaluated; "" where it does not."""
+    return {"source_digest": report.metadata.source_digest or "", "image_digest": report.image_digest}
+
+
+def image_set(told: Mapping[str, Any]) -> str:
+    """Which images a result is of, by what tells its `image_digests`: by their files where it tells these, so that
+    models of other input sizes can be compared, else by their pixels; "" where it tells neither.
+
+    Cards of older versions gave either as `image_digest`.
+    """
+    return str(told.get("source_digest") or told.get("image_digest") or "")
 
 
 def dataset_text(name: str | None, configuration: str | None) -> str:

@@ -9,12 +9,18 @@ from hf_robust_ft.attacks.threat_model import format_eps, parse_eps
 from hf_robust_ft.evaluation.confidence_intervals import interval_method
 from hf_robust_ft.evaluation.convergence_text import convergence_sentence, first_round
 from hf_robust_ft.evaluation.protocols import PROTOCOLS
-from hf_robust_ft.evaluation.reliability import is_reliable, reliability_sentence, short_verdict
+from hf_robust_ft.evaluation.reliability import (
+    OK,
+    is_reliable,
+    reliability_of_autoattack,
+    reliability_sentence,
+    short_verdict,
+)
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.provenance.plain_text import markdown, one_line
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.commands import evaluate_command
-from hf_robust_ft.reporting.comparability import UNNAMED_DATASET, attack_name, image_set, measured_by
+from hf_robust_ft.reporting.comparability import UNNAMED_DATASET, attack_name, image_digests, measured_by
 from hf_robust_ft.reporting.licences import licence_metadata
 from hf_robust_ft.reporting.reach import LEAST, reach_of, reach_sentence
 from hf_robust_ft.reporting.verdict import verdict
@@ -61,10 +67,8 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         "norm": norm, "eps": eps, "attack": attack, "steps": report.attack["steps"], "protocol": report.protocol,
         "samples": report.num_samples, "reliability": short_verdict(report.reliability),
     }  # fmt: skip
-    if images := image_set(report):
-        setting["image_digest"] = images
+    setting |= {name: digest for name, digest in image_digests(report).items() if digest}
     how = attack if report.protocol == "paper" else f"{attack}, {report.protocol}"
-    how += "" if is_reliable(report) else "; doubtful"
     reach = reach_of(facts.get("training"))
     results = [
         EvalResult(
@@ -75,7 +79,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
             dataset_split=facts.get("split"),
             dataset_revision=facts.get("dataset_commit") or facts.get("dataset_revision"),
             metric_type="accuracy" if key == "clean_accuracy" else key,
-            metric_name=_metric_name(key, f"{norm} {eps}", how),
+            metric_name=_metric_name(key, f"{norm} {eps}", how, report),
             metric_value=round(getattr(report, key), 6),
             metric_args=_metric_args(key, report, setting),
         )
@@ -107,6 +111,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         is_robust=is_robust,
         called_robust=called_robust,
         mark="" if is_reliable(report) else " (doubtful)",
+        autoattack_mark="" if reliability_of_autoattack(report.reliability)["verdict"] == OK else " (doubtful)",
         reliability=reliability_sentence(report).partition(": ")[2],
         text=markdown,
         training=facts.get("training", {}),
@@ -155,18 +160,23 @@ def _differs(sizes: dict[str, int] | None, stated: dict[str, int] | None) -> boo
     return any((sizes or {}).get(name) != count for name, count in (stated or {}).items())
 
 
-def _metric_name(key: str, budget: str, attack: str) -> str:
+def _metric_name(key: str, budget: str, attack: str, report: RobustnessReport) -> str:
+    """With threat model and attack, and whether the figure is doubtful."""
     if key == "clean_accuracy":
         return METRIC_NAMES[key]
-    return f"{METRIC_NAMES[key]} ({budget}" + (")" if key == "autoattack_accuracy" else f", {attack})")
+    if key == "autoattack_accuracy":
+        doubt = "" if reliability_of_autoattack(report.reliability)["verdict"] == OK else "; doubtful"
+        return f"{METRIC_NAMES[key]} ({budget}{doubt})"
+    return f"{METRIC_NAMES[key]} ({budget}, {attack}{'' if is_reliable(report) else '; doubtful'})"
 
 
 def _metric_args(key: str, report: RobustnessReport, setting: dict) -> dict:
-    """Threat model, attack, protocol and number of images of one result; clean accuracy is the one at eps 0."""
+    """Threat model, attack, protocol, images and verdict of one result; clean accuracy is the one at eps 0."""
     if key == "clean_accuracy":
         clean = {name: value for name, value in setting.items() if name != "reliability"}
         return {**clean, "eps": "0", "attack": "none", "steps": 0}
     if key == "autoattack_accuracy":
         told = {"norm": setting["norm"], "eps": setting["eps"], "attack": "AutoAttack", "protocol": "standard"}
-        return {**told, "samples": report.autoattack_samples}
+        verdict_on_it = short_verdict(reliability_of_autoattack(report.reliability))
+        return {**told, "samples": report.autoattack_samples, "reliability": verdict_on_it}
     return setting

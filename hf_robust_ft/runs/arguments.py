@@ -16,6 +16,7 @@ from hf_robust_ft.models import BACKBONES, load_image_classifier
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.models.heads import HEADS
 from hf_robust_ft.provenance.affects import DeclaredArguments
+from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.record import portable_place
 from hf_robust_ft.reporting.commands import DEFAULT_SPLITTING
 from hf_robust_ft.runs.model_names import check_model_name
@@ -221,8 +222,7 @@ class ModelArguments(DeclaredArguments):
         """Refuse what loading would, before a dataset is downloaded for it."""
         check_model_name(self.model, self.model_revision)
         for name, valid in (("head", HEADS), ("augmentation", AUGMENTATIONS)):
-            if getattr(self, name) not in valid:
-                raise ValueError(f"Unknown {name} {getattr(self, name)!r}. Valid: {', '.join(valid)}.")
+            check_choice(name, getattr(self, name), valid)
         _check_count("max_train_samples", self.max_train_samples)
 
     @property

@@ -24,6 +24,7 @@ from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.settings import EvaluationSettings, check
 from hf_robust_ft.evaluation.stored_examples import STORED_EXAMPLES
 from hf_robust_ft.models import load_image_classifier
+from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.provenance.record import environment_facts
 from hf_robust_ft.provenance.weight_hashes import hash_weight_files
@@ -197,8 +198,7 @@ def load_model_and_images(
         ValueError: an unknown split, or what `load_image_dataset` or `load_image_classifier` refuse.
     """
     splits = data_args.load(require_train=False)
-    if options.split not in splits:
-        raise ValueError(f"Unknown split {options.split!r}. Valid: {', '.join(splits)}.")
+    check_choice("split", options.split, splits)
     given = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
     given = {name: value for name, value in given.items() if value}
     if options.architecture is not None:  # a file of tensors names no classes: they are the dataset's, in its order

@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from hf_robust_ft.models import BACKBONES, describe_source
-from hf_robust_ft.models.backbones import nearest_names
+from hf_robust_ft.models.backbones import unknown_model
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.models.open_clip_checkpoints import PREFIX
 from hf_robust_ft.provenance.source_names import nothing_here
@@ -20,13 +20,9 @@ def check_model_name(name: str, revision: str | None = None) -> None:
         raise ValueError(f"{name} lies on this machine and has no revision {revision!r}: leave model_revision out.")
     if name.startswith(("/", "~", "./", "../")) and not os.path.exists(os.path.expanduser(name)):
         raise ValueError(nothing_here(name))
-    known = [*BACKBONES, *EMBEDDED_MODELS]
-    if name in known or "/" in name or name.startswith(PREFIX) or os.path.exists(os.path.expanduser(name)):
-        return
-    raise ValueError(
-        f"{nothing_here(name)} Unknown model {name!r}. Nearest: {nearest_names(name, known)}. Or give a Hub id "
-        "(timm/resnet18.a1_in1k), open_clip:NAME, a checkpoint folder or a weight file."
-    )
+    is_short = "/" not in name and name not in BACKBONES and name not in EMBEDDED_MODELS
+    if is_short and not name.startswith(PREFIX) and not os.path.exists(os.path.expanduser(name)):
+        raise unknown_model(name)
 
 
 def describe_model(model_id: str) -> dict[str, Any]:

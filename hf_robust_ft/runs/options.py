@@ -14,6 +14,7 @@ from hf_robust_ft.data.specs import SPECS
 from hf_robust_ft.models import BACKBONES
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.provenance.affects import arguments
+from hf_robust_ft.provenance.choices import did_you_mean
 from hf_robust_ft.provenance.file_names import as_file_name, check_output_dir
 from hf_robust_ft.runs.command_parser import CommandParser
 from hf_robust_ft.runs.recipes import build_parser, compose_recipes, shipped_recipes
@@ -26,9 +27,12 @@ RUNS = Path("runs")
 SWEEPS = ("diagnose", "calibrate")  # many runs in one folder
 PAPER_SCHEDULES = {"fix": "constant", "sched": "hinge", "linear": "linear_warmup"}  # the paper's words
 
-# Of Trainer's own arguments, those that `train --help` shows beside what reports state; `--help_all` shows every one.
+# Of Trainer's own arguments, those that `train --help` shows beside ours; `--help_all` shows every one.
 COMMON_TRAINER_ARGUMENTS = (
-    "output_dir", "per_device_eval_batch_size", "dataloader_num_workers", "save_strategy", "hub_model_id", "report_to",
+    "output_dir", "num_train_epochs", "max_steps", "learning_rate", "weight_decay", "lr_scheduler_type",
+    "warmup_steps", "adam_beta1", "adam_beta2", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "gradient_accumulation_steps", "bf16", "seed", "dataloader_num_workers", "save_strategy", "hub_model_id",
+    "report_to",
 )  # fmt: skip
 TUNING_TITLE = "fine-tuning"
 TRAINER_TITLE = "training (transformers.Trainer)"
@@ -149,8 +153,7 @@ def _check_schedule(name: str) -> None:
     if name in SCHEDULES:
         return
     near = [PAPER_SCHEDULES[name]] if name in PAPER_SCHEDULES else difflib.get_close_matches(name, SCHEDULES, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise ValueError(f"Unknown eps schedule {name!r}.{hint} Valid schedules: {', '.join(SCHEDULES)}.")
+    raise ValueError(f"Unknown eps schedule {name!r}.{did_you_mean(near)} Valid schedules: {', '.join(SCHEDULES)}.")
 
 
 def _settled_late(command: str, seen: argparse.Namespace) -> list[str]:
@@ -195,8 +198,7 @@ def _short(name: str) -> str:
 def _unknown_option(unknown: Sequence[str], parser: HfArgumentParser) -> str:
     names = [name for action in parser._actions for name in action.option_strings if "-" not in name[2:]]
     near = difflib.get_close_matches(unknown[0].split("=", 1)[0].replace("-", "_").replace("__", "--", 1), names, n=2)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"Unknown option {unknown[0]}.{hint}"
+    return f"Unknown option {unknown[0]}.{did_you_mean(near)}"
 
 
 def _add_for_help(parser: HfArgumentParser, base_recipe: str | None, trains: bool, hidden: Collection[str]) -> None:
@@ -237,8 +239,7 @@ def _tidy_help(
             if issubclass(each, base):
                 order.append(own_title)
                 home |= {entry.name: own_title for entry in dataclasses.fields(base)}
-    every = [argument for each in types for argument in arguments(each)]
-    common = {each.name for each in every if each.is_ours or each.stated == "always"} | {*COMMON_TRAINER_ARGUMENTS}
+    ours = {argument.name for each in types for argument in arguments(each) if argument.is_ours}
     groups = {title: parser.add_argument_group(title) for title in order}
     options = parser._action_groups[1]
     for action in list(options._group_actions):
@@ -247,6 +248,6 @@ def _tidy_help(
         options._group_actions.remove(action)
         title = home[action.dest]
         groups[title]._group_actions.append(action)
-        rare = not everything and title == TRAINER_TITLE and action.dest not in common
+        rare = not everything and title == TRAINER_TITLE and action.dest not in {*COMMON_TRAINER_ARGUMENTS, *ours}
         if rare or action.dest in hidden:
             action.help = argparse.SUPPRESS

@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from hf_robust_ft.provenance.affects import launching
+from hf_robust_ft.provenance.choices import did_you_mean
 from hf_robust_ft.provenance.source_names import nearest_places
 from hf_robust_ft.provenance.yaml_values import load_yaml
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
@@ -48,10 +49,9 @@ def read_recipe(recipe: str | Path, types: Sequence[type] = ()) -> dict[str, Any
     path = FOLDER / f"{recipe}.yaml" if str(recipe) in shipped_recipes() and not _is_file(recipe) else Path(recipe)
     if not _is_file(path):
         near = [*nearest_places(str(recipe)), *difflib.get_close_matches(str(recipe), shipped_recipes(), n=1)]
-        meant = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(
-            f"There is no recipe {str(recipe)!r}, nor a file of that name.{meant} Give a YAML file, or one of "
-            f"{', '.join(shipped_recipes())}."
+            f"There is no recipe {str(recipe)!r}, nor a file of that name.{did_you_mean(near)} Give a YAML file, or "
+            f"one of {', '.join(shipped_recipes())}."
         )
     try:
         content = load_yaml(path.read_bytes())
@@ -142,7 +142,7 @@ def build_parser(types: Sequence[type], recipe: Mapping[str, Any], **parser_opti
     for key in recipe:
         if key not in valid:
             near = difflib.get_close_matches(str(key), valid, n=3)
-            raise ValueError(f"Unknown recipe key {key!r}." + (f" Did you mean {' or '.join(near)}?" if near else ""))
+            raise ValueError(f"Unknown recipe key {key!r}.{did_you_mean(near)}")
     parser = RecipeParser(types, allow_abbrev=False, formatter_class=HelpFormatter, **parser_options)
     parser.set_defaults(**{key: value for key, value in RUN_DEFAULTS.items() if key in valid})
     # Of the annotations: HfArgumentParser takes None out of the fields' own types.

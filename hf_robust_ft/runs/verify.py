@@ -12,6 +12,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from hf_robust_ft.attacks.pixels import PixelSpace
 from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.data.source_hashes import source_digest
+from hf_robust_ft.evaluation.protocols import RECOMMENDED
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.stored_examples import INDEX_NAME, STORED_EXAMPLES
 from hf_robust_ft.hub.verification import Verified, verify_report
@@ -55,8 +56,8 @@ class Overrides:
     device: str | None = None
 
 
-def verify(target: str, given: Overrides) -> list[Verified]:
-    """Run the report's model on its images and its stored examples, and compare.
+def verify(target: str, given: Overrides) -> tuple[RobustnessReport, list[Verified]]:
+    """Run the report's model on its images and its stored examples, and compare: the report, and what was found.
 
     Args:
         target: a `robustness_report.json`, a folder that holds one, or a repository's id.
@@ -80,7 +81,7 @@ def verify(target: str, given: Overrides) -> list[Verified]:
         batch_size=options.batch_size,
         device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
-    return [*_compare_files(report, model, images), *found]
+    return report, [*_compare_files(report, model, images), *found]
 
 
 def _report_path(target: str, revision: str | None) -> Path:
@@ -122,7 +123,10 @@ def _examples_of(report: RobustnessReport, path: Path, given: str | None, model:
     if (folder / INDEX_NAME).is_file():
         return folder
     name = model if given is None and not os.path.isabs(model) else "MODEL"
-    command = evaluate_command(report, name, output_dir="evaluation", store_examples=True)
+    steps = dict.fromkeys(("attack_steps", "attack_steps_limit"))  # the protocol's own
+    command = evaluate_command(
+        report, name, protocol=RECOMMENDED, **steps, output_dir="evaluation", store_examples=True
+    )
     where = f"{folder} has no stored examples ({INDEX_NAME})" if given else "This report has no stored examples"
     raise ValueError(f"{where}: evaluate with {command}, and verify what that writes; or give --examples FOLDER.")
 

@@ -10,10 +10,11 @@ from hf_robust_ft.attacks import APGD, MEMORY_FORMATS
 from hf_robust_ft.evaluation.convergence import FIRST_STEPS, STEPS_LIMIT, check_steps_limit, first_attack, steps_under
 from hf_robust_ft.evaluation.protocols import check_on_grid, evaluation_attack, resolve_epsilons
 from hf_robust_ft.provenance.affects import WEIGHTS, stated_settings
+from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.training.base.launching import check_deepspeed, refuse_zero_3
 from hf_robust_ft.training.schedule_arguments import ScheduleArguments, check_can_observe
 from hf_robust_ft.training.tuning import TuningArguments
-from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER, FROZEN, check_policy
+from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER, BATCH_NORM, FROZEN
 
 ROBUST_EVAL = ("end", "epoch", "no")
 
@@ -129,9 +130,9 @@ class AdversarialTrainingArguments(ScheduleArguments, TuningArguments):
         for name, valid in (
             ("robust_eval", ROBUST_EVAL),
             ("memory_format", MEMORY_FORMATS),
+            ("batch_norm", BATCH_NORM),
         ):
-            if getattr(self, name) not in valid:
-                raise ValueError(f"Unknown {name} {getattr(self, name)!r}. Valid: {', '.join(valid)}.")
+            check_choice(name, getattr(self, name), valid)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -139,7 +140,6 @@ class AdversarialTrainingArguments(ScheduleArguments, TuningArguments):
         steps = steps_under(self.eval_protocol, self.eval_attack_steps, "eval_attack_steps")
         self.eval_attack_steps = FIRST_STEPS if steps is None else steps
         check_steps_limit(self.eval_attack_steps_limit, "eval_attack_steps_limit")
-        check_policy(self.batch_norm)
         # Each of these raises on what it cannot be built from.
         schedule = self.build_schedules(self.train_attack.steps, self.seed)
         _ = self.eval_attack, self.evaluation_grid

@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.provenance.affects import DeclaredArguments
+from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.schedules import SCHEDULES, PerSample, Schedule, build_schedule, parse_schedule_args
 from hf_robust_ft.training.guard import check_guard
 
@@ -135,10 +136,7 @@ class ScheduleArguments(ThreatModelArguments):
         Raises:
             ValueError: for what no schedule can be built from; the message names the valid values.
         """
-        if self.schedule_granularity not in GRANULARITIES:
-            raise ValueError(
-                f"Unknown schedule_granularity {self.schedule_granularity!r}. Valid: {', '.join(GRANULARITIES)}."
-            )
+        check_choice("schedule_granularity", self.schedule_granularity, GRANULARITIES)
         self.schedule_args, self.attack_steps_args = (
             parse_schedule_args(given) or None for given in (self.schedule_args, self.attack_steps_args)
         )

@@ -11,8 +11,14 @@ from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks.threat_model import parse_eps, readable_eps
 from hf_robust_ft.provenance.affects import arguments
+from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.schedules import build_schedule, parse_schedule_args
-from hf_robust_ft.training.schedule_arguments import ScheduleArguments, check_can_observe, check_overshoot
+from hf_robust_ft.training.schedule_arguments import (
+    GRANULARITIES,
+    ScheduleArguments,
+    check_can_observe,
+    check_overshoot,
+)
 
 # Settings of the callback -> the arguments they are made from.
 SETTINGS = {
@@ -85,8 +91,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
 
     def _configure(self, settings: dict[str, Any]) -> None:
         granularity, overshoot = settings["granularity"], settings["overshoot"]
-        if granularity not in ("epoch", "step"):
-            raise ValueError(f"Unknown schedule_granularity {granularity!r}. Valid: epoch, step.")
+        check_choice("schedule_granularity", granularity, GRANULARITIES)
         check_overshoot(overshoot)
         own, steps_own = (parse_schedule_args(settings[name]) for name in ("schedule_args", "attack_steps_args"))
         self.settings = settings | {"schedule_args": own, "attack_steps_args": steps_own}

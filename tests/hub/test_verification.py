@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from hf_robust_ft import PixelSpace, ThreatModel, evaluate_robustness
 from hf_robust_ft.evaluation.stored_examples import ExamplesUnreadable, StoredExamples
+from hf_robust_ft.hub import verification
 from hf_robust_ft.hub.verification import verify_report
 from hf_robust_ft.provenance.image_hashes import combined_hash
 
-NAMES = ["files", "complete", "images", "labels", "range", "ball", "misclassified", "clean accuracy", "scores"]
+NAMES = ["files", "complete", "images", "labels", "range", "ball", "misclassified", "undecided", "clean accuracy",
+         "scores"]  # fmt: skip
 LINF = ThreatModel("Linf", "8/255")
 
 
@@ -221,7 +223,7 @@ def test_other_images_or_another_model_are_found(evaluate, verify, dataset):
 def test_a_report_of_an_older_version_is_refused(evaluate, verify):
     report, folder = evaluate()
     old = dataclasses.replace(report, image_hashes=[], image_digest="")
-    with pytest.raises(ValueError, match="does not tell which images it is of"):
+    with pytest.raises(ValueError, match=r"does not tell which images it is of.*--protocol reliable"):
         verify(old, folder)
 
 
@@ -235,6 +237,18 @@ def test_a_class_that_is_ruled_out_leaves_no_prediction_undecided(evaluate, veri
     assert verify(report, folder, Wider()) == {}
     assert set(verify(dataclasses.replace(report, clean_accuracy=1.0), folder, Wider())) == {"clean accuracy", "scores"}
     assert {"misclassified", "clean accuracy"} <= set(verify(report, folder, Wider(0.0)))
+
+
+@pytest.mark.parametrize(("count", "named"), [(1, False), (2, True)])
+def test_more_undecided_predictions_than_are_tolerated_do_not_hold(evaluate, verify, monkeypatch, count, named):
+    """As if every lead were within rounding, and so many images wrong in the report that are right."""
+    monkeypatch.setattr(verification, "LEAD", 1e6)
+    report, folder = evaluate()
+    right = [place for place, eps in enumerate(report.smallest_epsilons) if eps is None]
+    smallest = [0.0 if place in right[:count] else eps for place, eps in enumerate(report.smallest_epsilons)]
+    found = verify(dataclasses.replace(report, smallest_epsilons=smallest), folder)
+    assert ("undecided" in found) == named
+    assert not named or found["undecided"].startswith("2 predictions on 48 images and ")
 
 
 def test_random_predictions_do_not_hold(evaluate, verify):

@@ -9,15 +9,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.integrate import quad
 
-from hf_robust_ft.metrics.robustness.curve import expected_robustness, survival_expectation, trapezoid_weights
-from hf_robust_ft.metrics.robustness.threat_distributions import (
-    Beta,
-    Dirac,
-    TruncatedNormal,
-    Uniform,
-    Weights,
+from hf_robust_ft.metrics.robustness.curve import (
+    expected_robustness,
     grid_weights,
+    survival_expectation,
+    trapezoid_weights,
 )
+from hf_robust_ft.metrics.robustness.threat_distributions import Beta, Dirac, TruncatedNormal, Uniform, Weights
 
 EPS_G = 4 / 255
 GRID = np.array([0, 0.5, 1, 2.5, 4]) / 255

@@ -2,7 +2,6 @@ import pytest
 import timm
 
 from hf_robust_ft.models import BACKBONES, load_image_classifier
-from hf_robust_ft.models.backbones import nearest_names
 
 
 def test_the_six_are_the_papers():
@@ -35,21 +34,14 @@ def test_an_unknown_name_offers_the_nearest(wrong, offered):
         load_image_classifier(wrong, num_labels=4)
 
 
-def test_a_name_like_no_other_offers_all():
-    assert nearest_names("qqqqq", ["b", "a"]) == "a, b"
-
-
 def test_zero_shot_of_a_backbone_without_text_tower_is_refused():
     with pytest.raises(ValueError, match=r"text tower, which r50 has not. Of the six: clip_vit, clip_cnx"):
         load_image_classifier("r50", label_names=["cat", "dog"], head="zero_shot")
 
 
-def test_the_nearest_are_found_whatever_the_case_and_are_few():
-    import open_clip
-
+def test_the_nearest_are_found_whatever_the_case():
     with pytest.raises(ValueError, match=r"Nearest: .*ViT-B-32"):
         load_image_classifier("open_clip:vit-b-32", num_labels=4)
-    assert nearest_names("qqqqq", open_clip.list_models()).count(",") == 2
 
 
 def test_a_folder_called_like_a_known_model_is_said_to_be_left_aside(

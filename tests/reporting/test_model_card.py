@@ -8,6 +8,7 @@ from passed_checks import passed_checks
 from PIL import Image
 
 from hf_robust_ft import RobustnessReport
+from hf_robust_ft.evaluation.reliability import short_verdict
 from hf_robust_ft.reporting import plot_curves, plot_training, render_model_card, write_evidence
 
 HISTORY = [
@@ -229,7 +230,7 @@ def test_results_have_an_interval_where_there_is_one(full, report):
         ["Expected robustness (mean accuracy over eps in [0, 4/255]) (doubtful)", "70.00 %", "66.00 % to 75.00 %"],
         ["Expected robustness for eps ~ beta:2,5 (doubtful)", "76.00 %", ""],
         [
-            "Accuracy under standard AutoAttack at Linf 4/255 (64 images, the first of the data)",
+            "Accuracy under standard AutoAttack at Linf 4/255 (64 images, the first of the data) (doubtful)",
             "43.75 %",
             "31.00 % to 57.00 %",
         ],
@@ -271,9 +272,10 @@ def test_failed_checks_are_warnings(full):
 def test_autoattack_is_a_result_of_its_own(full, report):
     results = {result.metric_type: result for result in ModelCard(render_model_card(full)).data.eval_results}
     assert results["autoattack_accuracy"].metric_value == 0.4375
-    assert results["autoattack_accuracy"].metric_name == "AutoAttack accuracy (Linf 4/255)"
+    assert results["autoattack_accuracy"].metric_name == "AutoAttack accuracy (Linf 4/255; doubtful)"
     assert results["autoattack_accuracy"].metric_args == {
         "norm": "Linf", "eps": "4/255", "attack": "AutoAttack", "protocol": "standard", "samples": 64,
+        "reliability": short_verdict(full.reliability).removesuffix(", autoattack"),
     }  # fmt: skip
     assert len(ModelCard(render_model_card(report)).data.eval_results) == 3
 

@@ -1,12 +1,15 @@
 """`hf-robust-ft verify`: from a report, a folder or a repository to a line a check and an exit status."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
+from passed_checks import passed_checks
 
 from hf_robust_ft import RobustnessReport
 from hf_robust_ft.cli.main import main
+from hf_robust_ft.evaluation.reliability import reliability_sentence
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +61,26 @@ def test_an_evaluation_verifies_from_its_folder_or_report(run, evaluated, tmp_pa
         assert code == 0 and "Verified" in out and "FAILED" not in out
         lines = [line.split()[1] for line in out.splitlines() if line.startswith("ok")]
         assert lines == ["weights", "image", "files", "complete", "images", "labels", "range", "ball",
-                         "misclassified", "clean", "scores"]  # fmt: skip
+                         "misclassified", "undecided", "clean", "scores"]  # fmt: skip
 
 
 def test_a_checkpoint_with_report_and_examples_needs_no_options(run, evaluated, tmp_path):
     shutil.copytree(evaluated / "model", tmp_path / "evaluation", dirs_exist_ok=True)
     code, out, _ = run(tmp_path / "evaluation")
     assert code == 0 and "ok     weights" in out
+
+
+def test_the_verdict_stands_beside_the_accuracy(run, tmp_path):
+    path = tmp_path / "evaluation" / "robustness_report.json"
+    code, out, _ = run(tmp_path / "evaluation", "--model", "model")
+    assert code == 0 and "% (doubtful) and the others follow" in out
+    assert out.splitlines()[-2] == reliability_sentence(RobustnessReport.from_json(path))
+    assert "Reliability: doubtful. Robust figures may be too high: no trust checks were run (not_checked)" in out
+    content = json.loads(path.read_text())
+    content["checks"] = [dataclasses.asdict(check) for check in passed_checks()]
+    path.write_text(json.dumps(content))
+    code, out, _ = run(tmp_path / "evaluation", "--model", "model")
+    assert code == 0 and "\nReliability: ok. All 8 trust checks passed" in out and "(doubtful)" not in out
 
 
 def test_a_changed_number_ends_in_status_1_and_its_line(run, tmp_path):
@@ -97,6 +113,7 @@ def test_what_is_missing_is_told_with_the_way_to_it(run, evaluated, tmp_path):
     code, _, err = run(tmp_path / "evaluation", "--model", "model")
     assert code == 2 and "has no stored examples: evaluate with hf-robust-ft evaluate --model model" in err
     assert "--store_examples" in err and "--split train" in err and "--max_eval_samples 24" in err
+    assert "--protocol reliable" in err and "--attack_steps" not in err
     for given in ("evaluation", "evaluation/adversarial_examples"):
         assert run(tmp_path / "evaluation", "--model", "model", "--examples", evaluated / given)[0] == 0
     code, _, err = run(tmp_path / "evaluation", "--model", "model", "--examples", tmp_path)

@@ -9,6 +9,7 @@ from typing import Any
 from hf_robust_ft.experiments.grid.cells import CELL_OPTIONS, Grid, Measurement
 from hf_robust_ft.experiments.grid.settings import DEFAULT_SETTINGS
 from hf_robust_ft.provenance.affects import DeclaredArguments, launching
+from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.runs.options import BASE_RECIPE
 from hf_robust_ft.runs.recipes import FOLDER, as_flags, read_recipe
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
@@ -99,8 +100,7 @@ class GridArguments(DeclaredArguments):
 
     def __post_init__(self):
         self.output_dir = os.path.expanduser(self.output_dir)
-        if self.runner not in RUNNERS:
-            raise ValueError(f"Unknown runner {self.runner!r}. Valid: {', '.join(RUNNERS)}.")
+        check_choice("runner", self.runner, RUNNERS)
         if self.eval_points is not None and self.eval_points < 1:
             raise ValueError(f"eval_points must be at least 1, got {self.eval_points}.")
         if self.ray_cpus < 0 or self.ray_gpus < 0:

@@ -8,7 +8,7 @@ import sys
 import traceback
 
 from hf_robust_ft.experiments.grid.cells import Job
-from hf_robust_ft.experiments.grid.running import CellInProgress, record_failure, run_cell
+from hf_robust_ft.experiments.grid.run_cell import CellInProgress, record_failure, run_cell
 from hf_robust_ft.training.base.launching import check_launch
 
 

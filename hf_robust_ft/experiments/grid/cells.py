@@ -13,6 +13,7 @@ from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps, parse_eps
 from hf_robust_ft.evaluation.protocols import get_protocol, resolve_epsilons
 from hf_robust_ft.experiments.grid.settings import setting_name, setting_options, table_name
 from hf_robust_ft.experiments.planning import configuration
+from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.file_names import as_file_name
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
 from hf_robust_ft.runs.options import parse_options
@@ -34,11 +35,11 @@ class Cell:
     """One run of a grid.
 
     Args:
-        model: backbone as asked for.
+        model: backbone, by the name it was asked for (a paper's short name, a Hub id).
         dataset: likewise.
         norm: of the perturbation.
         eps: the budget that is trained towards and measured, as given: "4/255".
-        setting: the name of how eps is scheduled.
+        setting: how eps is scheduled: "standard", "fix", "hinge", a schedule, or a recipe's name.
         seed: of weights, order and augmentation.
     """
 
@@ -141,8 +142,7 @@ class Job:
             of_trainer = "paper" if get_protocol(protocol).by_distance else protocol
             flags = [*self.options, "--eval_protocol", of_trainer]  # its plan and its number of steps
             parsed = CellArguments(*parse_options("reproduce", flags, types, titles, "").parsed)
-            if self.measurement.split not in ("test", "validation"):
-                raise ValueError(f"Unknown split {self.measurement.split!r}. Valid: test, validation.")
+            check_choice("split", self.measurement.split, ("test", "validation"))
         except ValueError as error:
             raise ValueError(f"Cell {self.cell.name}: {error}") from None
         return parsed

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 from hf_robust_ft.attacks.threat_model import format_eps, parse_eps
-from hf_robust_ft.experiments.grid.results import CellResult
+from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.grid.settings import schedule_epochs
 from hf_robust_ft.experiments.paper.numbers import Scores, fix_and_schedule
 from hf_robust_ft.models.backbones import BACKBONES
@@ -64,8 +64,8 @@ class ScoreTable:
     scores: Mapping[tuple[Configuration, str], Mapping[int, Scores]]
 
     @classmethod
-    def from_results(cls, results: Iterable[CellResult], *, first: bool = False) -> "ScoreTable":
-        """Take what was measured, with `first` after the first attack steps (`CellResult.first_scores`).
+    def from_results(cls, results: Iterable[MeasuredCell], *, first: bool = False) -> "ScoreTable":
+        """Take what was measured, with `first` after the first attack steps (`MeasuredCell.first_scores`).
 
         Raises:
             ValueError: the same cell and seed twice, or what `check_comparable` refuses.
@@ -147,7 +147,7 @@ class ScoreTable:
         return dict(sorted(found.items(), key=lambda item: (_configuration_rank(item[0][0]), setting_rank(item[0][1]))))
 
 
-def check_comparable(results: Sequence[CellResult]) -> None:
+def check_comparable(results: Sequence[MeasuredCell]) -> None:
     """Refuse results that were not measured alike.
 
     The number of points of eps and the number of images may differ between eps and between datasets, nothing else.
@@ -170,8 +170,8 @@ def check_comparable(results: Sequence[CellResult]) -> None:
         _same(f"numbers of images of {dataset}", alike, lambda each: str(each.report.num_samples))
 
 
-def _same(what: str, results: Sequence[CellResult], value: Callable[[CellResult], str]) -> None:
-    first: dict[str, CellResult] = {}
+def _same(what: str, results: Sequence[MeasuredCell], value: Callable[[MeasuredCell], str]) -> None:
+    first: dict[str, MeasuredCell] = {}
     for each in results:
         first.setdefault(value(each), each)
     if len(first) > 1:
@@ -236,17 +236,17 @@ def mean_scores(scores: Iterable[Scores]) -> Scores | None:
     return Scores(*np.mean(scores, axis=0).tolist()) if scores else None
 
 
-def split_of(result: CellResult) -> str:
+def split_of(result: MeasuredCell) -> str:
     """The held-out split that was measured."""
     return result.report.metadata.get("split", "test")
 
 
-def eps_of(result: CellResult) -> float:
+def eps_of(result: MeasuredCell) -> float:
     """In pixel units of [0, 1]."""
     return parse_eps(result.eps)
 
 
-def configuration_of(result: CellResult) -> Configuration:
+def configuration_of(result: MeasuredCell) -> Configuration:
     return Configuration(result.model, result.dataset, format_eps(eps_of(result)))
 
 
@@ -264,5 +264,5 @@ def _configuration_rank(configuration: Configuration) -> tuple:
     return (parse_eps(configuration.eps), place, configuration.model, configuration.dataset)
 
 
-def _name(result: CellResult) -> str:
+def _name(result: MeasuredCell) -> str:
     return f"{'/'.join(configuration_of(result))}, {result.setting}, seed {result.seed}"

@@ -2,7 +2,7 @@
 
 from hf_robust_ft.attacks.threat_model import parse_eps
 from hf_robust_ft.experiments.grid.comparison import Configuration, eps_of, split_of
-from hf_robust_ft.experiments.grid.results import CellResult
+from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.paper.numbers import Scores, paper_scores
 from hf_robust_ft.models.backbones import BACKBONES
 
@@ -21,7 +21,7 @@ def paper_figure(norm: str, configuration: Configuration, setting: str) -> Score
     return paper_scores(model, configuration.dataset, parse_eps(configuration.eps), setting)
 
 
-def is_measured_as_paper(result: CellResult) -> bool:
+def is_measured_as_paper(result: MeasuredCell) -> bool:
     """Whether its first scores are measured as the paper's: Linf, APGD-10 (ce) at every 1/255, on the test split."""
     report = result.report
     used = (result.norm, report.protocol, report.attack["loss"], result.first_steps, split_of(result))
@@ -29,7 +29,7 @@ def is_measured_as_paper(result: CellResult) -> bool:
     return used == ("Linf", "paper", "ce", 10, "test") and len(report.epsilons) == points
 
 
-def trained_otherwise(result: CellResult) -> list[str]:
+def trained_otherwise(result: MeasuredCell) -> list[str]:
     """What of a cell's training is not the paper's, as far as the paper tells: "num_train_epochs 2 (paper: 50)"."""
     told = _PAPERS_TRAINING | (_PAPERS_CORNERS if result.setting == "hinge" else {})
     if result.model in ("r50", BACKBONES["r50"].hub_id):

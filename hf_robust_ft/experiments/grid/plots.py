@@ -18,7 +18,7 @@ from hf_robust_ft.experiments.grid.comparison import (
     setting_rank,
 )
 from hf_robust_ft.experiments.grid.paper_comparison import is_measured_as_paper, paper_figure
-from hf_robust_ft.experiments.grid.results import CellResult
+from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.grid.settings import schedule_epochs
 from hf_robust_ft.experiments.paper.numbers import Scores
 from hf_robust_ft.provenance.validation_curves import ValidationCurve
@@ -34,7 +34,7 @@ Styles = Mapping[str, Mapping[str, str]]  # of `styles_of`
 _SHORT = {"clean": "clean", "adversarial": "adv.", "expected": "expected"}
 
 
-def plot_grid(results: Sequence[CellResult], folder: str | Path) -> list[Path]:
+def plot_grid(results: Sequence[MeasuredCell], folder: str | Path) -> list[Path]:
     """Draw into `folder` every picture that the results allow; returns the paths of those that could be drawn."""
     folder = Path(folder)
     schedules = [each for each in results if not schedule_epochs(each.setting)]
@@ -57,7 +57,7 @@ def plot_grid(results: Sequence[CellResult], folder: str | Path) -> list[Path]:
     return paths
 
 
-def styles_of(results: Sequence[CellResult]) -> dict[str, dict[str, str]]:
+def styles_of(results: Sequence[MeasuredCell]) -> dict[str, dict[str, str]]:
     """The look of each setting, in the order of legends."""
     return {
         setting: {
@@ -70,7 +70,7 @@ def styles_of(results: Sequence[CellResult]) -> dict[str, dict[str, str]]:
     }
 
 
-def plot_accuracy_by_eps(results: Sequence[CellResult], path: str | Path, *, styles: Styles) -> None:
+def plot_accuracy_by_eps(results: Sequence[MeasuredCell], path: str | Path, *, styles: Styles) -> None:
     """Accuracy under attack over its budget: the mean over seeds, and a band from the lowest to the highest seed."""
     figure, panels = _panels(results)
     unit, unit_name = _unit(results[0])
@@ -85,7 +85,7 @@ def plot_accuracy_by_eps(results: Sequence[CellResult], path: str | Path, *, sty
     _finish(figure, f"Trained for {_budget(results)}, attacked up to it", path)
 
 
-def plot_scores(results: Sequence[CellResult], path: str | Path, *, styles: Styles) -> None:
+def plot_scores(results: Sequence[MeasuredCell], path: str | Path, *, styles: Styles) -> None:
     """Clean, adversarial and expected accuracy as bars, with the standard deviation over seeds.
 
     A black line is what the paper prints for that backbone, dataset and setting, where it was measured as ours was.
@@ -122,7 +122,7 @@ def plot_scores(results: Sequence[CellResult], path: str | Path, *, styles: Styl
     _finish(figure, f"Scores at {_budget(results)}", path)
 
 
-def plot_training_by_setting(results: Sequence[CellResult], path: str | Path, *, styles: Styles) -> None:
+def plot_training_by_setting(results: Sequence[MeasuredCell], path: str | Path, *, styles: Styles) -> None:
     """Clean validation accuracy over the budget eps of training, by epoch; means over seeds with their range."""
     figure, panels = _panels(results, with_strip=True)
     unit, unit_name = _unit(results[0])
@@ -144,7 +144,7 @@ def plot_training_by_setting(results: Sequence[CellResult], path: str | Path, *,
     _finish(figure, f"Validation accuracy in training for {_budget(results)}", path)
 
 
-def plot_start_and_end(results: Sequence[CellResult], path: str | Path) -> None:
+def plot_start_and_end(results: Sequence[MeasuredCell], path: str | Path) -> None:
     """The ablation of T1 and T2: a map for each score and configuration, coloured from its lowest to its highest."""
     table = ScoreTable.from_results(results)
     rows = table.configurations
@@ -171,7 +171,7 @@ def plot_start_and_end(results: Sequence[CellResult], path: str | Path) -> None:
     _save(figure, path)
 
 
-def plot_delay_and_accuracy(results: Sequence[CellResult], path: str | Path, *, styles: Styles) -> None:
+def plot_delay_and_accuracy(results: Sequence[MeasuredCell], path: str | Path, *, styles: Styles) -> None:
     """Clean accuracy on held-out images against adaptation delay, a dot a run; a cross never adapted.
 
     A run has adapted when its validation accuracy exceeds the paper's 5 %, or more where guessing exceeds that.
@@ -200,12 +200,12 @@ def plot_delay_and_accuracy(results: Sequence[CellResult], path: str | Path, *, 
     _finish(figure, f"Adaptation delay, trained for {_budget(results)}", path)
 
 
-def _delay(result: CellResult, threshold: float) -> float | None:
+def _delay(result: MeasuredCell, threshold: float) -> float | None:
     epochs, accuracies = (tuple(result.validation[name]) for name in ("epochs", "accuracies"))
     return ValidationCurve(result.setting, 0.0, epochs, accuracies, epochs[-1]).delay(threshold)
 
 
-def _panels(results: Sequence[CellResult], with_strip: bool = False) -> tuple[plt.Figure, list]:
+def _panels(results: Sequence[MeasuredCell], with_strip: bool = False) -> tuple[plt.Figure, list]:
     """A figure, and (configuration, axes, {setting: its seeds}) for each panel.
 
     Args:
@@ -256,19 +256,19 @@ def _line_and_band(axes, x: Sequence[float], y: np.ndarray, style: Mapping, labe
         axes.fill_between(x, y.min(0), y.max(0), color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _common_epochs(seeds: Sequence[CellResult], name: str) -> tuple[list[float], np.ndarray]:
+def _common_epochs(seeds: Sequence[MeasuredCell], name: str) -> tuple[list[float], np.ndarray]:
     """The epochs that all seeds have, and their values there, (seeds, epochs)."""
     by_epoch = [dict(zip(each.validation["epochs"], each.validation.get(name, ()), strict=False)) for each in seeds]
     epochs = sorted(set.intersection(*map(set, by_epoch)))
     return epochs, np.array([[values[epoch] for epoch in epochs] for values in by_epoch])
 
 
-def _unit(result: CellResult) -> tuple[float, str]:
+def _unit(result: MeasuredCell) -> tuple[float, str]:
     """What eps is multiplied by on an axis, and what the axis says of it."""
     return (255, " (1/255)") if result.norm == "Linf" else (1, "")
 
 
-def _budget(results: Sequence[CellResult]) -> str:
+def _budget(results: Sequence[MeasuredCell]) -> str:
     return f"{results[0].norm} {configuration_of(results[0]).eps}"
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from hf_robust_ft.experiments.grid.arguments import SET_BY_GRID, GridArguments, read_grid, shipped_grids
 from hf_robust_ft.experiments.grid.cells import Grid, Job
 from hf_robust_ft.experiments.grid.planning import GridPlan, plan_grid
-from hf_robust_ft.experiments.grid.results import CellResult
+from hf_robust_ft.experiments.grid.results import MeasuredCell
+from hf_robust_ft.experiments.grid.run_cell import refuse_changes
 from hf_robust_ft.experiments.grid.runners import RUN
-from hf_robust_ft.experiments.grid.running import refuse_changes
 from hf_robust_ft.experiments.planning import PlanArguments
 from hf_robust_ft.provenance.affects import MEASUREMENT, arguments
 from hf_robust_ft.runs.arguments import DataArguments
@@ -138,7 +138,7 @@ def _run(jobs: Sequence[Job], options: GridArguments) -> dict[str, str]:
     return missing
 
 
-def _line(result: CellResult | None, reason: str | None) -> str:
+def _line(result: MeasuredCell | None, reason: str | None) -> str:
     if result is None:
         return f"no result: {reason}"
     report = result.report
@@ -152,7 +152,7 @@ def _write(grid: Grid, every: Sequence[Job]) -> None:
     """Tables and pictures of all cells of the grid that finished or failed, this time's and earlier ones'."""
     from hf_robust_ft.experiments.grid.tables import write_tables  # matplotlib: only now
 
-    finished = [CellResult.from_json(job.result) for job in every if job.result.is_file()]
+    finished = [MeasuredCell.from_json(job.result) for job in every if job.result.is_file()]
     failed = {job.cell.name: job.failure_reason for job in every if job.failure.is_file() and not job.result.is_file()}
     folder = Path(grid.folder)
     (folder / "grid.json").write_text(json.dumps(_without_paths(grid), indent=1) + "\n", encoding="utf-8")

@@ -8,21 +8,16 @@ from typing import Any
 
 from hf_robust_ft.evaluation.convergence_text import first_round
 from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.experiments.grid.cells import Cell
 from hf_robust_ft.experiments.paper.numbers import Scores
 from hf_robust_ft.provenance.atomic import write_whole
 
 
 @dataclass(frozen=True)
-class CellResult:
-    """One run of a grid, trained and measured.
+class MeasuredCell(Cell):
+    """A cell that was trained and measured; as JSON its fields stand beside those of `Cell`.
 
     Args:
-        model: backbone, by the name it was asked for (a paper's short name, a Hub id).
-        dataset: likewise.
-        norm: of the perturbation.
-        eps: the target budget as given, e.g. "4/255".
-        setting: how eps was scheduled: "standard", "fix", "hinge", a schedule, or a recipe's name.
-        seed: of weights, order and augmentation.
         report: what was measured on the held-out split at eps, whatever eps training saw.
         validation: by epoch: `epochs`, clean `accuracies`, and `eps`, the budget of training (pixel units of [0, 1]).
         passes: images that passed through the model, by kind: `training` (gradient of the weights), `attack`
@@ -31,12 +26,6 @@ class CellResult:
         configuration: every setting that the figures depend on.
     """
 
-    model: str
-    dataset: str
-    norm: str
-    eps: str
-    setting: str
-    seed: int
     report: RobustnessReport
     validation: dict[str, list[float]]
     passes: dict[str, int]
@@ -79,7 +68,7 @@ class CellResult:
         write_whole(path, json.dumps(dataclasses.asdict(self) | {"report": self.report.to_dict()}, indent=1) + "\n")
 
     @classmethod
-    def from_json(cls, path: str | Path) -> "CellResult":
+    def from_json(cls, path: str | Path) -> "MeasuredCell":
         """Read a finished cell.
 
         Raises:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from hf_robust_ft.experiments.grid.arguments import GridArguments
 from hf_robust_ft.experiments.grid.cells import Job
-from hf_robust_ft.experiments.grid.results import CellResult
-from hf_robust_ft.experiments.grid.running import CellInProgress, attempt_cell, is_in_progress, record_failure
+from hf_robust_ft.experiments.grid.results import MeasuredCell
+from hf_robust_ft.experiments.grid.run_cell import CellInProgress, attempt_cell, is_in_progress, record_failure
 
 
 class Outcome(NamedTuple):
@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
     """
 
     job: Job
-    result: CellResult | None
+    result: MeasuredCell | None
     in_progress: bool = False
 
     @property
@@ -66,7 +66,7 @@ def run_launched(jobs: Sequence[Job], options: GridArguments) -> Iterator[Outcom
             except OSError as error:
                 raise ValueError(f"The launcher {options.launcher!r} cannot be started: {error}.") from None
         if job.result.is_file() and code == 0:
-            yield Outcome(job, CellResult.from_json(job.result))
+            yield Outcome(job, MeasuredCell.from_json(job.result))
             continue
         if not job.failure.is_file():  # killed, or the launcher itself failed
             record_failure(job, f"{launcher[0]} ended with exit code {code}; see logs/{log.name}")
@@ -138,7 +138,7 @@ def _collected(job: Job, content: str | None, failure: str | None) -> Outcome:
         if not job.result.is_file():
             job.result.parent.mkdir(parents=True, exist_ok=True)
             job.result.write_text(content, encoding="utf-8")
-        return Outcome(job, CellResult.from_json(job.result))
+        return Outcome(job, MeasuredCell.from_json(job.result))
     if failure == "":
         return Outcome(job, None, in_progress=True)
     first, _, details = failure.partition("\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_robust_ft.provenance.affects import launching
+from hf_robust_ft.provenance.choices import did_you_mean
 from hf_robust_ft.runs.recipes import RUN_ARGUMENTS, read_recipe, shipped_recipes
 from hf_robust_ft.schedules import SCHEDULES
 
@@ -74,8 +75,7 @@ def setting_options(setting: str) -> dict[str, Any]:
             )
         return options
     known = [*NAMED, *SCHEDULES, "hinge:T1,T2", "SCHEDULE:KEY=VALUE,...", "NAME=OPTION:VALUE;...", *shipped_recipes()]
-    near = difflib.get_close_matches(setting, known, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(difflib.get_close_matches(setting, known, n=1))
     raise ValueError(f"Unknown setting {setting!r}.{hint} Valid: {', '.join(known)}, or a recipe file (.yaml).")
 
 

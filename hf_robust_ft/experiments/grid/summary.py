@@ -18,7 +18,7 @@ from hf_robust_ft.experiments.grid.comparison import (
     t_test_over_seeds,
 )
 from hf_robust_ft.experiments.grid.paper_comparison import is_measured_as_paper, paper_figure, trained_otherwise
-from hf_robust_ft.experiments.grid.results import CellResult
+from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.grid.settings import schedule_epochs
 from hf_robust_ft.experiments.paper.numbers import Scores
 
@@ -26,7 +26,7 @@ REFERENCES = ("fix", "hinge")
 ALL_EPS = "all"
 
 
-def summarise(results: Sequence[CellResult], failed: Mapping[str, str]) -> dict[str, Any]:
+def summarise(results: Sequence[MeasuredCell], failed: Mapping[str, str]) -> dict[str, Any]:
     """Count, average and compare. Accuracies are shares in [0, 1], and so are differences.
 
     Args:
@@ -40,7 +40,7 @@ def summarise(results: Sequence[CellResult], failed: Mapping[str, str]) -> dict[
     norm = results[0].norm if results else None
     protocols = {format_eps(eps_of(each)): each.protocol for each in sorted(results, key=eps_of)}
     papers = {format_eps(eps_of(each)): is_measured_as_paper(each) for each in sorted(results, key=eps_of)}
-    runs: dict[tuple[Configuration, str], list[CellResult]] = {}
+    runs: dict[tuple[Configuration, str], list[MeasuredCell]] = {}
     for each in results:
         runs.setdefault((configuration_of(each), each.setting), []).append(each)
     return {
@@ -81,7 +81,7 @@ def _cell(table: ScoreTable, configuration: Configuration, setting: str) -> dict
 
 
 def _first_scores(
-    first: ScoreTable, runs: Sequence[CellResult], configuration: Configuration, setting: str
+    first: ScoreTable, runs: Sequence[MeasuredCell], configuration: Configuration, setting: str
 ) -> dict[str, Any]:
     """Beside converged figures those after the first attack steps, and how many of the runs settled."""
     converged = [each.report.convergence for each in runs]
@@ -97,7 +97,7 @@ def _mean_and_sd(table: ScoreTable, configuration: Configuration, setting: str) 
 
 
 def _beside_the_paper(
-    first: ScoreTable, norm: str, papers_protocol: bool, runs: Sequence[CellResult]
+    first: ScoreTable, norm: str, papers_protocol: bool, runs: Sequence[MeasuredCell]
 ) -> dict[str, Any]:
     """The paper's figure, and ours minus it: where ours converged, that after the paper's steps."""
     configuration, setting = configuration_of(runs[0]), runs[0].setting
@@ -195,9 +195,9 @@ def _against_reference(table: ScoreTable, setting: str, members: Iterable[Config
     return {"pairs": len(pairs), "difference": _minus(ours, theirs) if pairs else None}
 
 
-def _costs(results: Sequence[CellResult]) -> list[dict[str, Any]]:
+def _costs(results: Sequence[MeasuredCell]) -> list[dict[str, Any]]:
     """Mean passes and seconds of a run by backbone, dataset and setting; attack passes also as a share of hinge's."""
-    runs: dict[tuple[str, str, str], list[CellResult]] = {}
+    runs: dict[tuple[str, str, str], list[MeasuredCell]] = {}
     order = ScoreTable.from_results(results).settings
     for each in sorted(results, key=lambda each: (each.model, each.dataset, order.index(each.setting))):
         runs.setdefault((each.model, each.dataset, each.setting), []).append(each)
@@ -220,7 +220,7 @@ def _costs(results: Sequence[CellResult]) -> list[dict[str, Any]]:
     return rows
 
 
-def _mean_of(results: Sequence[CellResult], name: str) -> dict[str, float]:
+def _mean_of(results: Sequence[MeasuredCell], name: str) -> dict[str, float]:
     counted = [getattr(each, name) for each in results]
     kinds = list(dict.fromkeys(kind for each in counted for kind in each))
     return {kind: sum(each.get(kind, 0) for each in counted) / len(counted) for kind in kinds}

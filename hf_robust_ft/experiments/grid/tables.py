@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_robust_ft.experiments.grid.markdown import NONE, SHORT, percent, points, table
 from hf_robust_ft.experiments.grid.plots import plot_grid
-from hf_robust_ft.experiments.grid.results import CellResult
+from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.grid.score_tables import ablation_tables, score_tables
 from hf_robust_ft.experiments.grid.settings import table_name
 from hf_robust_ft.experiments.grid.summary import ALL_EPS, REFERENCES, summarise
@@ -18,7 +18,7 @@ TABLES_NAME = "tables.md"
 RESULTS_NAME = "results.json"
 
 
-def write_tables(results: Sequence[CellResult], folder: str | Path, failed: Mapping[str, str] | None = None) -> str:
+def write_tables(results: Sequence[MeasuredCell], folder: str | Path, failed: Mapping[str, str] | None = None) -> str:
     """Write `tables.md`, `results.json` (the same figures, not rounded) and the pictures into `folder`.
 
     Args:

@@ -8,13 +8,13 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from hf_robust_ft.models import BACKBONES
-from hf_robust_ft.models.backbones import nearest_names
 from hf_robust_ft.models.clip_twins import open_clip_twin
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.models.image_size import input_size, resize_input
 from hf_robust_ft.models.open_clip_checkpoints import PREFIX
 from hf_robust_ft.models.timm_classifier import build_timm_classifier
 from hf_robust_ft.models.trust import refusals_explained
+from hf_robust_ft.provenance.choices import nearest_names
 from hf_robust_ft.runs.model_names import check_model_name
 
 

@@ -3,6 +3,8 @@
 import difflib
 from dataclasses import dataclass
 
+from hf_robust_ft.provenance.choices import did_you_mean
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -59,6 +61,5 @@ def get_gpu(name: str) -> Gpu:
     """
     if name.lower() not in GPUS:
         near = difflib.get_close_matches(name.lower(), GPUS, n=2)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"Unknown gpu {name!r}.{hint} Known: {', '.join(GPUS)}.")
+        raise ValueError(f"Unknown gpu {name!r}.{did_you_mean(near)} Known: {', '.join(GPUS)}.")
     return GPUS[name.lower()]

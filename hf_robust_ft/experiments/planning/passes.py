@@ -13,7 +13,14 @@ from hf_robust_ft.evaluation.checked_images import CHECKED_IMAGES
 from hf_robust_ft.evaluation.convergence import AUTO, rounds_up_to
 from hf_robust_ft.evaluation.output_checks import IMAGES_ALONE
 from hf_robust_ft.evaluation.protocols import closing_attacks
-from hf_robust_ft.evaluation.second_opinion import SQUARE, TARGETED, TWO_CLASSES
+from hf_robust_ft.evaluation.second_opinion import (
+    LONG_TARGETED,
+    LONG_TWO_CLASSES,
+    NEAREST,
+    SQUARE,
+    TARGETED,
+    TWO_CLASSES,
+)
 from hf_robust_ft.evaluation.trust_checks import LONGER, MOST_DRAWS
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
@@ -167,41 +174,32 @@ def phases(
 
 
 def _grid_attack(name: str, args: AdversarialTrainingArguments, visits: int, num_classes: int) -> Iterator[Phase]:
-    budgets = len(args.evaluation_grid) - 1
-    if budgets:
-        gradients, forwards = attack_passes(args.eval_attack, num_classes)
-        yield Phase(
-            f"{name} ({budgets} budgets)",
-            visits,
-            forward=budgets * forwards * visits,
-            input_gradient=budgets * gradients * visits,
-            at_most=True,
-        )
-    if budgets and args.eval_attack_steps == AUTO:
-        yield _more_steps(name, args, visits, num_classes)
-    for attack in closing_attacks(args.eval_protocol, args.norm, num_classes) if budgets else ():
-        # Once an image: falls from budget to budget are counted as if they happened at the last round of steps.
-        gradients, forwards = attack_passes(attack, num_classes)
-        yield Phase(
-            f"{name}, {attack}", visits, forward=forwards * visits, input_gradient=gradients * visits, at_most=True
-        )
+    """Upper bounds of an evaluation's attacks; each brings a forward that looks whether its examples are found again.
 
-
-def _more_steps(name: str, args: AdversarialTrainingArguments, visits: int, num_classes: int) -> Phase:
-    """The rounds after the first of steps "auto": an attack an image in each, and again for each budget that falls.
-
-    As if all fell at the last round, and at every budget; a round that changes little ends it.
+    After the first round each attack is tried once an image, and again at the next smaller budget whenever it succeeds.
+    It may succeed at all budgets but the smallest, at whichever attack is dearest, and is tried no more at the last.
     """
-    rounds = rounds_up_to(args.eval_attack_steps_limit)[1:]
-    steps = [*rounds, *rounds[-1:] * (len(args.evaluation_grid) - 2)]
-    passes = [attack_passes(replace(args.eval_attack, steps=each), num_classes) for each in steps]
-    return Phase(
-        f"{name}, rounds of {rounds[0]} to {rounds[-1]} steps" if rounds else f"{name}, no further round",
-        visits,
-        forward=sum(forwards for _, forwards in passes) * visits,
-        input_gradient=sum(gradients for gradients, _ in passes) * visits,
-        at_most=True,
-    )
+    budgets = len(args.evaluation_grid) - 1
+    if not budgets:
+        return
+    gradients, forwards = attack_passes(args.eval_attack, num_classes)
+    yield _attack_phase(f"{name} ({budgets} budgets)", visits, budgets * gradients, budgets * forwards + 1)
+    later = [(f"{steps} steps", replace(args.eval_attack, steps=steps)) for steps in _later_rounds(args)]
+    later += [(str(attack), attack) for attack in closing_attacks(args.eval_protocol, args.norm, num_classes)]
+    passes = [attack_passes(attack, num_classes) for _, attack in later]
+    for (label, _), (gradients, forwards) in zip(later, passes, strict=True):
+        yield _attack_phase(f"{name}, {label}", visits, gradients, forwards + 1)
+    if passes and budgets > 1:
+        dearest = (max(counts) for counts in zip(*passes, strict=True))
+        yield _attack_phase(f"{name}, again at smaller budgets", visits, *((budgets - 1) * each for each in dearest))
+
+
+def _later_rounds(args: AdversarialTrainingArguments) -> list[int]:
+    return rounds_up_to(args.eval_attack_steps_limit)[1:] if args.eval_attack_steps == AUTO else []
+
+
+def _attack_phase(name: str, visits: int, gradients: int, forwards: int) -> Phase:
+    return Phase(name, visits, forward=forwards * visits, input_gradient=gradients * visits, at_most=True)
 
 
 def _trust_checks(args: AdversarialTrainingArguments, test_images: int, num_classes: int) -> Iterator[Phase]:
@@ -212,14 +210,17 @@ def _trust_checks(args: AdversarialTrainingArguments, test_images: int, num_clas
     attack = args.eval_attack
     gradients, forwards = attack_passes(attack, num_classes)
     longer = 0 if args.eval_attack_steps == AUTO else LONGER  # the rounds tell of it
-    targeted = attack_passes(TARGETED if num_classes > 2 else TWO_CLASSES, num_classes)
+    attacks = (TARGETED, LONG_TARGETED) if num_classes > 2 else (TWO_CLASSES, LONG_TWO_CLASSES)
+    targeted, long = (attack_passes(attack, num_classes) for attack in attacks)
+    nearest = min(NEAREST * args.world_size, images)
     by_themselves = 2 * min(IMAGES_ALONE * args.world_size, images)
     yield Phase(
         "trust checks",
         images,
         forward=(4 + min(attack.steps, MOST_DRAWS) + (4 + bool(longer)) * forwards) * images
         + (targeted[1] + SQUARE.queries) * images
+        + long[1] * nearest
         + by_themselves,
-        input_gradient=(1 + (4 + longer) * gradients + targeted[0]) * images,
+        input_gradient=(1 + (4 + longer) * gradients + targeted[0]) * images + long[0] * nearest,
         at_most=True,
     )

@@ -28,7 +28,8 @@ ASSUMED_CLASSES = 1000
 ASSUMPTIONS = (
     "FLOPs: torch's counter, a multiply-add is 2; normalisation, activations, the optimizer and image loading are not "
     "counted",
-    "'at most': an image that is fooled is not attacked again",
+    "'at most': a true upper bound, as if each image stood to the last attack and every attack took all its steps; an "
+    "image that is fooled is not attacked again",
 )
 EARLIEST = "the schedule follows what training measures: eps is taken to rise as early as it can"
 

@@ -10,7 +10,7 @@ from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
 from hf_robust_ft.evaluation.convergence_text import first_round
 from hf_robust_ft.evaluation.reliability import DOUBTFUL, OK, short_verdict
 from hf_robust_ft.evaluation.report import RobustnessReport
-from hf_robust_ft.reporting.comparability import UNKNOWN, UNNAMED_DATASET, Setting, dataset_text
+from hf_robust_ft.reporting.comparability import UNKNOWN, UNNAMED_DATASET, Setting, dataset_text, image_set
 from hf_robust_ft.reporting.consistency import check_consistent
 
 SCORES = ("expected_robustness", "adversarial_accuracy", "clean_accuracy")
@@ -134,7 +134,7 @@ def _setting_of(entry: EvalResult) -> Setting:
         eps=format_eps(threat_model.eps),
         protocol=str(told["protocol"]),
         attack=str(told.get("attack", UNKNOWN)),
-        image_digest=str(told.get("image_digest", UNKNOWN)),
+        image_set=image_set(told) or UNKNOWN,
     )
 
 
@@ -148,8 +148,8 @@ def _clean_accuracy(entries: Sequence[EvalResult], setting: Setting) -> float | 
     for entry in entries:
         told = entry.metric_args if isinstance(entry.metric_args, dict) else {}
         where = _dataset_of(entry), str(entry.dataset_split or UNKNOWN)
-        images = str(told.get("samples", setting.images)), str(told.get("image_digest", setting.image_digest))
-        if where == (setting.dataset, setting.split) and images == (setting.images, setting.image_digest):
+        images = str(told.get("samples", setting.images)), image_set(told) or setting.image_set
+        if where == (setting.dataset, setting.split) and images == (setting.images, setting.image_set):
             return _share(entry.metric_value, "clean_accuracy")
     return None
 

@@ -106,9 +106,9 @@ def _read_files(source: str, report: Path | None, card: Path | None, url: str | 
     except Exception as error:
         wrong.append(f"{CARD_NAME}: {_reason(error, card)}")
     known = {  # cards tell no grid, and those of older versions not which images
-        replace(result.setting, grid=DEFAULT_GRID, image_digest=digest): result
+        replace(result.setting, grid=DEFAULT_GRID, image_set=images): result
         for result in measured
-        for digest in (result.setting.image_digest, UNKNOWN)
+        for images in (result.setting.image_set, UNKNOWN)
     }
     for result in told:
         if result.setting in known and (apart := known[result.setting].disagreements(result)):

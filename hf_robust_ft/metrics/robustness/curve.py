@@ -1,17 +1,12 @@
-"""The accuracy-eps curve and its integral. The only place where the formulas exist.
+"""The accuracy-eps curve and its integral. The only place where the formulas exist."""
 
-Distributions of eps other than uniform, as weights for the integral: `threat_distributions.py`.
-"""
-
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .class_indices import check_classes
-
-if TYPE_CHECKING:
-    from .threat_distributions import ThreatDistribution
+from .threat_distributions import ThreatDistribution
 
 
 def parse_number(value: float | str) -> float:
@@ -75,6 +70,37 @@ def trapezoid_weights(epsilons: Sequence[float]) -> np.ndarray:
     return (np.append(gaps, 0) + np.insert(gaps, 0, 0)) / (2 * grid[-1])
 
 
+def grid_weights(distribution: ThreatDistribution, epsilons: Sequence[float]) -> np.ndarray:
+    """Weights (E,), summing to 1, whose product with the accuracies is their mean over the distribution of eps.
+
+    Exact for the piecewise-linear curve through the points: each weight is the mean of the hat function of its point.
+    For `Uniform` this is the trapezoid rule.
+
+    Args:
+        distribution: of eps, on [0, eps_g].
+        epsilons: (E,), increasing from 0 to eps_g, in pixel units of [0, 1].
+
+    Raises:
+        ValueError: not such a grid.
+
+    >>> from hf_robust_ft.metrics.robustness.threat_distributions import Dirac, Uniform
+    >>> grid_weights(Uniform(eps_g=4.0), [0, 1, 2, 3, 4]).tolist()
+    [0.125, 0.25, 0.25, 0.25, 0.125]
+    >>> grid_weights(Dirac(1.5, eps_g=2.0), [0, 1, 2]).tolist()
+    [0.0, 0.5, 0.5]
+    """
+    grid, eps_g = check_epsilons(epsilons), distribution.eps_g
+    if not math.isclose(grid[-1], eps_g, rel_tol=1e-12):
+        raise ValueError(f"The grid must end at the distribution's eps_g={eps_g:g}, got {grid[-1]:g}: change either.")
+    ends = np.append(grid[:-1], eps_g)  # no mass is lost where the last eps differs by rounding
+    mass = np.maximum(np.diff(distribution.cdf(ends)), 0)
+    mean_above_left = np.diff(distribution.partial_mean(ends)) - grid[:-1] * mass
+    right = np.clip(mean_above_left / np.diff(grid), 0, mass)  # rounding would leave [0, mass]
+    weights = np.append(mass - right, 0) + np.insert(right, 0, 0)
+    weights[0] += distribution.cdf(0.0)
+    return weights
+
+
 def expected_robustness(
     accuracies: Sequence[float], epsilons: Sequence[float | str], weights: Sequence[float | str] | None = None
 ) -> float:
@@ -84,7 +110,7 @@ def expected_robustness(
         accuracies: (E,), accuracy at each eps, in [0, 1].
         epsilons: (E,), increasing from 0 to eps_g.
         weights: (E,), non-negative and summing to 1 up to rounding (1e-5, which is divided out), for an eps that is
-            not uniform on [0, eps_g], e.g. of `threat_distributions.grid_weights`; the default is the trapezoid rule,
+            not uniform on [0, eps_g], e.g. of `grid_weights`; the default is the trapezoid rule,
             exact for the piecewise-linear curve through the points.
 
     Raises:
@@ -111,7 +137,7 @@ def expected_robustness(
     return round(float(given @ accuracies), 12)
 
 
-def survival_expectation(distribution: "ThreatDistribution", smallest_eps: Sequence[float]) -> float:
+def survival_expectation(distribution: ThreatDistribution, smallest_eps: Sequence[float]) -> float:
     """Expected robustness from each image's smallest fooling eps: the mean of P(eps < smallest_eps), with no grid.
 
     Args:

@@ -4,12 +4,14 @@ import datasets
 import evaluate
 import numpy as np
 
+# evaluate.load copies the siblings named here and no others; one import a line, without a comment.
 from .class_indices import check_classes
 from .curve import check_epsilons
 from .curve import expected_robustness
+from .curve import grid_weights
 from .curve import robust_accuracies
 from .threat_distribution_specs import parse_distribution
-from .threat_distributions import grid_weights
+from .threat_distributions import ThreatDistribution
 
 _DESCRIPTION = """\
 Measures the robustness of an image classifier from its predictions under attack at increasing budgets eps:
@@ -127,7 +129,8 @@ class Robustness(evaluate.Metric):
         if weights is not None and distribution is not None:
             raise ValueError(f"Give weights or distribution, not both; got weights and distribution={distribution!r}.")
         if distribution is not None:
-            weights = grid_weights(parse_distribution(distribution, eps_g=grid[-1]), grid)
+            threat: ThreatDistribution = parse_distribution(distribution, eps_g=grid[-1])
+            weights = grid_weights(threat, grid)
         accuracies = robust_accuracies(predictions, references).tolist()
         if len(accuracies) != len(grid):
             raise ValueError(

@@ -5,15 +5,12 @@ rest of the package.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betainc, erfcx, ndtr
-
-from .curve import check_epsilons
 
 
 class ThreatDistribution:
@@ -262,36 +259,6 @@ class Weights(ThreatDistribution):
     def _sum_below(self, x: ArrayLike, values: ArrayLike, side: str) -> np.ndarray:
         """The sum of the values of all eps < x ("left") or <= x ("right")."""
         return np.insert(np.cumsum(values), 0, 0)[np.searchsorted(self.epsilons, x, side=side)]
-
-
-def grid_weights(distribution: ThreatDistribution, epsilons: Sequence[float]) -> np.ndarray:
-    """Weights (E,), summing to 1, whose product with the accuracies is their mean over the distribution of eps.
-
-    Exact for the piecewise-linear curve through the points: each weight is the mean of the hat function of its point.
-    For `Uniform` this is the trapezoid rule.
-
-    Args:
-        distribution: of eps, on [0, eps_g].
-        epsilons: (E,), increasing from 0 to eps_g, in pixel units of [0, 1].
-
-    Raises:
-        ValueError: not such a grid.
-
-    >>> grid_weights(Uniform(eps_g=4.0), [0, 1, 2, 3, 4]).tolist()
-    [0.125, 0.25, 0.25, 0.25, 0.125]
-    >>> grid_weights(Dirac(1.5, eps_g=2.0), [0, 1, 2]).tolist()
-    [0.0, 0.5, 0.5]
-    """
-    grid, eps_g = check_epsilons(epsilons), distribution.eps_g
-    if not math.isclose(grid[-1], eps_g, rel_tol=1e-12):
-        raise ValueError(f"The grid must end at the distribution's eps_g={eps_g:g}, got {grid[-1]:g}: change either.")
-    ends = np.append(grid[:-1], eps_g)  # no mass is lost where the last eps differs by rounding
-    mass = np.maximum(np.diff(distribution.cdf(ends)), 0)
-    mean_above_left = np.diff(distribution.partial_mean(ends)) - grid[:-1] * mass
-    right = np.clip(mean_above_left / np.diff(grid), 0, mass)  # rounding would leave [0, mass]
-    weights = np.append(mass - right, 0) + np.insert(right, 0, 0)
-    weights[0] += distribution.cdf(0.0)
-    return weights
 
 
 def _format_eps(eps: float) -> str:

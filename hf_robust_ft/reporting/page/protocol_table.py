@@ -7,6 +7,7 @@ import numpy as np
 
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.convergence_text import convergence_sentence
+from hf_robust_ft.evaluation.reliability import OK, reliability_of_autoattack
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.reporting.comparability import Setting, attack_name
 from hf_robust_ft.reporting.reach import REACH
@@ -65,7 +66,8 @@ def _autoattack_text(report: RobustnessReport) -> str | None:
         return None
     low, high = report.confidence_intervals.get("autoattack_accuracy", (None, None))
     interval = "" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})"
-    return f"{report.autoattack_accuracy:.1%}{interval} of {report.autoattack_set}"
+    doubt = "" if reliability_of_autoattack(report.reliability)["verdict"] == OK else " (doubtful)"
+    return f"{report.autoattack_accuracy:.1%}{interval} of {report.autoattack_set}{doubt}"
 
 
 def _reach_text(reach: dict[str, float] | None) -> str | None:

@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from hf_robust_ft.provenance.affects import WEIGHTS, DeclaredArguments, arguments, stated_settings
+from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.training.tuning.freezing import parse_freeze
 
 NO_DECAY = ("trainer", "norms_biases")
@@ -112,8 +113,7 @@ class TuningArguments(DeclaredArguments, TrainingArguments):
     def __post_init__(self):
         self.freeze = str(self.freeze)
         for name, valid in (("no_decay", NO_DECAY), ("ema_use", EMA_USE)):
-            if getattr(self, name) not in valid:
-                raise ValueError(f"Unknown {name} {getattr(self, name)!r}. Valid: {', '.join(valid)}.")
+            check_choice(name, getattr(self, name), valid)
         parse_freeze(self.freeze)
         self._check_ranges()
         self._check_combinations()

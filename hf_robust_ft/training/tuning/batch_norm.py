@@ -13,6 +13,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from hf_robust_ft.provenance.choices import check_choice
+
 logger = logging.getLogger(__name__)
 
 FROZEN, FROZEN_FROM_ATTACK, AS_TRAINER = "frozen", "frozen_from_attack", "trainer"
@@ -60,7 +62,7 @@ class BatchNormPolicy(TrainerCallback, ExportableState):
     """
 
     def __init__(self, policy: str = FROZEN):
-        check_policy(policy)
+        check_choice("batch_norm", policy, BATCH_NORM)
         self.policy = policy
         self.has_attacked = False
         self._held: tuple[nn.Module, list[nn.Module]] | None = None  # a model, and its BatchNorms
@@ -118,9 +120,3 @@ def tell_of(policy: str, norms: list[nn.Module]) -> None:
             "which no data have moved (random weights, or a new head): these layers normalise nothing. Set batch_norm "
             "to frozen_from_attack, under which statistics adapt while eps is 0, or to trainer.", untouched, len(norms),
         )  # fmt: skip
-
-
-def check_policy(policy: Any) -> None:
-    """Raise a ValueError unless it is one of `BATCH_NORM`."""
-    if policy not in BATCH_NORM:
-        raise ValueError(f"Unknown batch_norm {policy!r}. Valid: {', '.join(BATCH_NORM)}.")

@@ -4,11 +4,13 @@ import json
 import pickle
 
 import pytest
+from grid_results import make_result
 
 from hf_robust_ft.experiments.grid.arguments import GRIDS, GridArguments, read_grid, shipped_grids
-from hf_robust_ft.experiments.grid.cells import Job
+from hf_robust_ft.experiments.grid.cells import Cell, Job
 from hf_robust_ft.experiments.grid.reproducing import parse_grid
-from hf_robust_ft.experiments.grid.running import CONFIGURATION, refuse_changes
+from hf_robust_ft.experiments.grid.results import MeasuredCell
+from hf_robust_ft.experiments.grid.run_cell import CONFIGURATION, refuse_changes
 
 
 def test_jobs_cross_everything_once(make_options, flags):
@@ -144,3 +146,13 @@ def test_the_papers_tables_are_whole():
         name: len(GridArguments(**read_grid(name)[0]).grid([]).jobs()) for name in ("table1_2", "table7", "table8")
     }
     assert counts == {"table1_2": 120, "table7": 30, "table8": 18}
+
+
+def test_a_measured_cell_is_the_cell_and_its_file_holds_their_fields_side_by_side(tmp_path):
+    result = make_result(setting="hinge", seed=3)
+    cell = Cell("efficientnet_lite0", "digits", "Linf", "4/255", "hinge", 3)
+    assert isinstance(result, Cell) and result.name == cell.name
+    result.to_json(tmp_path / "cell.json")
+    content = json.loads((tmp_path / "cell.json").read_text())
+    assert {"model", "dataset", "norm", "eps", "setting", "seed", "report", "configuration"} <= set(content)
+    assert MeasuredCell.from_json(tmp_path / "cell.json") == result

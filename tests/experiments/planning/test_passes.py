@@ -1,12 +1,22 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
+import torch
 
-from hf_robust_ft import APGD
+from hf_robust_ft import APGD, AttackResult
+from hf_robust_ft.attacks import Square
 from hf_robust_ft.attacks.sifted_targets import SiftedTargets
 from hf_robust_ft.attacks.until_fooled import FollowUp
 from hf_robust_ft.data import with_pixel_values
-from hf_robust_ft.experiments.planning.passes import attack_passes, evaluations, phases, training_length
+from hf_robust_ft.evaluation.protocols import attack_standing, closing_attacks
+from hf_robust_ft.experiments.planning.passes import (
+    _grid_attack,
+    attack_passes,
+    evaluations,
+    phases,
+    training_length,
+)
 
 
 @pytest.fixture
@@ -100,8 +110,38 @@ def test_the_plan_of_an_evaluation_bounds_what_passes(make_trainer, make_args, v
     for kind in ("input_gradient", "forward"):
         exact = sum(getattr(phase, kind) for phase in planned if not phase.at_most)
         assert exact < seen[kind] <= sum(getattr(phase, kind) for phase in planned), kind
-    attacks = 0 if robust_eval == "end" else 1 if steps == 2 else 2 if protocol == "paper" else 5
+    rounds = 0 if steps == 2 else 3 if protocol == "paper" else 5  # 20 and 40 steps, closing, smaller budgets
+    attacks = 0 if robust_eval == "end" else 1 + rounds
     assert sum("validation" in phase.name for phase in planned) == 1 + attacks
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_image_costs_more_than_planned_whenever_it_falls(make_args, seed):
+    """Attacks of the plan's costs that succeed at random, on one image at a time."""
+    args = make_args(eval_epsilons=None, eval_protocol="reliable", eval_attack_steps_limit=40)
+    planned = list(_grid_attack("attack", args, 1, num_classes=4))[1:]
+    generator, spent = torch.Generator().manual_seed(seed), Counter()
+
+    class Lucky(Square):
+        def __call__(self, logits_fn, pixels, labels, threat_model, *, eps, generator: torch.Generator):
+            spent.update(dict(zip(("input_gradient", "forward"), self.costs, strict=True)))
+            fooled = torch.rand(len(pixels), generator=generator) < 0.7
+            return AttackResult(pixels, fooled, torch.zeros(len(pixels)), labels + 1)
+
+    found = (torch.tensor([torch.inf], dtype=torch.float64), torch.zeros(1, dtype=torch.int64))
+    closing = closing_attacks("reliable", "Linf", 4)
+    for attack in [*(replace(args.eval_attack, steps=steps) for steps in (20, 40)), *closing]:
+        lucky = Lucky()
+        object.__setattr__(lucky, "costs", attack_passes(attack, 4))
+        outcome = attack_standing(
+            None, torch.zeros(1, 3, 2, 2), torch.zeros(1, dtype=torch.int64), smallest_eps=found[0],
+            wrong_classes=found[1], threat_model=args.threat_model, epsilons=args.evaluation_grid, attack=lucky,
+            generator=generator,
+        )  # fmt: skip
+        found = outcome.smallest_eps, outcome.wrong_classes
+        spent["forward"] += 1  # is it found again?
+    for kind in ("input_gradient", "forward"):
+        assert spent[kind] <= sum(getattr(phase, kind) for phase in planned), kind
 
 
 def test_an_epoch_without_eps_costs_no_attack(make_args):

@@ -174,7 +174,7 @@ def test_two_samples_of_as_many_images_do_not_rank_together():
     assert groups == [["again", "here"], ["elsewhere"], ["old", "older"]]
     text = to_markdown(board)
     assert f", images {reports['here'].image_digest}\n" in text and ", which images is not stated\n" in text
-    with pytest.raises(ValueError, match=r"differ in image_digest \(\w{16}, \w{16}\)"):
+    with pytest.raises(ValueError, match=r"differ in image_set \(\w{16}, \w{16}\)"):
         Leaderboard.of(results[:3], one_ranking=True)
 
 
@@ -188,4 +188,17 @@ def test_models_of_other_input_sizes_are_compared_by_the_files_of_their_images()
 def test_a_card_names_the_images_of_its_report():
     report = of_images([f"{number:016x}" for number in range(4)])
     (told,) = from_eval_results(ModelCard(render_model_card(report)).data.eval_results, "a/b")
-    assert told.setting.image_digest == report.image_digest and told.clean_accuracy == report.clean_accuracy
+    assert told.setting.image_set == report.image_digest and told.clean_accuracy == report.clean_accuracy
+
+
+def test_digests_of_files_and_of_pixels_have_a_name_each_and_older_cards_are_read():
+    report = of_images([f"{number:016x}" for number in range(4)], source_digest="a" * 16)
+    entries = ModelCard(render_model_card(report)).data.eval_results
+    for entry in entries:
+        told = entry.metric_args
+        assert (told["source_digest"], told["image_digest"]) == ("a" * 16, report.image_digest)
+    (new,) = from_eval_results(entries, "a/b")
+    for entry in entries:  # as older versions wrote it
+        entry.metric_args["image_digest"] = entry.metric_args.pop("source_digest")
+    (old,) = from_eval_results(entries, "a/b")
+    assert new.setting == old.setting == Setting.of(report) and old.clean_accuracy == report.clean_accuracy

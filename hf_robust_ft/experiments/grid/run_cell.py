@@ -20,7 +20,7 @@ from hf_robust_ft.evaluation.evaluate import evaluate_robustness
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.experiments.grid.cells import CellArguments, Job
 from hf_robust_ft.experiments.grid.pass_counter import PassCounter
-from hf_robust_ft.experiments.grid.results import CellResult
+from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.provenance.affects import unsaid
 from hf_robust_ft.provenance.atomic import write_whole
 from hf_robust_ft.provenance.class_names import class_names
@@ -38,7 +38,7 @@ class CellInProgress(RuntimeError):
     """Another process is at this cell."""
 
 
-def run_cell(job: Job, *, keeps_checkpoint: bool = False) -> CellResult:
+def run_cell(job: Job, *, keeps_checkpoint: bool = False) -> MeasuredCell:
     """Train and measure a cell, and write its file; all processes of a distributed run call this.
 
     Args:
@@ -52,7 +52,7 @@ def run_cell(job: Job, *, keeps_checkpoint: bool = False) -> CellResult:
     is_main = arguments.training.process_index == 0
     with _only_here(job, is_main):
         if job.result.is_file():  # another process has finished it since
-            return CellResult.from_json(job.result)
+            return MeasuredCell.from_json(job.result)
         configuration = job.configuration(arguments)
         _check_begun(job, configuration, is_main)
         set_seed(arguments.training.seed)
@@ -60,7 +60,7 @@ def run_cell(job: Job, *, keeps_checkpoint: bool = False) -> CellResult:
         trainer, counter = _train(job, arguments, prepared)
         before = time.monotonic()
         report = _measure(job, arguments, prepared, trainer)
-        result = CellResult(
+        result = MeasuredCell(
             **vars(job.cell),
             report=report,
             validation=_validation(trainer.state.log_history),
@@ -77,7 +77,7 @@ def run_cell(job: Job, *, keeps_checkpoint: bool = False) -> CellResult:
     return result
 
 
-def attempt_cell(job: Job, *, keeps_checkpoint: bool = False) -> CellResult | None:
+def attempt_cell(job: Job, *, keeps_checkpoint: bool = False) -> MeasuredCell | None:
     """`run_cell`, whose failure is written to the cell's `failed` file and ends nothing else.
 
     Returns:
@@ -114,7 +114,7 @@ def refuse_changes(job: Job, wanted: dict[str, Any]) -> None:
     """
     begun = job.work / CONFIGURATION
     if job.result.is_file():
-        before = CellResult.from_json(job.result).configuration
+        before = MeasuredCell.from_json(job.result).configuration
     elif begun.is_file():
         try:
             before = dict(json.loads(begun.read_text(encoding="utf-8")))

@@ -10,9 +10,9 @@ import time
 import pytest
 from filelock import FileLock
 
-import hf_robust_ft.experiments.grid.running as running
+import hf_robust_ft.experiments.grid.run_cell as cell_runs
 from hf_robust_ft.cli.main import main
-from hf_robust_ft.experiments.grid.running import CellInProgress, is_in_progress, run_cell
+from hf_robust_ft.experiments.grid.run_cell import CellInProgress, is_in_progress, run_cell
 from hf_robust_ft.runs.fine_tune import build_trainer, prepare_run
 from hf_robust_ft.training.base.checkpoints import newest_complete
 
@@ -23,13 +23,13 @@ STANDARD, FIX = (f"tinyvit.colours.Linf.16_255.{setting}.seed0" for setting in (
 @pytest.fixture
 def trained(monkeypatch):
     """The names of the cells that were trained, in turn."""
-    names, train = [], running._train
+    names, train = [], cell_runs._train
 
     def noting(job, *more):
         names.append(job.cell.name)
         return train(job, *more)
 
-    monkeypatch.setattr(running, "_train", noting)
+    monkeypatch.setattr(cell_runs, "_train", noting)
     return names
 
 
@@ -69,14 +69,14 @@ def test_a_cell_is_what_train_gives(make_options, flags, tmp_path):
 
 
 def test_a_failed_cell_stops_no_other_and_is_tried_again(grid_argv, kept, tmp_path, monkeypatch, capsys):
-    measure = running._measure
+    measure = cell_runs._measure
 
     def failing(job, *more):
         if job.cell.setting == "standard":
             raise RuntimeError("CUDA out of\nmemory")
         return measure(job, *more)
 
-    monkeypatch.setattr(running, "_measure", failing)
+    monkeypatch.setattr(cell_runs, "_measure", failing)
     with pytest.raises(SystemExit) as stop:
         main(grid_argv)
     assert "cells without a result: 1." in str(stop.value.code) and "RuntimeError: CUDA out of memory" in str(
@@ -86,7 +86,7 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again(grid_argv, kept, tmp_pa
     assert (folder / f"failed/{STANDARD}.txt").read_text().startswith("RuntimeError: CUDA out of memory\n")
     assert kept(FIX) and "RuntimeError: CUDA out of memory" in (folder / "tables.md").read_text()
 
-    monkeypatch.setattr(running, "_measure", measure)
+    monkeypatch.setattr(cell_runs, "_measure", measure)
     main(grid_argv)
     assert kept(STANDARD) and not (folder / f"failed/{STANDARD}.txt").exists()
 

@@ -1,0 +1,58 @@
+"""What is said of a name that is none of those there are. Every room above this one says it by these."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+_MANY = 20  # names that no error message lists in full
+
+
+def check_choice(what: str, value: Any, valid: Iterable[str], several: str = "") -> None:
+    """Pass one of the `valid` names.
+
+    Args:
+        what: it is a name of: an argument, a protocol.
+        value: as given.
+        valid: all names there are.
+        several: what these are called together.
+
+    Raises:
+        ValueError: another name, or none at all; with the valid ones.
+
+    >>> check_choice("protocol", "fast", ["paper", "exact"], "protocols")
+    Traceback (most recent call last):
+    ValueError: Unknown protocol 'fast'. Valid protocols: paper, exact.
+    """
+    valid = list(valid)
+    if value not in valid:
+        raise ValueError(f"Unknown {what} {value!r}. {f'Valid {several}'.strip()}: {', '.join(valid)}.")
+
+
+def did_you_mean(near: Iterable[str]) -> str:
+    """The names that are `near` as a question to put behind a sentence; nothing where there is none.
+
+    >>> did_you_mean(["hinge", "cosine"]), did_you_mean([])
+    (' Did you mean hinge or cosine?', '')
+    """
+    names = " or ".join(near)
+    return names and f" Did you mean {names}?"
+
+
+def nearest_names(name: str, known: Iterable[str]) -> str:
+    """Those of the `known` names most like `name`, whatever the case, for an error message.
+
+    Where none is alike, all of a few, or the three least unlike of many.
+
+    >>> nearest_names("clipvit", ["vit", "swin", "clip_vit"])
+    'clip_vit, vit'
+    >>> nearest_names("vit-b-32", ["RN50", "ViT-B-32"])
+    'ViT-B-32'
+    """
+    known = sorted(known)
+    lowered: dict[str, list[str]] = {}
+    for entry in known:
+        lowered.setdefault(entry.lower(), []).append(entry)
+    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.55)
+    if not close and len(known) > _MANY:
+        close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.0)
+    return ", ".join([entry for match in close for entry in lowered[match]] or known)
