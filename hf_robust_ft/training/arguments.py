@@ -65,7 +65,7 @@ class AdversarialTrainingArguments(TuningArguments):
     schedule_overshoot: float = field(
         default=1.0, metadata={"help": "Train at this multiple of eps_g, e.g. 1.1; evaluation stays at eps_g."}
     )
-    attack_steps: int = field(default=7, metadata={"help": "APGD steps of the training attack."})
+    attack_steps: int = field(default=7, metadata={"help": "APGD steps of the training attack, not of evaluation."})
     attack_steps_schedule: str = field(
         default="constant",
         metadata={

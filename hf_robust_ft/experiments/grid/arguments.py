@@ -53,7 +53,8 @@ class GridArguments:
         default="paper",
         metadata={
             "help": "How each cell is measured: paper (comparable), exact (stronger, no quadrature error), "
-            "reliable (the worst case of three attacks)."
+            "reliable (the worst case of three attacks). Its steps are --eval_attack_steps; --attack_steps is of "
+            "the training attack."
         },
     )
     eval_split: str = field(
