@@ -111,7 +111,6 @@ class EvaluationArguments:
     )
 
     def __post_init__(self):
-        self.attack_steps = AUTO if self.settings.converges else self.settings.attack.steps
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
         for name in ("autoattack", "save_examples"):
@@ -120,6 +119,7 @@ class EvaluationArguments:
         for name in ("save_examples", "store_examples"):
             if getattr(self, name) and not self.output_dir:
                 raise ValueError(f"{name} needs an output_dir to write to.")
+        self.attack_steps = AUTO if self.settings.converges else self.settings.attack.steps
 
     @cached_property
     def settings(self) -> EvaluationSettings:

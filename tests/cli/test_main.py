@@ -159,7 +159,7 @@ def test_fine_tuning_settings_and_skipped_images_are_in_report_and_card(train_fl
     assert (training["freeze"], training["ema_decay"], training["layer_decay"]) == ("1", 0.9, 0.5)
     assert "head_learning_rate" not in training and training["adam_beta2"] == 0.95
     (skipped,) = report.metadata["skipped_images"]["train"]
-    assert skipped["file"] == "broken.png" and str(tmp_path) not in json.dumps(report.metadata)
+    assert skipped["file"] == "broken.png" and str(tmp_path) not in json.dumps(dict(report.metadata))
     card = (tmp_path / "run" / "README.md").read_text()
     for part in (
         "## Data", "24 images in train, 8 images in validation, 16 images in test", "Left out, because they cannot be",
