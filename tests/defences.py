@@ -1,9 +1,12 @@
 """Networks that look more robust than they are, each by one trick around a small classifier of digits (N, 1, 8, 8)."""
 
+import io
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from hf_robust_ft import APGD, ThreatModel
@@ -71,6 +74,64 @@ def jpeg_like(x: Tensor) -> Tensor:
     n = torch.arange(8.0)
     basis = torch.cos(torch.pi * (2 * n[None] + 1) * n[:, None] / 16) * torch.where(n == 0, 0.125, 0.25).sqrt()[:, None]
     return (basis.T @ ((basis @ x @ basis.T) / 0.25).round() * 0.25 @ basis).clamp(0, 1)
+
+
+def jpeg(x: Tensor) -> Tensor:
+    """Through a JPEG file of quality 75; without a gradient."""
+
+    def through_a_file(image: Tensor) -> Tensor:
+        file = io.BytesIO()
+        Image.fromarray((255 * image[0]).round().clamp(0, 255).byte().numpy()).save(file, "JPEG", quality=75)
+        return torch.from_numpy(np.array(Image.open(file)))[None] / 255
+
+    return torch.stack([through_a_file(image) for image in x.detach()]) + 0 * x
+
+
+def nan_off_the_grid(model: Classifier) -> Classifier:
+    """Not a number for what is no image of whole sixteenths."""
+
+    def logits(x: Tensor) -> Tensor:
+        on_grid = ((16 * x - (16 * x).round()).abs() < 1e-4).flatten(1).all(1)
+        return torch.where(on_grid[:, None], model(x), torch.nan)
+
+    return logits
+
+
+def hashed(x: Tensor) -> Tensor:
+    """A number in [0, 1) for each image that any change of it changes, (N,)."""
+    return (x.detach().flatten(1).double() @ torch.linspace(1, 2, 64, dtype=torch.float64) * 1e6).frac().abs()
+
+
+def floored_with_a_shifted_gradient(model: Classifier) -> Classifier:
+    """Floored pixels whose gradient is the one of the pixel beside: of some use, and mostly wrong."""
+    return lambda x: model(backward_as(lambda gradient: gradient.roll(1, 3), lambda x: (32 * x).floor() / 32)(x))
+
+
+def brightest_half(model: Classifier) -> Classifier:
+    """Sees the 32 brightest pixels only, a set that attacks change at every step."""
+
+    def logits(x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return model(torch.where(flat >= flat.topk(32, 1).values[:, -1:], flat, 0.0).view_as(x))
+
+    return logits
+
+
+def temperature_by_the_input(model: Classifier) -> Classifier:
+    """Logits of another size, by up to a million, for every other image: the loss of two points compares nothing."""
+    return lambda x: model(x) * 10 ** (6 * hashed(x) - 5).float()[:, None]
+
+
+def crops_by_the_input(model: Classifier) -> Classifier:
+    """The mean over three shifts of a pixel, drawn by a hash of the image."""
+
+    def logits(x: Tensor) -> Tensor:
+        shifts = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+        moved = torch.stack([model(torch.roll(x, shift, (2, 3))) for shift in shifts], 1)
+        drawn = (9 * torch.stack([hashed(x + draw) for draw in (0, 0.1, 0.2)], 1)).long()
+        return moved.gather(1, drawn[..., None].expand(-1, -1, moved.shape[2])).mean(1)
+
+    return logits
 
 
 def direction(classes: int) -> Tensor:
@@ -163,6 +224,12 @@ DEFENCES: dict[str, Callable[[Classifier], Classifier]] = {
     "random noise": noisy,
     "noise seeded by the input": seeded_by_input,
     "normalised by its batch": among_others,
+    "JPEG": lambda model: lambda x: model(jpeg(x)),
+    "NaN off the grid": nan_off_the_grid,
+    "floored, shifted gradient": floored_with_a_shifted_gradient,
+    "temperature by the input": temperature_by_the_input,
+    "crops by the input": crops_by_the_input,
+    "brightest half": brightest_half,
 }
 
 HARMLESS: dict[str, Callable[[Classifier], Classifier]] = {

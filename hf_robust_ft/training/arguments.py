@@ -35,7 +35,12 @@ class AdversarialTrainingArguments(ScheduleArguments, TuningArguments):
     """
 
     attack_steps: int = field(
-        default=7, metadata={"help": "APGD steps of the training attack.", "affects": "weights", "stated": "always"}
+        default=7,
+        metadata={
+            "help": "APGD steps of the training attack, not of evaluation.",
+            "affects": "weights",
+            "stated": "always",
+        },
     )
     attack_loss: str = field(
         default="ce",

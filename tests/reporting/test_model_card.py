@@ -286,7 +286,7 @@ def test_classes_are_listed_up_to_twenty(full, count, shown):
     text = render_model_card(dataclasses.replace(full, per_class=rows))
     assert ("## By class" in text) == shown
     if shown:
-        found = table(text, "| class | images | clean | adversarial | expected |")[2:]
+        found = table(text, "| class | images | clean | adversarial (doubtful) | expected (doubtful) |")[2:]
         assert found == [[f"flower {index}", "100", "90.00 %", "50.00 %", "70.00 %"] for index in range(count)]
 
 

@@ -57,7 +57,8 @@ class GridArguments(DeclaredArguments):
         default="paper",
         metadata={
             "help": "How each cell is measured: paper (comparable), exact (stronger, no quadrature error), "
-            "reliable (the worst case of four attacks).",
+            "reliable (the worst case of four attacks). Its steps are --eval_attack_steps; --attack_steps is of the "
+            "training attack.",
             "sets": ("eval_protocol", "robust_eval"),
         },
     )

@@ -99,6 +99,8 @@ def reproduce(
     for job in every:  # what stands in the same tables
         if job not in jobs and job.result.is_file():
             refuse_changes(job, job.configuration(job.parse()))
+    if any(word.partition("=")[0].replace("-", "_") == "__attack_steps" for word in train_options):
+        print(_told_steps(parsed[0].training, options.protocol), flush=True)
     if plan_args.dry_run:
         plan = plan_grid(jobs, parsed, plan_args)
         print(plan, flush=True)
@@ -108,6 +110,14 @@ def reproduce(
     missing = _run(jobs, options)
     _write(grid, every)
     return missing
+
+
+def _told_steps(args: AdversarialTrainingArguments, protocol: str) -> str:
+    """What `--attack_steps` is of, which `evaluate` has by the same name for another attack."""
+    return (
+        f"--attack_steps {args.attack_steps} is of the training attack. Cells are measured by protocol {protocol}, its "
+        f"steps --eval_attack_steps: {args.eval_attack_steps}."
+    )
 
 
 def _check_measured_alike(jobs: Sequence[Job], configurations: Sequence[dict[str, Any]]) -> None:

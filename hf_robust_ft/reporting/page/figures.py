@@ -10,7 +10,7 @@ from hf_robust_ft.evaluation.report import RobustnessReport
 
 try:
     from plotly.graph_objects import Figure
-    from plotly.offline import get_plotlyjs  # noqa: F401 (for `render`, which needs no second word on what is missing)
+    from plotly.offline import get_plotlyjs  # noqa: F401 (for `render`: what is missing is said once)
 except ImportError:
     raise ImportError("The page's charts need Plotly, which is missing: pip install 'hf_robust_ft[report]'.") from None
 
@@ -26,16 +26,12 @@ ORDERS = {"worst first": "mean ascending", "as in the report": "trace"}
 Shown = dict[str, Any]  # a run as `render` describes it
 
 
-def style_of(index: int) -> dict[str, str]:
-    """Colour, symbol and dash of the page's run of this number."""
+def style_of(index: int) -> dict[str, Any]:
+    """Line and symbol of the page's run of this number, and its dash as lengths."""
     turn, place = divmod(index, len(COLOURS))
     dash, lengths = DASHES[turn % len(DASHES)]
-    return {
-        "colour": COLOURS[place],
-        "symbol": SYMBOLS[place] + ("-open" if turn else ""),
-        "dash": dash,
-        "lengths": lengths,
-    }
+    line = {"color": COLOURS[place], "width": 2.5, "dash": dash}
+    return {"line": line, "symbol": SYMBOLS[place] + ("-open" if turn else ""), "lengths": lengths}
 
 
 def unit_of(norm: str) -> tuple[float, str, str]:
@@ -53,7 +49,7 @@ def curves(norm: str, runs: Sequence[Shown]) -> dict[str, Any]:
     largest = every[-1] / unit
     figure = _figure(f"{norm} budget eps{title}", "accuracy (%)", f"eps %{{x:.4~g}}{suffix}")
     for run in runs:
-        report, line = run["report"], {"color": run["style"]["colour"], "width": 2.5, "dash": run["style"]["dash"]}
+        report, line = run["report"], run["style"]["line"]
         bands = dict(zip(report.epsilons, report.confidence_intervals.get("accuracies") or [], strict=False))
         if bands:
             x, y = [*bands, *reversed(bands)], [high for _, high in bands.values()]
@@ -63,10 +59,8 @@ def curves(norm: str, runs: Sequence[Shown]) -> dict[str, Any]:
         is_exact = report.protocol == "exact"
         if is_exact:
             x = _steps(report)
-            drawn = {"mode": "lines", "line": line | {"shape": "hv"}}
-            figure.add_scatter(
-                x=_in(unit, x), y=_in(0.01, report.accuracies_at(x)), meta=run["name"], hoverinfo="skip", **drawn
-            )
+            stairs = {"y": _in(0.01, report.accuracies_at(x)), "mode": "lines", "line": line | {"shape": "hv"}}
+            figure.add_scatter(x=_in(unit, x), meta=run["name"], hoverinfo="skip", **stairs)
         x = [eps for eps in every if eps <= report.epsilons[-1]]
         figure.add_scatter(
             x=_in(unit, x),
@@ -97,7 +91,6 @@ def timeline(norm: str, runs: Sequence[Shown]) -> dict[str, Any]:
     }
     figure = _figure("epoch", "accuracy (%)", "epoch %{x:.3~g}")
     for run in runs:
-        line = {"color": run["style"]["colour"], "width": 2.5, "dash": run["style"]["dash"]}
         for key, (look, scale, axis, hover) in series.items():
             points = getattr(run["timeline"], key)
             figure.add_scatter(
@@ -106,7 +99,7 @@ def timeline(norm: str, runs: Sequence[Shown]) -> dict[str, Any]:
                 meta=run["name"],
                 name=f"{_text(run['name'])}, {key}",
                 mode="lines" if len(points) > 1 else "markers",
-                line=line | look,
+                line=run["style"]["line"] | look,
                 yaxis=axis,
                 hovertemplate=hover,
             )
@@ -132,7 +125,7 @@ def by_class(runs: Sequence[Shown]) -> tuple[dict[str, Any], dict[str, dict[str,
             name=_text(run["name"]),
             mode="markers",
             cliponaxis=False,
-            marker={"size": 10, "color": run["style"]["colour"], "symbol": run["style"]["symbol"]},
+            marker={"size": 10, "color": run["style"]["line"]["color"], "symbol": run["style"]["symbol"]},
             hovertemplate="%{customdata[0]}: %{x:.1f} % of %{customdata[1]} images",
         )
     names = [row["class"] for row in tables[runs[0]["name"]]]

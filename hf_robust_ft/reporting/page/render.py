@@ -24,7 +24,7 @@ from hf_robust_ft.reporting.page.slider import slider_ticks, what_keeps_apart
 from hf_robust_ft.reporting.reach import LEAST, reach_of, reach_sentence
 from hf_robust_ft.reporting.verdict import verdict
 
-OTHER_WORDS = {"images": "number of images", "image_digest": "the images themselves"}  # than the fields of `Setting`
+OTHER_WORDS = {"images": "number of images", "image_set": "the images themselves"}  # than the fields of `Setting`
 MOST_EXAMPLES = 12  # of a run: each takes up to 0.4 MB at 224 px
 
 

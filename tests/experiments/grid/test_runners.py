@@ -116,3 +116,12 @@ def test_a_dry_run_totals_what_is_left(grid_argv, tmp_path, capsys):
     main([*grid_argv, "--settings", "standard"])
     main([*grid_argv, "--dry_run", "--plan_json", str(plan)])
     assert json.loads(plan.read_text())["totals"]["done"] == 1
+
+
+def test_steps_of_the_training_attack_are_told_from_the_evaluations(grid_argv, capsys):
+    main([*grid_argv, "--dry_run", "--attack_steps=3"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--attack_steps")]
+    assert line == (
+        "--attack_steps 3 is of the training attack. Cells are measured by protocol paper, its steps "
+        "--eval_attack_steps: 1."
+    )

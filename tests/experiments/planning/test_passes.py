@@ -118,7 +118,7 @@ def test_the_plan_of_an_evaluation_bounds_what_passes(make_trainer, make_args, v
 @pytest.mark.parametrize("seed", range(20))
 def test_no_image_costs_more_than_planned_whenever_it_falls(make_args, seed):
     """Attacks of the plan's costs that succeed at random, on one image at a time."""
-    args = make_args(eval_epsilons=None, eval_protocol="reliable", eval_attack_steps_limit=40)
+    args = make_args(eval_epsilons=None, eval_attack_steps=None, eval_protocol="reliable", eval_attack_steps_limit=40)
     planned = list(_grid_attack("attack", args, 1, num_classes=4))[1:]
     generator, spent = torch.Generator().manual_seed(seed), Counter()
 

@@ -84,6 +84,7 @@ def test_one_setting_needs_no_caution():
         (make_report(eps="4/255"), ["different eps (8/255, 4/255)"]),
         (make_report(protocol="exact"), ["differ in protocol (paper, exact)"]),
         (make_report(images=30), ["number of images (60, 30)"]),
+        (make_report(source_digest="f00"), ["differ in the images themselves (not stated, f00)"]),
         (
             replace(make_report(), metadata={"dataset": "cub200"}),
             ["dataset (digits, cub200)", "split (test, not stated)"],

@@ -44,7 +44,7 @@ def test_differences_are_told_only_where_settings_and_points_agree():
     first = make_report(0)
     assert what_keeps_apart(first, make_report(1), 1.0) is None
     assert what_keeps_apart(first, first.with_metadata(source_digest="f00"), 1.0) == (
-        "image_digest (not stated, f00)",
+        "image_set (not stated, f00)",
         0.0,
     )
     assert what_keeps_apart(first, make_report(eps="4/255"), 1 / 255) == ("grid of eps", pytest.approx(5))
