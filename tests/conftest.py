@@ -198,9 +198,12 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+LONGEST = ("test_runners.py", "test_whole_road.py", "test_notebooks.py")
+
+
 def pytest_collection_modifyitems(items):
-    """The longest file first: in the end one process would be alone with it."""
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+    """The longest files first: in the end one process would be alone with one."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 SCRIPT_START = """
