@@ -17,6 +17,7 @@ from hf_robust_ft.evaluation.reliability import (
     short_verdict,
 )
 from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.evaluation.trust_verdicts import is_of_several_attacks
 from hf_robust_ft.provenance.plain_text import markdown, one_line
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.commands import evaluate_command
@@ -124,6 +125,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         first=first_round(report.convergence),
         convergence_text=convergence_sentence(report.convergence),
         attack_start="a random point of the ball" if report.attack["random_start"] else "the clean image",
+        several_attacks=is_of_several_attacks(report.protocol),
         protocol_text=PROTOCOLS[report.protocol].description,
         intervals=report.confidence_intervals,
         interval_method=interval_method(report.confidence_intervals),

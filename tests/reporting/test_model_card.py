@@ -312,3 +312,10 @@ def test_the_card_tells_whether_training_saw_its_attacks(report, lowest, told):
     card = render_model_card(report.with_metadata(training=training))
     assert told in card.partition("## Can these numbers be trusted?")[2]
     assert "| batch_norm | trainer |" in card
+
+
+@pytest.mark.parametrize("protocol", ["paper", "exact", "reliable"])
+def test_limitations_name_as_many_attacks_as_were_run(full, protocol):
+    text = render_model_card(dataclasses.replace(full, protocol=protocol))
+    found_by = "the attacks named above" if protocol == "reliable" else "one attack"
+    assert f"- The figures are upper bounds found by {found_by}, not a certificate" in text
