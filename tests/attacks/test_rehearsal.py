@@ -139,7 +139,7 @@ def test_the_number_of_classes_is_that_of_the_logits(config, rows, kind, make_tr
     trainer = make_trainer(Net(config=config), **options)
     trainer.train()
     trainer.evaluate()
-    assert trainer.num_labels == 4
+    assert trainer.adversary.num_labels(trainer.model) == 4
     assert measure(Net(config=config), rows).num_samples == 16
     beyond = [{**row, "labels": row["labels"] + 1} for row in rows]
     beyond = Dataset.from_list(beyond).with_format("torch") if kind == "columns" else beyond
