@@ -136,7 +136,7 @@ def test_nothing_ends_ok_whose_accuracy_is_too_high(network, images, name):
 
 
 @pytest.mark.parametrize("protocol", ["paper", "exact"])
-@pytest.mark.parametrize("name", [*HARMLESS, "NaN off the grid", "brightest half"])
+@pytest.mark.parametrize("name", ["none", "rounded, gradient let through", "NaN off the grid", "brightest half"])
 def test_nothing_ends_ok_after_one_kind_of_attack_whose_accuracy_is_too_high(network, images, name, protocol):
     check_verdict(name, network, images, protocol)
 
