@@ -148,7 +148,7 @@ def test_an_image_that_stands_by_a_hair_counts_where_another_falls(network, imag
     checks = {check.name: check for check in run_trust_checks(rounded, *images, threat_model, APGD_10)}
     adversarial = threat_model.eps == 0.15
     assert checks["second_opinion"].value == (2 / 64 if adversarial else 0)
-    assert ("10 random starts 1 more" in checks["second_opinion"].sentence) == adversarial
+    assert ("longer ones 1 more" in checks["second_opinion"].sentence) == adversarial
 
 
 @pytest.mark.slow  # 8 minutes
