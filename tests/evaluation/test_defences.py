@@ -137,7 +137,7 @@ def test_nothing_ends_ok_whose_accuracy_is_too_high(network, images, name):
 
 
 @pytest.mark.parametrize("protocol", ["paper", "exact"])
-@pytest.mark.parametrize("name", [*HARMLESS, "NaN off the grid", "brightest half"])
+@pytest.mark.parametrize("name", ["none", "rounded, gradient let through", "NaN off the grid", "brightest half"])
 def test_nothing_ends_ok_after_one_kind_of_attack_whose_accuracy_is_too_high(network, images, name, protocol):
     check_verdict(name, network, images, protocol)
 
@@ -149,7 +149,7 @@ def test_an_image_that_stands_by_a_hair_counts_where_another_falls(network, imag
     checks = {check.name: check for check in run_trust_checks(rounded, *images, threat_model, APGD_10)}
     adversarial = threat_model.eps == 0.15
     assert checks["second_opinion"].value == (2 / 64 if adversarial else 0)
-    assert ("10 random starts 1 more" in checks["second_opinion"].sentence) == adversarial
+    assert ("longer ones 1 more" in checks["second_opinion"].sentence) == adversarial
 
 
 @pytest.mark.slow  # 8 minutes

@@ -14,6 +14,7 @@ from hf_robust_ft.evaluation.convergence import AUTO, rounds_up_to
 from hf_robust_ft.evaluation.output_checks import IMAGES_ALONE
 from hf_robust_ft.evaluation.protocols import closing_attacks
 from hf_robust_ft.evaluation.second_opinion import (
+    LONG_SQUARE,
     LONG_TARGETED,
     LONG_TWO_CLASSES,
     NEAREST,
@@ -219,7 +220,7 @@ def _trust_checks(args: AdversarialTrainingArguments, test_images: int, num_clas
         images,
         forward=(4 + min(attack.steps, MOST_DRAWS) + (4 + bool(longer)) * forwards) * images
         + (targeted[1] + SQUARE.queries) * images
-        + long[1] * nearest
+        + (long[1] + LONG_SQUARE.queries + 1) * nearest
         + by_themselves,
         input_gradient=(1 + (4 + longer) * gradients + targeted[0]) * images + long[0] * nearest,
         at_most=True,
