@@ -76,7 +76,7 @@ class AdversarialTrainingArguments(ScheduleArguments, TuningArguments):
     eval_protocol: str = field(
         default="paper",
         metadata={
-            "help": "How evaluate() measures the curve: 'paper' (comparable), 'reliable' (the worst case of three "
+            "help": "How evaluate() measures the curve: 'paper' (comparable), 'reliable' (the worst case of four "
             "attacks).",
             "affects": "measurement",
             "stated": "always",

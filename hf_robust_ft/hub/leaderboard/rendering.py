@@ -11,8 +11,8 @@ COLUMNS = (
 TITLE = "Robustness leaderboard"
 CAUTION = (
     "Figures are what the repositories say of themselves, not measured again; each is an upper bound found by an "
-    "attack: protocol reliable, the worst case of three, is the one to rank by. A ranking holds one setting only: "
-    "other data, norms, eps, protocols and attacks cannot be compared. "
+    "attack: protocol reliable, the worst case of four attacks, is the one to rank by. A ranking holds one setting "
+    "only: other data, norms, eps, protocols and attacks cannot be compared. "
     "Doubtful figures, which are not checked or failed their checks, stand below all that are ok."
 )
 
