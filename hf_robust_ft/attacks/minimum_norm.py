@@ -29,8 +29,8 @@ from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.attacks.until_fooled import attack_until_fooled, evaluate_images
 
 WIDENING = 2  # the ball that the descent begins in, in eps_g
-# Its steps, as a share of the steps of the attacks at all points of the grid. One of 0.15 and another of 0.125 after all
-# else lower the flowers' eps by 5 % in the median for 0.35 of the grid, but cost 0.44 on a network that everything fools.
+# Its steps, as a share of the steps of the attacks at all points of the grid. One of 0.15 and another of 0.125 at the
+# end lower the flowers' eps by 5 % in the median for 0.35 of the grid, but cost 0.44 where every image falls easily.
 DESCENT_SHARE = 0.2
 COARSEST = 8  # points; on a coarser grid the descent is no shorter
 STEP_SIZE = 0.7  # of the descent, in radii, falling to a tenth of it

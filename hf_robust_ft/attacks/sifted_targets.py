@@ -17,8 +17,8 @@ class SiftedTargets(APGD):
     """A targeted APGD that chooses its classes by what the first steps towards each of them reach.
 
     Which class an image can be taken to shows there, and not in the order of its logits: of eight digits of the
-    quickstart that fall to some target, two do so only at the fourth and the fifth likeliest class, and each at the class
-    that led after 5 steps.
+    quickstart that fall to some target, two do so only at the fourth and the fifth likeliest class, and each at the
+    class that led after 5 steps.
 
     Attributes:
         num_targets: how many of the likeliest classes are tried.
