@@ -1,4 +1,5 @@
 import base64
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -101,8 +102,9 @@ def test_of_many_channels_the_mean_is_drawn_and_all_are_kept_as_numbers(tmp_path
     assert len(files) == 2 and np.abs(panels(files[0])[0] - 0.5).max() < 0.01
     pairs = ExamplePairs.load(tmp_path / "examples.npz")
     assert np.array_equal(pairs.clean, pixels.numpy()) and pairs.adversarial.shape == pixels.shape
-    shown = _examples_of("a", pairs)["images"]
-    assert len(base64.b64decode(shown[0]["clean"])) == 8 * 8 * 3 and shown[0]["largestLabel"] == "8/255"
+    clean, _, difference = _examples_of("a", pairs)["examples"][0]["pictures"]
+    picture = Image.open(BytesIO(base64.b64decode(clean["uri"].partition(",")[2])))
+    assert picture.size == (8, 8) and picture.mode == "RGB" and difference["caption"] == "largest 8/255"
 
 
 def test_the_model_keeps_its_mode_and_files_repeat_byte_for_byte(classifier, batch, tmp_path):
