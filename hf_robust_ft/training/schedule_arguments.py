@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hf_robust_ft.attacks.threat_model import ThreatModel
-from hf_robust_ft.provenance.affects import DeclaredArguments
+from hf_robust_ft.provenance.affects import DeclaredArguments, arguments
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.schedules import SCHEDULES, PerSample, Schedule, build_schedule, parse_schedule_args
 from hf_robust_ft.training.guard import check_guard
@@ -165,6 +165,12 @@ SCHEDULE_DEFAULTS = {
 }
 # Training at one eps from its first step to its last, with attacks of one length: *fix*.
 CONSTANT_EPS = SCHEDULE_DEFAULTS | {"eps_schedule": "constant"}
+# Of those that shape the schedules, which a report leaves out at these values; the scheduler may have {} for None.
+SCHEDULE_UNSTATED = {
+    each.name: each.default
+    for each in arguments(ScheduleArguments)
+    if each.name.startswith(("schedule_", "attack_steps_")) and each.name != "attack_steps_min" and not each.stated
+}
 
 
 def check_overshoot(overshoot: float) -> None:

@@ -10,12 +10,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks.threat_model import parse_eps, readable_eps
-from hf_robust_ft.provenance.affects import arguments
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.schedules import build_schedule, parse_schedule_args
 from hf_robust_ft.training.schedule_arguments import (
     GRANULARITIES,
-    ScheduleArguments,
+    SCHEDULE_UNSTATED,
     check_can_observe,
     check_overshoot,
 )
@@ -32,13 +31,6 @@ SETTINGS = {
     "seed": "seed",
     "attack_steps_schedule": "attack_steps_schedule",
     "attack_steps_args": "attack_steps_args",
-}
-
-# Settings that a report leaves out at these values, which the callback may have as {} for None.
-UNSTATED = {
-    each.name: each.default
-    for each in arguments(ScheduleArguments)
-    if each.name in SETTINGS.values() and not each.stated
 }
 
 
@@ -125,7 +117,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         """Training settings for a report, with this schedule in them: a user's own may differ from the arguments."""
         ours = {SETTINGS[name]: value for name, value in self.settings.items() if name not in ("eps", "seed")}
         merged = {**training, **ours}
-        unused = {name for name, default in UNSTATED.items() if merged.get(name) in (default, {})}
+        unused = {name for name, default in SCHEDULE_UNSTATED.items() if merged.get(name) in (default, {})}
         return {name: value for name, value in merged.items() if name not in unused}
 
     def eps_at(self, step: int, max_steps: int) -> float:

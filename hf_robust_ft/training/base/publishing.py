@@ -53,7 +53,6 @@ class PublishingTrainer(TuningTrainer):
     # ---- Evidence ----------------------------------------------------------------
 
     def _keep_report(self, report: RobustnessReport, write_examples: Callable[[str], Any]) -> None:
-        """Keep what was measured on these weights, and what puts pictures of it into a folder."""
         self.robustness_report, self._measured = report, self._weights_now()
         self._write_examples = write_examples
 
@@ -77,8 +76,8 @@ class PublishingTrainer(TuningTrainer):
         hashes = hash_weight_files(folder) if self._measured and self._measured == self._saved else None
         self.robustness_report = self.robustness_report.with_metadata(weights_sha256=hashes)
         with self._averages(wanted_for=("eval", "save")):
-            draw = partial(self._write_examples, folder)
-            write_evidence(self.robustness_report, folder, self.state.log_history, examples=draw)
+            examples = partial(self._write_examples, folder)
+            write_evidence(self.robustness_report, folder, self.state.log_history, examples=examples)
         recipe = None if (Path(folder) / RECIPE_NAME).is_file() else resolved_recipe(self.args)
         write_run_record(folder, recipe, self.robustness_report.metadata)
 
