@@ -30,7 +30,7 @@ from hf_robust_ft.evaluation.trust_verdicts import (
 
 LONGER = 5  # times the steps, for `converged`
 MOST_DRAWS = 10  # of random noise
-STANDING_AT_HUGE_EPS = 0.05  # share that may be
+LEAST_FOOLED_AT_HUGE_EPS = 0.95
 LOSS_SCALES = (2.0**10, 2.0**15, 2.0**4)  # tried in turn, as half precision underflows at some, overflows at others
 
 
@@ -60,13 +60,13 @@ def run_trust_checks(
     | `converged` | fall of the accuracy with five times the steps | * |
     | `deterministic` | difference of the top two logits in two passes, over their range | above 1e-4, or a change |
     | `alone` | the same of 8 images by themselves and in their batch | above 1 % (10 % in half precision) |
-    | `huge_eps` | share of correct images fooled at Linf 0.5, L2 0.5 sqrt(D) or L1 0.5 D | below 95 %, one aside |
+    | `huge_eps` | share of correct images fooled at Linf 0.5, L2 0.5 sqrt(D) or L1 0.5 D | below 95 % |
     | `second_opinion` | share of images that stand until other attacks come | * |
 
     *: for more images than `trust_verdicts.is_tolerated`, one or 1 % of those given, over which accuracies and their
     differences are taken. A fault of the model itself is never tolerated: a prediction that changes, a number that is
     not finite. Noise is the worst of as many draws as the attack has steps, at most 10; it passes where the attack
-    fools all, or noise no more than is tolerated. What the checks before it fool of the images that stand counts for
+    fools all, or either a single image. What the checks before it fool of the images that stand counts for
     `second_opinion`, too, which also fails where the loss of its own attack never rose on more than is tolerated. With
     n = `attack.steps` the checks cost up to 1 + 3 n + 10 * 0.3 + 5 n + n gradient passes a correct image (times the
     attack's restarts and target classes), and for one that stands what `check_second_opinion` tells. A seed gives the
@@ -225,14 +225,14 @@ def _check_random_noise(sample: _Sample, fooled: Tensor) -> tuple[TrustCheck, Te
     draws = min(sample.attack.steps, MOST_DRAWS)
     noisy = _fooled_by_noise(sample, draws)
     count, by_attack, by_noise = len(sample.labels), int(fooled.sum()), int(noisy.sum())
-    too_few = by_attack <= by_noise and is_tolerated(by_noise, sample.num_images)
+    too_few = by_attack == by_noise <= 1  # noise that finds more is no accident, however little it is
     check = verdict(
         "random_noise",
         too_few or by_attack == count or by_attack > by_noise,
         (by_attack - by_noise) / count,
         f"of the {count} correctly classified images, the attack fools {by_attack / count:.1%} at "
         f"{sample.threat_model} and the worst of {draws} random perturbations of that size {by_noise / count:.1%}"
-        + (" (too few to tell: huge_eps and second_opinion do)" if too_few else ""),
+        + (" (neither finds more than one image: huge_eps and second_opinion tell more)" if too_few else ""),
         advice=f"it is misled, so the reported accuracy is too high: try {sample.more_tries}",
     )
     return check, noisy
@@ -286,10 +286,10 @@ def _check_huge_eps(sample: _Sample) -> TrustCheck:
     hints = "" if is_of_several_attacks(sample.protocol) else "use more steps, "
     return verdict(
         "huge_eps",
-        is_tolerated(count - fooled, count, STANDING_AT_HUGE_EPS),
+        fooled / count >= LEAST_FOOLED_AT_HUGE_EPS,
         fooled / count,
         f"allowed to change pixels by half of their range ({threat_model}), it fools {fooled / count:.1%} of "
-        f"the {count} correctly classified images, where at least {1 - STANDING_AT_HUGE_EPS:.1%} should fall",
+        f"the {count} correctly classified images, where at least {LEAST_FOOLED_AT_HUGE_EPS:.1%} should fall",
         advice="the attack is weak, or the model hides its gradients or ignores its input, so the reported accuracy "
         f"means little: {hints}look for rounding or saturation, and measure by {other_attacks(sample.protocol)}",
     )

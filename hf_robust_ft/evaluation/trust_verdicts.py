@@ -45,13 +45,13 @@ def verdict(name: str, passed: bool, value: float, numbers: str, *, advice: str)
     return TrustCheck(name, passed, value, f"{good}: {numbers}." if passed else f"{bad}: {numbers}; {advice}.")
 
 
-def is_tolerated(count: int, num_images: int, share: float = TOLERATED_SHARE) -> bool:
+def is_tolerated(count: int, num_images: int) -> bool:
     """Whether an accuracy over `num_images` still counts where `count` of them are not as they should be.
 
     >>> is_tolerated(1, 8), is_tolerated(2, 64), is_tolerated(3, 300), is_tolerated(4, 300)
     (True, False, True, False)
     """
-    return count <= 1 or count / num_images <= share
+    return count <= 1 or count / num_images <= TOLERATED_SHARE
 
 
 def is_of_several_attacks(protocol: str) -> bool:
