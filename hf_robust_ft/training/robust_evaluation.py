@@ -1,6 +1,6 @@
 """What `AdversarialTrainer.evaluate()` adds to Trainer's: the attack on every batch, a report, and pictures."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -154,7 +154,7 @@ class RobustEvaluation:
         outputs, self.outputs = self.outputs, None
         if outputs is not None:
             return extract_logits(outputs)
-        with torch.no_grad():  # a compute_loss of the user's, without ours
+        with torch.no_grad(), self.trainer.compute_loss_context_manager():  # a compute_loss of the user's, without ours
             return classifier(pixels)
 
     def _pixels(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -186,7 +186,7 @@ class RobustEvaluation:
         report = self._report()
         metrics = {"clean_accuracy": report.clean_accuracy}
         if self.attacks:
-            self.trainer._keep_report(report, partial(self._write_examples, report.attack["steps"]))
+            self.trainer._keep_report(report, self._examples_writer(report))
             metrics |= {
                 "adversarial_accuracy": report.adversarial_accuracy,
                 "expected_robustness": report.expected_robustness,
@@ -259,22 +259,31 @@ class RobustEvaluation:
 
     # ---- Pictures --------------------------------------------------------------------
 
-    def _write_examples(self, attack_steps: int, folder: str) -> None:
-        """Take pictures of other weights out of a folder, and put this evaluation's there."""
-        pictures = Path(folder, EXAMPLES)
-        remove_examples(pictures)
-        if self.adversary.is_sharded or not self._checked:
-            return
-        pixels, labels, smallest = self._checked_images()
-        candidates, fell = choose_examples(smallest.tolist(), SHOWN_EXAMPLES, self.args.seed)
-        save_examples(
-            self.adversary.classifier(self.model, {}),
-            pixels[candidates],
-            labels[candidates],
-            pictures,
-            threat_model=self.args.threat_model,
-            attack=replace(self.args.eval_attack, steps=attack_steps),
-            class_names=self._class_names(),
-            fell=fell,
-            count=SHOWN_EXAMPLES,
-        )
+    def _examples_writer(self, report: RobustnessReport) -> Callable[[str], None]:
+        """Puts pictures of attacked images into a folder. The trainer keeps it: it holds these images and no model."""
+        is_shown = not self.adversary.is_sharded and len(self._checked)
+        images = self._checked_images() if is_shown else None
+        return partial(_write_examples, self.trainer, images, report.attack["steps"], self._class_names())
+
+
+def _write_examples(
+    trainer: Any, images: tuple[Tensor, Tensor, Tensor] | None, attack_steps: int, names: list[str], folder: str
+) -> None:
+    """Take pictures of other weights out of a folder, and put some of these images, labels, smallest eps there."""
+    pictures = Path(folder, EXAMPLES)
+    remove_examples(pictures)
+    if images is None:
+        return
+    pixels, labels, smallest = images
+    candidates, fell = choose_examples(smallest.tolist(), SHOWN_EXAMPLES, trainer.args.seed)
+    save_examples(
+        trainer.adversary.classifier(trainer.model, {}),
+        pixels[candidates],
+        labels[candidates],
+        pictures,
+        threat_model=trainer.args.threat_model,
+        attack=replace(trainer.args.eval_attack, steps=attack_steps),
+        class_names=names,
+        fell=fell,
+        count=SHOWN_EXAMPLES,
+    )
