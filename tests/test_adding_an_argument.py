@@ -100,7 +100,9 @@ def test_a_checkpoint_goes_on_whatever_is_measured_or_launched_otherwise(make_ru
     first = make_run(Measuring, loss_scale=2.0)
     first.train()
     for kind in (Measuring, Launching):
-        make_run(kind, loss_scale=1.0).train(resume_from_checkpoint=f"{first.args.output_dir}/checkpoint-6")
+        again = make_run(kind, loss_scale=1.0)
+        again.train(resume_from_checkpoint=f"{first.args.output_dir}/checkpoint-6")
+        assert again.state.global_step == first.state.global_step > 6 and again.training_record.changes == []
 
 
 def test_a_sweep_refuses_it_where_it_only_measures():

@@ -2,13 +2,10 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
+from killed import killed_once_saved
 from PIL import Image
 
 import hf_robust_ft.experiments.diagnose as diagnosing
@@ -20,7 +17,6 @@ from hf_robust_ft.reporting.diagnosis_plots import NAMES
 from hf_robust_ft.runs.fine_tune import DataArguments, ModelArguments
 from hf_robust_ft.runs.recipes import parse_recipe
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
-from hf_robust_ft.training.base.checkpoints import newest_complete
 
 FLAGS = [
     "--config", "quickstart", "--learning_rate", "5e-4", "--max_train_samples", "64", "--num_train_epochs", "2",
@@ -132,16 +128,8 @@ main(["diagnose", *{FLAGS!r}, "--num_train_epochs", "3", "--epsilons", "0", "8/2
       "--output_dir", {str(tmp_path / "sweep")!r}])
 """
     folder = tmp_path / "sweep" / "unfinished" / runs[1].name
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums depend on their number
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=log, stderr=log, env=one_thread)
-        deadline = time.monotonic() + 120
-        while newest_complete(folder) is None and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    checkpoint = newest_complete(folder)
-    assert checkpoint is not None and int(checkpoint.split("-")[-1]) < 12, (tmp_path / "log").read_text()
+    checkpoint = killed_once_saved(script, folder, tmp_path / "log", pause=0.02)
+    assert int(checkpoint.split("-")[-1]) < 12, (tmp_path / "log").read_text()
     assert not (tmp_path / "sweep" / "curves" / f"{runs[1].name}.json").exists()
     standard = (tmp_path / "sweep" / "curves" / f"{runs[0].name}.json").read_bytes()
     (folder / "checkpoint-99").mkdir()  # torn: its state was cut off

@@ -1,20 +1,15 @@
 """Cells run once, go on where they were cut off, and fail alone."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 from filelock import FileLock
+from killed import killed_once_saved
 
 import hf_robust_ft.experiments.grid.run_cell as cell_runs
 from hf_robust_ft.cli.main import main
 from hf_robust_ft.experiments.grid.run_cell import CellInProgress, is_in_progress, run_cell
 from hf_robust_ft.runs.fine_tune import build_trainer, prepare_run
-from hf_robust_ft.training.base.checkpoints import newest_complete
 
 TRAINED = 2 * 43  # images: two epochs of 48, of which 5 are split off for validation
 STANDARD, FIX = (f"tinyvit.colours.Linf.16_255.{setting}.seed0" for setting in ("standard", "fix"))
@@ -166,15 +161,7 @@ def test_killed_in_the_middle_it_goes_on_bitwise(setting, grid_argv, make_option
     argv = [*grid_argv, "--settings", "standard", setting, "--num_train_epochs", "6"]
     script = f"from hf_robust_ft.cli.main import main; main({argv!r})"
     work = tmp_path / "grid" / "unfinished" / name
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums depend on their number
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=log, stderr=log, env=one_thread)
-        deadline = time.monotonic() + 120
-        while newest_complete(work) is None and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert newest_complete(work), (tmp_path / "log").read_text()
+    killed_once_saved(script, work, tmp_path / "log")
     main(argv)
     assert trained == [name]  # the finished one was not run again
     resumed, spent = kept(name), json.loads((tmp_path / "grid" / "cells" / f"{name}.json").read_text())["seconds"]
