@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from hf_robust_ft.evaluation.protocols import PROTOCOLS, RECOMMENDED
 
-# Of the images that an accuracy is over; a single one always, which is as fine as an accuracy can be. All that compares
-# figures of two attacks allows as much.
+# Of the images that an accuracy is over; a single one always, which is as fine as an accuracy can be. Checks that
+# compare accuracies allow as much.
 TOLERATED_SHARE = 0.01
 
 # What a check says first, where it passes and where it fails; the numbers follow.
