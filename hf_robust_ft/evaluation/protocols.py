@@ -215,8 +215,8 @@ PROTOCOLS = {
         attack_to_the_minimum,
         "Protocol *exact*: for each image the smallest budget found to fool it, an upper bound: an attack at twice the "
         "largest eps, a descent to the decision boundary with a budget of its own for each image, the attack again at "
-        "the next smaller points of the grid, and shrinking of what was found. Its curve is seldom above the paper "
-        "protocol's at any image, and the mean over eps has no quadrature error.",
+        "the next smaller points of the grid, shrinking of what was found, and a second descent. Its curve is "
+        "seldom above the paper protocol's at any image, and the mean over eps has no quadrature error.",
         by_distance=True,
     ),
     "reliable": Protocol(
