@@ -20,6 +20,7 @@ from hf_robust_ft.training.base.best_model import SelectingTrainer
 from hf_robust_ft.training.base.resuming import TrainingRecord, check_resumed, training_settings, with_record
 from hf_robust_ft.training.guard import OverfittingGuard
 from hf_robust_ft.training.objectives import Loss
+from hf_robust_ft.training.objectives.parts import LossParts
 from hf_robust_ft.training.readable_logs import print_readable_eps
 
 
@@ -118,10 +119,13 @@ class BaseTrainer(SelectingTrainer):
     def note_loss(self, loss: Loss, labels: Tensor | None) -> None:
         """What the objective made of the batch."""
         self.callback_of(AttackReach).see(loss.outputs, labels, self.args.attack_loss)
+        batches = getattr(self, "current_gradient_accumulation_steps", 1)  # none is known outside of train()
+        is_scaled = self.compute_loss_func is not None  # by the user's function, as a rule
+        self.callback_of(LossParts).add(loss.parts, 1.0 if is_scaled else 1 / batches)
 
     def noted(self) -> dict[str, float]:
         """For the log of a loss that is due."""
-        return self.callback_of(AttackReach).once()
+        return self.callback_of(AttackReach).once() | self.callback_of(LossParts).once()
 
     # ---- What a report says of the training ---------------------------------------------
 
