@@ -46,14 +46,20 @@ class ObjectiveArguments(DeclaredArguments):
             )
         if beta is not None and (isinstance(beta, (bool, str)) or not 0 <= beta < math.inf):
             raise ValueError(f"objective_beta must be finite and not negative, e.g. {default}; got {beta!r}.")
-        self.objective_beta = default if beta is None else beta
+        self.objective_beta = self._beta
+
+    @property
+    def _beta(self) -> float | None:
+        """The weight in use, also where a search has changed the objective since."""
+        default = DEFAULT_BETA.get(self.objective)
+        return default if default is None or self.objective_beta is None else self.objective_beta
 
     @property
     def passes_under_attack(self) -> int:
         """Training passes that an attacked image takes; one that is not attacked takes one."""
-        return 2 if self.objective_beta else 1
+        return 2 if self._beta else 1
 
     def build_objective(self) -> Objective:
         """What a training step minimises."""
-        function = OBJECTIVES[self.objective]
-        return partial(function, beta=self.objective_beta) if self.objective in DEFAULT_BETA else function
+        function, beta = OBJECTIVES[self.objective], self._beta
+        return function if beta is None else partial(function, beta=beta)
