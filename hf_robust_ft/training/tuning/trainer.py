@@ -29,8 +29,8 @@ class TuningTrainer(MendedTrainer):
       whose weights are frozen stay in evaluation mode, so their statistics do not move.
     - Averaged weights are updated after every optimizer step, stored in every checkpoint and restored from it;
       training goes on with the raw ones.
-    - Checkpoints hold what training needs to resume: raw weights, or the adapters, and what a method hides. `save_model` and `push_to_hub`
-      publish a plain classifier: averaged if asked, and with the adapters merged.
+    - Checkpoints hold what training needs to resume: raw weights, or the adapters, and what a method hides.
+      `save_model` and `push_to_hub` publish a plain classifier: averaged if asked, and with the adapters merged.
 
     Raises:
         ValueError: settings the model, the optimizer or the distributed set-up cannot follow.
