@@ -12,6 +12,7 @@ from hf_robust_ft.evaluation.protocols import check_on_grid, evaluation_attack, 
 from hf_robust_ft.provenance.affects import WEIGHTS, stated_settings
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.training.base.launching import check_deepspeed, refuse_zero_3
+from hf_robust_ft.training.objectives.structure_arguments import StructureArguments
 from hf_robust_ft.training.schedule_arguments import ScheduleArguments, check_can_observe
 from hf_robust_ft.training.tuning import TuningArguments
 from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER, BATCH_NORM, FROZEN
@@ -20,7 +21,7 @@ ROBUST_EVAL = ("end", "epoch", "no")
 
 
 @dataclass
-class AdversarialTrainingArguments(ScheduleArguments, TuningArguments):
+class AdversarialTrainingArguments(ScheduleArguments, StructureArguments, TuningArguments):
     """`TrainingArguments` for `AdversarialTrainer`.
 
     Groups: the threat model (`norm`, `eps`), its schedule (`eps_schedule`, `schedule_*`), the training attack
@@ -151,6 +152,7 @@ class AdversarialTrainingArguments(ScheduleArguments, TuningArguments):
         refuse_zero_3(self.deepspeed)
         check_deepspeed(self.deepspeed)
         super().__post_init__()
+        self.check_structures()
         check_can_observe(schedule, self)
         if self.memory_format == "channels_last" and self._uses_fsdp:
             raise ValueError("FSDP shards contiguous weights only: set memory_format='auto' or 'keep'.")

@@ -19,7 +19,8 @@ from hf_robust_ft.training.base.batch_sizes import batch_sizes
 from hf_robust_ft.training.base.best_model import SelectingTrainer
 from hf_robust_ft.training.base.resuming import TrainingRecord, check_resumed, training_settings, with_record
 from hf_robust_ft.training.guard import OverfittingGuard
-from hf_robust_ft.training.objectives import Loss
+from hf_robust_ft.training.objectives import Loss, Objective, at
+from hf_robust_ft.training.objectives.structures import extended, with_structure
 from hf_robust_ft.training.readable_logs import print_readable_eps
 
 
@@ -36,6 +37,14 @@ class BaseTrainer(SelectingTrainer):
         print_readable_eps(self.callback_handler, self.args.norm)
         if self.model_init is None:
             use_memory_format(self.model, self.args.memory_format_in_use)
+
+    def _extended(self, model: nn.Module, args: Any) -> nn.Module:
+        return extended(model, args)
+
+    @property
+    def objective(self) -> Objective:
+        """What a training step minimises."""
+        return with_structure(at, self.args, self.model)
 
     def callback_of(self, kind: type[TrainerCallback]) -> Any:
         """The live callback of a kind, or None. Resuming may rebuild callbacks, so it is looked up each time."""

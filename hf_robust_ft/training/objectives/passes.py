@@ -39,7 +39,8 @@ class Loss(NamedTuple):
 
     Attributes:
         total: what is minimised.
-        outputs: the model's on the adversarial images; on the clean ones without an attack.
+        outputs: the model's on the adversarial images; on the clean ones without an attack. Where they are fewer than
+            the batch's, they are of its last images.
         parts: by the name they are logged under, scalars; the same names for every batch, attacked or not.
     """
 

@@ -1,14 +1,21 @@
-"""TWINS (arXiv 2303.11135): any objective, twice; half the batch through BatchNorm that keeps what pretraining knew."""
+"""TWINS (arXiv 2303.11135): any objective, twice; half the batch through BatchNorm that keeps what pretraining knew.
+
+    total = lambda * objective(first half, frozen branch) + objective(second half, adaptive branch)
+
+Each half has its own mean, so two halves cost what one batch does. The authors divide KL over half a batch by all of
+its images: their beta of 6 is our 3. The attack, evaluation and the saved model are of the adaptive branch.
+"""
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hf_robust_ft.training.objectives.hidden import hide
+from hf_robust_ft.training.objectives.passes import Loss, Objective, Passes
 from hf_robust_ft.training.tuning.batch_norm import batch_norms, has_statistics
 
 FROZEN = "frozen"  # name of a BatchNorm's twin
@@ -66,6 +73,34 @@ def add_twins(model: nn.Module, trains: bool = True) -> nn.Module:
         module.add_module(FROZEN, frozen)
         hide(module, FROZEN)
     return model
+
+
+def twins(objective: Objective, weight: float, model: nn.Module) -> Objective:
+    """An objective of both branches, of a model with twins.
+
+    A batch of one image goes through both branches: under DDP no process may leave out what others use.
+
+    Args:
+        weight: lambda, of the frozen branch; 0 leaves it out, and the first half of the batch with it.
+        model: the unwrapped model, with its twins.
+    """
+
+    def both(passes: Passes, clean: Tensor, adversarial: Tensor | None) -> Loss:
+        def part(rows: slice) -> Loss:
+            return objective(passes.rows(rows), clean[rows], None if adversarial is None else adversarial[rows])
+
+        half = len(clean) // 2
+        frozen = None
+        if weight > 0:
+            with through_frozen(model):
+                frozen = part(slice(0, max(half, 1)))
+        adaptive = part(slice(half, None))
+        if frozen is None:
+            return adaptive
+        parts = {"loss_frozen": frozen.total.detach(), "loss_adaptive": adaptive.total.detach(), **adaptive.parts}
+        return Loss(weight * frozen.total + adaptive.total, adaptive.outputs, parts)
+
+    return both
 
 
 @contextmanager

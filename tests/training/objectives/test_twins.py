@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from conftest import assert_same_weights, weights
+from pretrained_norms import pretrained
 from torch import nn
 
 from hf_robust_ft.attacks.model_state import attack_mode
@@ -14,17 +15,6 @@ from hf_robust_ft.training.objectives.twins import Twin, add_twins, through_froz
 from hf_robust_ft.training.tuning.batch_norm import batch_norms
 
 IMAGES = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-def pretrained(model):
-    """With running statistics, weights and biases that are not the initial ones."""
-    with torch.no_grad():
-        for module in batch_norms(model):
-            module.running_mean.uniform_(-0.1, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            module.weight.uniform_(0.5, 1.5)
-            module.bias.uniform_(-0.1, 0.1)
-    return model
 
 
 def logits(model, frozen=False):
