@@ -92,7 +92,7 @@ class AdversarialTrainer(BaseTrainer):
         if model.training:
             adversarial = self._attacked(inputs, ids)
             passes = Passes.of(self, super().compute_loss, model, inputs, num_items_in_batch)
-            loss, outputs, _ = found = self.objective(passes, inputs["pixel_values"], adversarial)
+            loss, outputs, _ = found = self.step_objective(passes, inputs["pixel_values"], adversarial)
             self.note_loss(found, inputs.get("labels"))
         else:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
@@ -114,7 +114,7 @@ class AdversarialTrainer(BaseTrainer):
         self.note_attack(ids, result)
         if guard and guard.watch(step, result, find, self.args.train_attack, self.accelerator):
             self.log({"attack_guard_fell_back_at": step})
-        return self.adversary.exchange(inputs, result)["pixel_values"]
+        return self.adversary.exchange(inputs, result)["pixel_values"] if isinstance(eps, Tensor) or eps > 0 else None
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"

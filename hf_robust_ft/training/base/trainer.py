@@ -19,7 +19,8 @@ from hf_robust_ft.training.base.batch_sizes import batch_sizes
 from hf_robust_ft.training.base.best_model import SelectingTrainer
 from hf_robust_ft.training.base.resuming import TrainingRecord, check_resumed, training_settings, with_record
 from hf_robust_ft.training.guard import OverfittingGuard
-from hf_robust_ft.training.objectives import Loss, Objective, at
+from hf_robust_ft.training.objectives import Loss, Objective
+from hf_robust_ft.training.objectives.parts import LossParts
 from hf_robust_ft.training.objectives.structures import extended, with_structure
 from hf_robust_ft.training.readable_logs import print_readable_eps
 
@@ -42,9 +43,9 @@ class BaseTrainer(SelectingTrainer):
         return extended(model, args)
 
     @property
-    def objective(self) -> Objective:
+    def step_objective(self) -> Objective:
         """What a training step minimises."""
-        return with_structure(at, self.args, self.model)
+        return with_structure(self.args.build_objective(), self.args, self.model)
 
     def callback_of(self, kind: type[TrainerCallback]) -> Any:
         """The live callback of a kind, or None. Resuming may rebuild callbacks, so it is looked up each time."""
@@ -127,10 +128,13 @@ class BaseTrainer(SelectingTrainer):
     def note_loss(self, loss: Loss, labels: Tensor | None) -> None:
         """What the objective made of the batch."""
         self.callback_of(AttackReach).see(loss.outputs, labels, self.args.attack_loss)
+        batches = getattr(self, "current_gradient_accumulation_steps", 1)  # none is known outside of train()
+        is_scaled = self.compute_loss_func is not None  # by the user's function, as a rule
+        self.callback_of(LossParts).add(loss.parts, 1.0 if is_scaled else 1 / batches)
 
     def noted(self) -> dict[str, float]:
         """For the log of a loss that is due."""
-        return self.callback_of(AttackReach).once()
+        return self.callback_of(AttackReach).once() | self.callback_of(LossParts).once()
 
     # ---- What a report says of the training ---------------------------------------------
 

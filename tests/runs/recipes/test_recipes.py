@@ -86,6 +86,8 @@ OVERLAYS = {
     "fast": {"attack_guard": 0.3},
     "linear_probe": {"freeze": "backbone"},
     "lora": {"lora_rank": 16},
+    "twins_at": {"twins_lambda": 0.4, "batch_norm": "trainer", "objective": "at", "optim": "sgd"},
+    "twins_trades": {"twins_lambda": 0.4, "objective": "trades", "objective_beta": 3.0, "attack_loss": "ce"},
 }
 
 

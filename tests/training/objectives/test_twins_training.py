@@ -63,7 +63,9 @@ def test_without_weight_the_rest_learns_what_at_learns_from_the_second_half(make
         half = slice(len(clean) // 2, None)
         return at(passes.rows(half), clean[half], adversarial[half])
 
-    monkeypatch.setattr("hf_robust_ft.training.base.trainer.at", on_half)
+    monkeypatch.setattr(
+        "hf_robust_ft.training.arguments.AdversarialTrainingArguments.build_objective", lambda self: on_half
+    )
     theirs = first_gradients(make, twins_lambda=None)
     assert_same_weights(ours, theirs)
 
@@ -205,6 +207,16 @@ def test_other_ways_to_compute_train_the_same(make, changes):
         assert all(torch.allclose(first[name].float(), second[name].float(), atol=tolerance) for name in first)
 
 
+def test_each_half_has_a_whole_objective_of_its_own(make):
+    """Trades: the sum of its terms in the adaptive branch, and the same of the other one."""
+    trainer = make(objective="trades", objective_beta=3.0, twins_lambda=0.5, logging_strategy="steps", logging_steps=1)
+    trainer.train()
+    rows = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for row in rows:
+        assert row["loss_adaptive"] == pytest.approx(row["loss_clean"] + 3 * row["loss_kl"], rel=1e-4)
+        assert row["loss"] == pytest.approx(0.5 * row["loss_frozen"] + row["loss_adaptive"], rel=1e-3)
+
+
 def test_hinge_trains_both_branches_on_clean_halves_first(make):
     trainer = make(eps_schedule="hinge", num_train_epochs=4, logging_strategy="steps", logging_steps=1)
     trainer.train()
@@ -243,11 +255,14 @@ torch.save(result, folder / f"{{rank}}.pt")
 """
 
 
-@pytest.mark.parametrize(("size", "weight"), [(4, 0.5), (3, 1.0), (1, 0.5), (4, 0.0)])
-def test_two_processes_equal_one_that_accumulates(make_trainer, make_model, tmp_path, size, weight):
+@pytest.mark.parametrize(
+    ("size", "changes"),
+    [(4, {}), (3, {"twins_lambda": 1.0}), (1, {}), (4, {"twins_lambda": 0.0}), (3, {"objective": "trades"})],
+)
+def test_two_processes_equal_one_that_accumulates(make_trainer, make_model, tmp_path, size, changes):
     settings = {
-        **TWINS, **QUICK, "robust_eval": "no", "twins_lambda": weight, "max_grad_norm": 0.0, "max_steps": 4,
-        "per_device_train_batch_size": size,
+        **TWINS, **QUICK, "robust_eval": "no", "max_grad_norm": 0.0, "max_steps": 4,
+        "per_device_train_batch_size": size, **changes,
     }  # fmt: skip
     run = run_script(UNDER_DDP.format(settings=settings), tmp_path, processes=2)
     assert run.returncode == 0, run.stderr[-3000:]
