@@ -110,6 +110,10 @@ class Passes:
         """The mean of (N,), one value an image, scaled as Trainer's loss is."""
         return values.mean() if self._per_item is None else (values * self._per_item).sum()
 
+    def through(self, model: nn.Module) -> "Passes":
+        """Passes over the batch through another model than the wrapped one; not the first of a batch."""
+        return Passes(self._compute_loss, itertools.repeat(model), self._inputs, self._per_item)
+
     def rows(self, part: slice) -> "Passes":
         """Passes over some of the batch's images; the first of either is the batch's first."""
         size = len(self.labels)

@@ -199,6 +199,16 @@ class TuningTrainer(MendedTrainer):
         super()._load_best_model()
         self._load_beside(self.state.best_model_checkpoint)
 
+    def go_back_to(self, checkpoint: str) -> None:
+        """Take up a checkpoint's weights in the midst of training, and all beside them; not the optimizer's state.
+
+        Raises:
+            RuntimeError: it is not there.
+        """
+        if not self._load_all_weights(checkpoint):
+            raise RuntimeError(f"There is no checkpoint {checkpoint} to go back to.")
+        self._load_beside(checkpoint)
+
     def _load_beside(self, checkpoint: str) -> None:
         """Read what a checkpoint holds beside the model's own weights."""
         load_hidden(checkpoint, self.model)
