@@ -118,7 +118,11 @@ def _adapted_weights(model: nn.Module) -> list[str]:
     try:
         depths = layer_numbers(model)
     except ValueError as error:
-        raise ValueError(f"autolora adapts the layers between stem and head, which cannot be told: {error}") from None
+        raise ValueError(
+            f"autolora adapts the layers between stem and head, and those of {type(model).__name__} cannot be told: it "
+            "is neither a timm model with a group_matcher nor a transformers model with numbered layers, stages or "
+            "blocks and a head. Leave autolora out, and use objective=trades."
+        ) from error
     top, found = max(depths.values()), []
     for name, module in model.named_modules():
         is_dense = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
