@@ -62,6 +62,14 @@ class StructureArguments(DeclaredArguments):
         """In how many a batch goes through layers that normalise by it."""
         return 1 if self.twins_lambda is None else 2
 
+    @property
+    def passes_beside(self) -> int:
+        """Training passes that each image takes beside the objective's, attacked or not.
+
+        For those of AutoLoRA's branch, each training image also takes one forward an epoch.
+        """
+        return int(self.autolora)
+
     def check_structures(self) -> None:
         """Raise for what a method's own modules cannot go with; called once all arguments are settled.
 
