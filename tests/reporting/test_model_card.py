@@ -132,7 +132,8 @@ def test_a_card_says_which_branch_of_a_method_its_weights_are(report):
 
     text = card(twins_lambda=0.4)
     assert "In training (TWINS), half of each batch" in text and "| twins_lambda | 0.4 |" in text
-    assert "TWINS" not in card() and "\n\n\n" not in text
+    assert "In training (AutoLoRA), low-rank updates" in card(autolora=True, autolora_rank=8)
+    assert "TWINS" not in card() and "AutoLoRA" not in card() and "\n\n\n" not in text
 
 
 @pytest.mark.parametrize(

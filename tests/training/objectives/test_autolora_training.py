@@ -1,7 +1,5 @@
 """AutoLoRA in the Trainer: its scalars, its rate, what checkpoints hold, and what is refused."""
 
-import re
-
 import pytest
 import torch
 from conftest import assert_same_weights, run_script, weights
@@ -292,77 +290,3 @@ def test_other_ways_to_compute_train_the_same(make, changes):
     for tensors in (weights, hidden_tensors):
         first, second = tensors(plain.model), tensors(other.model)
         assert all(torch.allclose(first[name].float(), second[name].float(), atol=tolerance) for name in first)
-
-
-# ---- Refusals ------------------------------------------------------------------------
-
-EXCLUDED = [
-    ({"objective": "trades"}, "autolora and objective='trades' exclude each other: it has terms of its own."),
-    ({"lora_rank": 4}, "autolora and lora_rank=4 exclude each other"),
-    ({"twins_lambda": 0.4, "batch_norm": "trainer"}, "twins_lambda and autolora exclude each other: leave one out."),
-    ({"freeze": "backbone"}, "autolora and freeze='backbone' exclude each other: it trains all weights."),
-    ({"layer_decay": 0.75}, "autolora and layer_decay=0.75 exclude each other: its updates have no depth."),
-    ({"activation_checkpointing": True}, "autolora and activation_checkpointing exclude each other"),
-    ({"autolora_rank": 0}, "autolora_rank must be at least 1, got 0."),
-    ({"autolora_scale": -1.0}, "autolora_scale must be finite and not negative, e.g. 6, got -1.0."),
-    ({"autolora_window": 0}, "autolora_window must be at least 1 epoch, got 0."),
-    ({"autolora_rate": "paper"}, "autolora_rate"),
-    ({"autolora": False}, "autolora_rank, autolora_rate do nothing without autolora: set it"),
-]
-
-
-@pytest.mark.parametrize(("changes", "told"), EXCLUDED, ids=[next(iter(changes)) for changes, _ in EXCLUDED])
-def test_arguments_that_exclude_each_other_are_refused(make_args, changes, told):
-    with pytest.raises(ValueError, match=re.escape(told)):
-        make_args(**{**AUTOLORA, **changes})
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("robust_eval", "end"), ("eval_strategy", "no"), ("save_strategy", "no"), ("load_best_model_at_end", False),
-        ("metric_for_best_model", "loss"), ("lr_scheduler_type", "cosine"),
-    ],
-)  # fmt: skip
-def test_the_rule_names_what_it_lacks(make_args, name, value):
-    settings = {**AUTOLORA, **RULED, "autolora_rate": "apgd"}
-    make_args(**settings)
-    changes = {name: value}
-    if name in ("eval_strategy", "save_strategy"):
-        changes |= {"load_best_model_at_end": False}
-    if name == "robust_eval":
-        changes |= {"metric_for_best_model": "loss"}
-    with pytest.raises(ValueError, match=rf"autolora_rate='apgd' halves .* It needs .*{name}={RULED[name]}.*'off'\."):
-        make_args(**settings | changes)
-
-
-def test_two_that_decide_by_the_same_evaluations_are_refused(make_args):
-    settings = {**AUTOLORA, **RULED, "eps_schedule": "auto"}
-    make_args(**settings)
-    with pytest.raises(
-        ValueError, match="autolora and eps_schedule='auto' exclude each other: both decide by the same"
-    ):
-        make_args(**settings | {"autolora_rate": "authors"})
-
-
-class Stream(torch.utils.data.IterableDataset):
-    def __iter__(self):
-        return iter([{"pixel_values": torch.zeros(3, 16, 16), "labels": 0}])
-
-
-def test_set_ups_that_it_cannot_work_in_are_refused(make):
-    with pytest.raises(ValueError, match="autolora and compute_loss_func exclude each other"):
-        make(compute_loss_func=lambda outputs, labels, num_items_in_batch=None: outputs.logits.sum())
-    with pytest.raises(ValueError, match="autolora measures its branch on all training images before each epoch"):
-        make(train_dataset=Stream(), max_steps=3, schedule_granularity="step")
-
-
-def test_a_checkpoint_of_another_objective_is_refused_by_name(make):
-    make(autolora=False, autolora_rank=8, autolora_rate="authors", save_strategy="epoch").train()
-    with pytest.raises(ValueError, match=r"trained with other settings: .*autolora"):
-        make(save_strategy="epoch").train(resume_from_checkpoint=True)
-
-
-def test_an_attack_that_never_comes_is_told_of(make, caplog):
-    make(eps="0", eval_epsilons=None)
-    assert "autolora at eps 0: no image is attacked" in caplog.text

@@ -1,6 +1,5 @@
 """TWINS in the Trainer: what each branch learns from, what checkpoints hold, and what is refused."""
 
-import re
 import subprocess
 import sys
 
@@ -276,44 +275,3 @@ def test_two_processes_equal_one_that_accumulates(make_trainer, make_model, tmp_
         assert first[kind].keys() == expected.keys()
         compared = [name for name in expected if "num_batches" not in name]  # one process sees those of both
         assert all(torch.allclose(first[kind][name], expected[name], atol=1e-5) for name in compared), kind
-
-
-# ---- Refusals ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"twins_lambda": -0.1}, "twins_lambda must be finite and not negative, e.g. 0.4, got -0.1."),
-        ({"batch_norm": "frozen"}, "twins_lambda and batch_norm='frozen' exclude each other: the other branch"),
-        ({"lora_rank": 4}, "twins_lambda and lora_rank=4 exclude each other: twins_lambda trains all weights."),
-        ({"activation_checkpointing": True}, "twins_lambda and activation_checkpointing exclude each other"),
-        ({"ddp_find_unused_parameters": True}, "twins_lambda and ddp_find_unused_parameters=True exclude each other"),
-    ],
-)
-def test_arguments_that_exclude_each_other_are_refused(make_args, changes, told):
-    with pytest.raises(ValueError, match=re.escape(told)):
-        make_args(**{**TWINS, **changes})
-
-
-def test_set_ups_that_twins_cannot_work_in_are_refused(make, make_trainer, make_model):
-    with pytest.raises(ValueError, match=r"ViTForImageClassification has none \(LayerNorm\): leave twins_lambda unset"):
-        make_trainer(make_model("vit"), **TWINS)
-    with pytest.raises(ValueError, match="twins_lambda and compute_loss_func exclude each other"):
-        make(compute_loss_func=lambda outputs, labels, num_items_in_batch=None: outputs.logits.sum())
-    with pytest.raises(ValueError, match=r"batch_norm='frozen_from_attack' needs a schedule that begins with eps 0"):
-        make(batch_norm="frozen_from_attack", eps_schedule="constant")
-    model = make_model("resnet")
-    model.resnet.encoder.gradient_checkpointing = True
-    with pytest.raises(ValueError, match=r"twins_lambda and activation checkpointing .*gradient_checkpointing_disable"):
-        make_trainer(model, **TWINS)
-
-
-def test_a_checkpoint_of_another_objective_is_refused_by_name(make):
-    make(twins_lambda=None, **SAVED).train()
-    trainer = make(**SAVED)
-    with pytest.raises(ValueError, match=r"trained with other settings: .*twins_lambda"):
-        trainer.train(resume_from_checkpoint=True)
-    forced = make(force_resume=True, **SAVED)
-    with pytest.raises(ValueError, match=r"holds no hidden_weights\.safetensors: it was trained without twins_lambda"):
-        forced.train(resume_from_checkpoint=True)
