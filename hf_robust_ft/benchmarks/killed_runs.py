@@ -4,7 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import ViTConfig, ViTForImageClassification, set_seed
+from transformers import (
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    set_seed,
+)
 
 from hf_robust_ft.attacks.pixels import PixelSpace
 from hf_robust_ft.evaluation.batches import stack_examples
@@ -19,6 +26,12 @@ SETTINGS = {
     "per_sample": {"eps_schedule": "per_sample", "schedule_args": {"levels": 3}},
     "trades": {"schedule_granularity": "step", "objective": "trades", "attack_loss": "kl"},
     "mart": {"schedule_granularity": "step", "objective": "mart"},
+    "twins": {"schedule_granularity": "step", "twins_lambda": 0.5, "batch_norm": "trainer"},
+    "autolora": {  # which may go back to its best weights after each epoch
+        "eps_schedule": "constant", "autolora": True, "autolora_rank": 2, "autolora_window": 1, "robust_eval": "epoch",
+        "eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_adversarial_accuracy", "lr_scheduler_type": "constant",
+    },
 }  # fmt: skip
 STEPS = 24  # 6 epochs of 4
 SAVE_STEPS = 3
@@ -42,13 +55,23 @@ class Images(torch.utils.data.Dataset):
         return example | ({"sample_id": index} if self.identified else {})
 
 
-def build(folder: Path, setting: str, callbacks: list | None = None, **changes: Any) -> AdversarialTrainer:
-    """The trainer of a run, the same each time."""
+def _network(with_batch_norm: bool) -> PreTrainedModel:
+    """A tiny ViT with dropout, or a ResNet; the same each time."""
     set_seed(0)
+    if with_batch_norm:
+        config = ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=4
+        )  # fmt: skip
+        return ResNetForImageClassification(config)
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8,
         num_labels=4, hidden_dropout_prob=0.1,
     )  # fmt: skip
+    return ViTForImageClassification(config)
+
+
+def build(folder: Path, setting: str, callbacks: list | None = None, **changes: Any) -> AdversarialTrainer:
+    """The trainer of a run, the same each time."""
     settings = {
         "num_train_epochs": 6, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "ema_decay": 0.9,
         "learning_rate": 3e-3, "eps": "8/255", "attack_steps": 2, "attack_random_start": True, "robust_eval": "no",
@@ -58,7 +81,7 @@ def build(folder: Path, setting: str, callbacks: list | None = None, **changes: 
     }  # fmt: skip
     args = AdversarialTrainingArguments(output_dir=str(folder), **(settings | SETTINGS[setting] | changes))
     return AdversarialTrainer(
-        model=ViTForImageClassification(config),
+        model=_network(with_batch_norm="twins_lambda" in SETTINGS[setting]),
         args=args,
         train_dataset=Images(identified=setting == "per_sample"),
         eval_dataset=Images(identified=False),
