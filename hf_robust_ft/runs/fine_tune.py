@@ -1,7 +1,9 @@
 """One robust fine-tuning run from names to a checkpoint with its evidence; what `hf-robust-ft train` does."""
 
+import copy
 import logging
 import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict
@@ -21,6 +23,8 @@ from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.base.checkpoints import checkpoints_in, newest_complete
 from hf_robust_ft.training.base.launching import check_launch
 from hf_robust_ft.training.base.resuming import TrainingRecord, check_resumed, run_settings, training_settings
+from hf_robust_ft.training.probed_head import HEAD, ProbedHead, probe_folder
+from hf_robust_ft.training.roli import probe
 from hf_robust_ft.training.trainer import AdversarialTrainer
 
 logger = logging.getLogger(__name__)
@@ -110,6 +114,28 @@ def build_trainer(
     )
 
 
+def probe_first(
+    model_args: ModelArguments,
+    args: AdversarialTrainingArguments,
+    run: PreparedRun,
+    data_args: DataArguments | None = None,
+) -> ProbedHead:
+    """RoLI's first phase, or the head that it left before; the run's model then starts from that head.
+
+    Args:
+        data_args: as of `build_trainer`.
+    """
+
+    def on_a_copy(phase: AdversarialTrainingArguments) -> AdversarialTrainer:
+        return build_trainer(model_args, phase, run._replace(model=copy.deepcopy(run.model)), data_args)
+
+    head = probe(on_a_copy, args, run_settings(model_args, data_args) if data_args else {})
+    head.load_into(run.model)
+    if args.process_index == 0:
+        print(f"Training starts from the head in {probe_folder(args.output_dir)}: {head}", flush=True)
+    return head
+
+
 def fine_tune(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -121,11 +147,12 @@ def fine_tune(
     Accuracy during training is measured on the validation split; nothing is selected on the test split. Returns the
     trainer, whose `robustness_report` holds the result.
 
-    `recipe.yaml` and `provenance.json` are there from the start of training.
+    `recipe.yaml` and `provenance.json` are there from the start of training. With `probe_epochs` the head is trained
+    first, in `output_dir/probe` (`training.roli`).
 
     Raises:
-        ValueError: what `prepare_run` or `AdversarialTrainer` refuse, an `output_dir` with checkpoints of an earlier
-            run that is neither resumed nor empty, or a checkpoint to resume that was trained with other settings.
+        ValueError: what `prepare_run` or `AdversarialTrainer` refuse, an `output_dir` with checkpoints or a probe of an
+            earlier run that is neither resumed nor empty, or one to resume that was trained with other settings.
         PublishError: with `push_to_hub`, what could not be pushed; all of it is in `output_dir`.
     """
     check_launch(args)
@@ -135,15 +162,22 @@ def fine_tune(
     if resume is not None:  # before anything is loaded for it, or written
         forced = check_resumed(resume, run_settings(model_args, data_args) | training_settings(args), args)
     run = prepare_run(model_args, data_args, args)
-    trainer = build_trainer(model_args, args, run, data_args)
     seeds = {"seed": args.seed, "split_seed": data_args.split_seed}
     facts = {**run.facts, "seeds": seeds, "split": "test", **(metadata or {})}
     if forced:
         facts["resumed_with_changes"] = forced
     facts["recipe"] = resolved_recipe(model_args, data_args, args)
-    if trainer.is_world_process_zero():
-        own_recipe = resolved_recipe(model_args, data_args, args, place=own_place)
-        write_run_record(args.output_dir, own_recipe, facts | environment_facts())
+    if args.probe_epochs > 0:
+        _write_record(model_args, data_args, args, facts)
+        begins = resume is None  # else the weights come from the checkpoint, and the head's file only tells of it
+        head = (
+            probe_first(model_args, args, run, data_args)
+            if begins
+            else ProbedHead.in_folder(probe_folder(args.output_dir))
+        )
+        facts |= {} if head is None else head.told(forced)
+    trainer = build_trainer(model_args, args, run, data_args)
+    _write_record(model_args, data_args, args, facts)
     failed = None
     try:
         trainer.train(resume_from_checkpoint=resume)
@@ -160,6 +194,14 @@ def fine_tune(
         if failed is not None:  # what they would have carried is in the repository now
             logger.warning("%s", failed)
     return trainer
+
+
+def _write_record(
+    model_args: ModelArguments, data_args: DataArguments, args: AdversarialTrainingArguments, facts: dict[str, Any]
+) -> None:
+    if args.process_index == 0:
+        own_recipe = resolved_recipe(model_args, data_args, args, place=own_place)
+        write_run_record(args.output_dir, own_recipe, facts | environment_facts())
 
 
 def _check_publishable(args: AdversarialTrainingArguments) -> None:
@@ -183,8 +225,10 @@ def check_stream(args: AdversarialTrainingArguments) -> None:
     """What a stream needs, checked before a pass over it is spent on holding images out.
 
     Raises:
-        ValueError: no number of steps, or an eps that would change by epochs.
+        ValueError: no number of steps, an eps that would change by epochs, or a first phase counted in epochs.
     """
+    if args.probe_epochs > 0:
+        raise ValueError("A stream has no epochs to probe for: leave probe_epochs out, or do not stream.")
     if args.max_steps < 1:
         raise ValueError(
             "A stream has no length, so num_train_epochs says nothing: give --max_steps N with --streaming."
@@ -207,15 +251,31 @@ def _checkpoint_to_resume(args: AdversarialTrainingArguments) -> str | None:
                 f"{args.output_dir} holds checkpoints of an earlier run ({found[0].name}). Continue it with "
                 "--resume_from_checkpoint last, or choose another --output_dir."
             )
+        if _has_probed(args):
+            raise ValueError(
+                f"{probe_folder(args.output_dir)} holds the probe of an earlier run. Continue it with "
+                "--resume_from_checkpoint last, or choose another --output_dir."
+            )
         return None
     if wanted in ("last", "True", "true", "auto"):
         last = newest_complete(args.output_dir, tells=args.process_index == 0)
-        if last is None and wanted != "auto":
+        if last is None and wanted != "auto" and not _has_probed(args):
             raise ValueError(f"There is no checkpoint to resume from in {args.output_dir}, or none that is complete.")
         return last
     if not os.path.isdir(wanted):
         raise ValueError(f"resume_from_checkpoint={wanted!r} is not a folder. Name one, or 'last', or 'auto'.")
+    if Path(wanted).resolve().is_relative_to(probe_folder(args.output_dir).resolve()):
+        raise ValueError(
+            f"{wanted} is of the probe, which is gone on with where there is no later checkpoint: give "
+            "--resume_from_checkpoint last."
+        )
     return wanted
+
+
+def _has_probed(args: AdversarialTrainingArguments) -> bool:
+    """Whether a first phase of the run is there, done or begun."""
+    folder = probe_folder(args.output_dir)
+    return args.probe_epochs > 0 and ((folder / HEAD).is_file() or newest_complete(folder, tells=False) is not None)
 
 
 def refuse_to_overwrite(args: AdversarialTrainingArguments) -> None:
@@ -224,7 +284,8 @@ def refuse_to_overwrite(args: AdversarialTrainingArguments) -> None:
     Raises:
         ValueError: it does.
     """
-    starts = args.resume_from_checkpoint == "auto" and newest_complete(args.output_dir, tells=False) is None
+    begins_anew = args.resume_from_checkpoint == "auto" or _has_probed(args)  # from the probed head
+    starts = begins_anew and newest_complete(args.output_dir, tells=False) is None
     if args.resume_from_checkpoint is not None and not starts:
         return
     found = [name for name in RESULTS if os.path.exists(os.path.join(args.output_dir, name))]
