@@ -19,9 +19,9 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from hf_robust_ft.attacks.threat_model import format_eps
-from hf_robust_ft.evaluation.confidence_intervals import accuracy_interval
 from hf_robust_ft.evaluation.convergence import AUTO, FIRST_STEPS
 from hf_robust_ft.provenance.affects import arguments
+from hf_robust_ft.reporting.probing import probe_doubt
 from hf_robust_ft.reporting.verdict import guessing
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.base.checkpoints import newest_complete
@@ -128,7 +128,7 @@ def probe(
     if args.local_process_index == 0:
         head.write(folder)
     trainer.accelerator.wait_for_everyone()
-    if args.process_index == 0 and (doubt := doubt_about(head.facts)):
+    if args.process_index == 0 and (doubt := probe_doubt(head.facts)):
         logger.warning("%s", doubt)
     del trainer
     gc.collect()
@@ -150,16 +150,3 @@ def _facts(trainer: AdversarialTrainer) -> dict[str, Any]:
         "adversarial_accuracy": best[METRIC],
         "guessing": guessing(report),
     }
-
-
-def doubt_about(facts: Mapping[str, Any]) -> str | None:
-    """The warning that a probed head is no more robust than guessing, given its facts; None where it is."""
-    accuracy, images = facts["adversarial_accuracy"], facts["validation_images"]
-    if accuracy_interval(round(accuracy * images), images)[0] > facts["guessing"]:
-        return None
-    return (
-        f"Under attack at {facts['eps']} the probed head is right on {accuracy:.1%} of {images} validation images, "
-        f"within noise of the {facts['guessing']:.1%} that naming the most frequent class gives: this backbone has "
-        "hardly any robustness for a head to inherit, which is what probing is for. Start from robustly pretrained "
-        "weights, or leave probe_epochs out."
-    )

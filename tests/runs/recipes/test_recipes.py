@@ -86,6 +86,7 @@ OVERLAYS = {
     "fast": {"attack_guard": 0.3},
     "linear_probe": {"freeze": "backbone"},
     "lora": {"lora_rank": 16},
+    "roli": {"probe_epochs": 60, "eps_schedule": "hinge"},
 }
 
 
