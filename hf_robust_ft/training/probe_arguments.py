@@ -86,3 +86,7 @@ class ProbeArguments(DeclaredArguments):
                 "probe_epochs freezes the backbone in its first phase, which is not verified with sharded weights: "
                 "train with DDP, or leave probe_epochs out."
             )
+
+
+# Of a run that trains everything from the model as it was loaded.
+NO_PROBE = {each.name: each.default for each in arguments(ProbeArguments)}

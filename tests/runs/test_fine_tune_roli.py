@@ -14,6 +14,7 @@ from hf_robust_ft.cli.main import main
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.hub.contents import published_files
 from hf_robust_ft.reporting.model_card import render_model_card
+from hf_robust_ft.training.probed_head import ProbedHead
 
 PROBE = ["--probe_epochs", "2", "--probe_learning_rate", "0.5", "--probe_optim_args", "momentum=0.9"]
 
@@ -80,12 +81,12 @@ def test_a_run_killed_in_either_phase_or_between_comes_to_the_same_end(train_fla
             again = run(flags, tmp_path / f"again {number}")
             assert again.returncode == 0, (moment, again.stderr)
         assert written is None or head.stat().st_mtime_ns == written  # phase 1 is not done twice
-        probe = json.loads((output / "provenance.json").read_text())["probe"]
-        ends[moment] = load_file(output / "model.safetensors") | load_file(head), probe
-    weights, probe = ends[None]
-    for moment, (own, told) in ends.items():
+        facts = ProbedHead.in_folder(output / "probe").facts
+        ends[moment] = load_file(output / "model.safetensors") | load_file(head), facts
+    weights, facts = ends[None]
+    for moment, (own, own_facts) in ends.items():
         assert_same_weights(own, weights)
-        assert told == probe, moment
+        assert own_facts == facts, moment
 
 
 def test_what_a_run_with_a_probe_leaves_and_says(train_flags, tmp_path, capsys):

@@ -5,7 +5,8 @@ import logging
 
 import pytest
 import torch
-from conftest import assert_same_weights, weights
+from conftest import assert_same_weights, run_script, weights
+from safetensors.torch import load_file
 
 from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.reporting.probing import probe_doubt
@@ -226,3 +227,57 @@ def test_a_head_that_only_guesses_is_warned_of(build, make_args, caplog):
     with caplog.at_level(logging.WARNING, "hf_robust_ft.training.roli"):
         head = probe(build("vit"), args)
     assert probe_doubt(head.facts) in caplog.text and "leave probe_epochs out" in caplog.text
+
+
+# SGD, for Adam makes a whole step of a gradient near 0.
+TRAINED = """
+from hf_robust_ft.training.roli import probe
+args = make_args(
+    probe_epochs=2, probe_learning_rate=0.5, num_train_epochs=1, eps_schedule="constant", optim="sgd",
+    per_device_train_batch_size={batch}, ddp_backend={backend!r},
+)
+build = lambda given: make_trainer(make_model("timm"), args=given)
+head = probe(build, args)
+trainer = build(args)
+head.load_into(trainer.model)
+trainer.train()
+trainer.save_model(str(folder / "end"))
+"""
+
+
+def test_two_processes_equal_one(tmp_path):
+    ends, heads = [], []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        backend = "gloo" if processes > 1 else None
+        done = run_script(TRAINED.format(batch=8 // processes, backend=backend), folder, processes)
+        assert done.returncode == 0, done.stderr
+        heads.append(ProbedHead.in_folder(folder / "out" / "probe"))
+        ends.append(load_file(folder / "end" / "model.safetensors") | heads[-1].tensors)
+    one, two = ends
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name].float(), two[name].float(), atol=1e-6) for name in one)
+    assert heads[0].facts == pytest.approx(heads[1].facts)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bf16": True},
+        {"label_smoothing_factor": 0.1},
+        {"gradient_accumulation_steps": 2},
+        {"activation_checkpointing": True},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_both_phases_go_with_what_training_goes_with(build, probed, make_args, make_model, changes):
+    args = make_args(**PROBE, num_train_epochs=1, eps_schedule="constant", **changes)
+    head, phase_1 = probed(args, "vit")
+    moved = {
+        name for name, tensor in weights(phase_1.model).items() if not torch.equal(tensor, weights(make_model())[name])
+    }
+    assert moved == set(head.tensors)
+    trainer = build("vit")(args)
+    head.load_into(trainer.model)
+    trainer.train()
+    assert not any(torch.equal(tensor, weights(trainer.model)[name]) for name, tensor in head.tensors.items())
