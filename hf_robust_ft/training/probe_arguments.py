@@ -16,8 +16,8 @@ class ProbeArguments(DeclaredArguments):
     probe_epochs: float = field(
         default=0.0,
         metadata={
-            "help": "RoLI: first train the head alone for so many epochs, under the training attack at a constant eps, "
-            "and start from the head that is best on validation images under attack. 0 leaves it out.",
+            "help": "RoLI: before, train the head alone for so many epochs, attacked at eps throughout, and start from "
+            "the best on validation images under attack.",
             "affects": "weights",
         },
     )
@@ -34,7 +34,7 @@ class ProbeArguments(DeclaredArguments):
     probe_optim_args: str | None = field(
         default=None,
         metadata={
-            "help": "Its optimizer's own arguments, as of optim_args (momentum=0.9).",
+            "help": "Its optimizer's arguments, as of optim_args (momentum=0.9).",
             "affects": "weights",
             "of": "probe_epochs",
         },

@@ -77,8 +77,8 @@ class TuningArguments(DeclaredArguments, TrainingArguments):
         default="none",
         metadata={
             "help": "What is not trained: none, backbone (linear probing), a number of first stages (blocks of a ViT) "
-            "with the stem, or patterns of parameter names separated by commas. Its dropout and drop path are off, its "
-            "BatchNorm statistics stay.",
+            "with the stem, or patterns of parameter names separated by commas. No dropout, drop path or new BatchNorm "
+            "statistics there.",
             "affects": "weights",
             "stated": "always",
         },
