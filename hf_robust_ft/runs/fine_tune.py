@@ -2,8 +2,7 @@
 
 import copy
 import logging
-import os
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict
@@ -16,21 +15,17 @@ from hf_robust_ft.hub import BackgroundPushError
 from hf_robust_ft.hub.repository import check_repo_id
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.provenance.record import environment_facts, own_place, resolved_recipe, write_run_record
-from hf_robust_ft.reporting.artifacts import REPORT_NAME
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments, at_most
+from hf_robust_ft.runs.continuing import checkpoint_to_resume
 from hf_robust_ft.runs.model_names import describe_model
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
-from hf_robust_ft.training.base.checkpoints import checkpoints_in, newest_complete
 from hf_robust_ft.training.base.launching import check_launch
 from hf_robust_ft.training.base.resuming import TrainingRecord, check_resumed, run_settings, training_settings
-from hf_robust_ft.training.probed_head import HEAD, ProbedHead, probe_folder
+from hf_robust_ft.training.probed_head import ProbedHead, probe_folder
 from hf_robust_ft.training.roli import probe
 from hf_robust_ft.training.trainer import AdversarialTrainer
 
 logger = logging.getLogger(__name__)
-
-# Files of a finished run that another one would overwrite.
-RESULTS = ("model.safetensors", "model.safetensors.index.json", REPORT_NAME)
 
 
 class PreparedRun(NamedTuple):
@@ -119,15 +114,20 @@ def probe_first(
     args: AdversarialTrainingArguments,
     run: PreparedRun,
     data_args: DataArguments | None = None,
+    *,
+    watched: Callable[[AdversarialTrainer], None] = lambda trainer: None,
 ) -> ProbedHead:
     """RoLI's first phase, or the head that it left before; the run's model then starts from that head.
 
     Args:
         data_args: as of `build_trainer`.
+        watched: called with the phase's trainer before it trains.
     """
 
     def on_a_copy(phase: AdversarialTrainingArguments) -> AdversarialTrainer:
-        return build_trainer(model_args, phase, run._replace(model=copy.deepcopy(run.model)), data_args)
+        trainer = build_trainer(model_args, phase, run._replace(model=copy.deepcopy(run.model)), data_args)
+        watched(trainer)
+        return trainer
 
     head = probe(on_a_copy, args, run_settings(model_args, data_args) if data_args else {})
     head.load_into(run.model)
@@ -157,7 +157,7 @@ def fine_tune(
     """
     check_launch(args)
     _check_publishable(args)
-    resume = _checkpoint_to_resume(args)
+    resume = checkpoint_to_resume(args)
     forced = []
     if resume is not None:  # before anything is loaded for it, or written
         forced = check_resumed(resume, run_settings(model_args, data_args) | training_settings(args), args)
@@ -236,61 +236,4 @@ def check_stream(args: AdversarialTrainingArguments) -> None:
     if args.schedule_granularity == "epoch":
         raise ValueError(
             "A stream has no epochs for eps to change at: give --schedule_granularity step with --streaming."
-        )
-
-
-def _checkpoint_to_resume(args: AdversarialTrainingArguments) -> str | None:
-    """The checkpoint that --resume_from_checkpoint names.
-
-    A folder, 'last' for the newest complete one in `output_dir`, or 'auto' for the same if there is one.
-    """
-    wanted = args.resume_from_checkpoint
-    if wanted is None:
-        if found := checkpoints_in(args.output_dir):
-            raise ValueError(
-                f"{args.output_dir} holds checkpoints of an earlier run ({found[0].name}). Continue it with "
-                "--resume_from_checkpoint last, or choose another --output_dir."
-            )
-        if _has_probed(args):
-            raise ValueError(
-                f"{probe_folder(args.output_dir)} holds the probe of an earlier run. Continue it with "
-                "--resume_from_checkpoint last, or choose another --output_dir."
-            )
-        return None
-    if wanted in ("last", "True", "true", "auto"):
-        last = newest_complete(args.output_dir, tells=args.process_index == 0)
-        if last is None and wanted != "auto" and not _has_probed(args):
-            raise ValueError(f"There is no checkpoint to resume from in {args.output_dir}, or none that is complete.")
-        return last
-    if not os.path.isdir(wanted):
-        raise ValueError(f"resume_from_checkpoint={wanted!r} is not a folder. Name one, or 'last', or 'auto'.")
-    if Path(wanted).resolve().is_relative_to(probe_folder(args.output_dir).resolve()):
-        raise ValueError(
-            f"{wanted} is of the probe, which is gone on with where there is no later checkpoint: give "
-            "--resume_from_checkpoint last."
-        )
-    return wanted
-
-
-def _has_probed(args: AdversarialTrainingArguments) -> bool:
-    """Whether a first phase of the run is there, done or begun."""
-    folder = probe_folder(args.output_dir)
-    return args.probe_epochs > 0 and ((folder / HEAD).is_file() or newest_complete(folder, tells=False) is not None)
-
-
-def refuse_to_overwrite(args: AdversarialTrainingArguments) -> None:
-    """Raise where `output_dir` holds an earlier run's model or results, and that run is not continued.
-
-    Raises:
-        ValueError: it does.
-    """
-    begins_anew = args.resume_from_checkpoint == "auto" or _has_probed(args)  # from the probed head
-    starts = begins_anew and newest_complete(args.output_dir, tells=False) is None
-    if args.resume_from_checkpoint is not None and not starts:
-        return
-    found = [name for name in RESULTS if os.path.exists(os.path.join(args.output_dir, name))]
-    if found:
-        raise ValueError(
-            f"{args.output_dir} holds the results of an earlier run ({', '.join(found)}). Choose another --output_dir, "
-            "continue that run with --resume_from_checkpoint last, or move them away."
         )

@@ -49,6 +49,11 @@ class Phase:
     at_most: bool = False
     head_alone: bool = False
 
+    @property
+    def is_probes_training(self) -> bool:
+        """Whether it is RoLI's first training, of the head alone."""
+        return self.head_alone and self.training > 0
+
 
 @dataclass(frozen=True)
 class TrainingLength:
