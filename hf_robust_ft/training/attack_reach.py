@@ -12,8 +12,8 @@ from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks import AttackResult
 from hf_robust_ft.attacks.losses import LOSSES
-from hf_robust_ft.attacks.pixels import extract_logits
 from hf_robust_ft.reporting.reach import LEAST, REACH, reach_sentence
+from hf_robust_ft.training.objectives.passes import logits_of
 from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER, batch_norms
 
 logger = logging.getLogger(__name__)
@@ -128,9 +128,7 @@ def _cure(args: Any, model: Any) -> str:
 
 def _logits_in_training(outputs: Any) -> Tensor | None:
     """(N, K) in float32; None where training mode has no one set of them (auxiliary heads)."""
-    if isinstance(outputs, tuple) and outputs and isinstance(outputs[0], Tensor) and outputs[0].ndim == 0:
-        outputs = outputs[1:]  # a tuple that begins with the loss
     try:
-        return extract_logits(outputs).detach().float()
+        return logits_of(outputs).detach().float()
     except ValueError:
         return None

@@ -20,6 +20,7 @@ from hf_robust_ft.training.attack_reach import AttackReach
 from hf_robust_ft.training.base.launching import ZERO_3_REFUSED, check_launch, check_sharding
 from hf_robust_ft.training.compiled_model import settle_loss
 from hf_robust_ft.training.guard import OverfittingGuard
+from hf_robust_ft.training.objectives.parts import LossParts
 from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
 from hf_robust_ft.training.tuning.batch_norm import BatchNormPolicy
 
@@ -231,8 +232,8 @@ def with_scheduler(callbacks: list | None, args: AdversarialTrainingArguments) -
 
 
 def with_watchers(callbacks: list | None, args: AdversarialTrainingArguments) -> list:
-    """The callbacks with what a training under attack has beside it: scheduler, guard, reach, BatchNorm's policy."""
-    callbacks = [BatchNormPolicy(args.batch_norm), AttackReach(), *with_scheduler(callbacks, args)]
+    """The callbacks with what a training under attack has beside it."""
+    callbacks = [BatchNormPolicy(args.batch_norm), AttackReach(), LossParts(), *with_scheduler(callbacks, args)]
     if args.attack_guard is None or any(isinstance(entry, OverfittingGuard) for entry in callbacks):
         return callbacks
     return [*callbacks, OverfittingGuard(args.attack_guard, args.attack_guard_every)]

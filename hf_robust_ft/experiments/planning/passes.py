@@ -126,9 +126,10 @@ def attack_passes(attack: APGD | Square, num_classes: int) -> tuple[int, int]:
         return 0, attack.queries + 1
     if isinstance(attack, SiftedTargets):
         return attack.passes(num_classes)
-    targeted = get_loss(attack.loss).targeted
+    loss = get_loss(attack.loss)
+    targeted = loss.targeted
     runs = attack.restarts * (min(attack.num_targets, num_classes - 1) if targeted else 1)
-    return runs * attack.steps, runs * len(eps_phases(attack)) + targeted
+    return runs * attack.steps, runs * len(eps_phases(attack)) + targeted + loss.needs_reference
 
 
 def evaluations(args: AdversarialTrainingArguments, length: TrainingLength) -> int:
@@ -151,7 +152,8 @@ def phases(
     Args:
         sizes: images of `validation` and `test`.
     """
-    yield Phase("training", length.images, training=length.images)
+    more = (args.passes_under_attack - 1) * length.attacked_images
+    yield Phase("training", length.images, training=length.images + more, at_most=length.at_most and more > 0)
     passes = [
         (attack_passes(replace(args.train_attack, steps=steps), num_classes), images)
         for steps, images in length.attack_steps.items()
