@@ -169,12 +169,9 @@ def fine_tune(
     facts["recipe"] = resolved_recipe(model_args, data_args, args)
     if args.probe_epochs > 0:
         _write_record(model_args, data_args, args, facts)
-        begins = resume is None  # else the weights come from the checkpoint, and the head's file only tells of it
-        head = (
-            probe_first(model_args, args, run, data_args)
-            if begins
-            else ProbedHead.in_folder(probe_folder(args.output_dir))
-        )
+        head = ProbedHead.in_folder(probe_folder(args.output_dir))
+        if resume is None:  # else all weights are the checkpoint's, and the head's file only tells of the first phase
+            head = probe_first(model_args, args, run, data_args)
         facts |= {} if head is None else head.told(forced)
     trainer = build_trainer(model_args, args, run, data_args)
     _write_record(model_args, data_args, args, facts)

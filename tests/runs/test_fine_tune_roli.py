@@ -103,6 +103,10 @@ def test_what_a_run_with_a_probe_leaves_and_says(train_flags, tmp_path, capsys):
     for flags, message in (
         ([], "run holds the results of an earlier run"),
         (["--resume_from_checkpoint", str(output / "probe" / "checkpoint-6")], "is of the probe"),
+        (
+            ["--resume_from_checkpoint", "last", "--probe_epochs", "3"],
+            "other settings: probe_epochs 2.0 there, 3.0 now",
+        ),
     ):
         with pytest.raises(SystemExit):
             main([*train_flags, *flags])
