@@ -10,6 +10,7 @@ from hf_robust_ft.evaluation.convergence_text import convergence_sentence
 from hf_robust_ft.evaluation.reliability import OK, reliability_of_autoattack
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.reporting.comparability import Setting, attack_name
+from hf_robust_ft.reporting.objective import objective_text
 from hf_robust_ft.reporting.reach import REACH
 
 
@@ -47,6 +48,7 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
         **{f"expected robustness, eps ~ {name}": f"{value:.1%}" for name, value in report.distributions.items()},
         "trained from": subject if training else None,
         "model": None if training else subject,
+        "objective": objective_text(training),
         "schedule of eps": training.get("eps_schedule"),
         "trained at eps": training.get("eps"),
         "weights": f"of step {training['weights_step']}, trained at eps {training['weights_eps']}"

@@ -1,0 +1,31 @@
+"""What is said of the objective that a model was trained by."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.evaluation.trust_verdicts import is_of_several_attacks
+
+
+def objective_text(training: Mapping[str, Any]) -> str | None:
+    """Its name and weight; None for plain adversarial training.
+
+    >>> objective_text({"objective": "trades", "objective_beta": 6.0})
+    'trades, beta 6'
+    """
+    if "objective" not in training:
+        return None
+    beta = training.get("objective_beta")
+    return training["objective"] if beta is None else f"{training['objective']}, beta {beta:g}"
+
+
+def objective_doubt(report: RobustnessReport) -> str | None:
+    """The warning that attacks on cross-entropy alone flatter what was trained; None where others were run."""
+    training = report.metadata.get("training") or {}
+    is_measured = is_of_several_attacks(report.protocol) or report.autoattack_accuracy is not None
+    if training.get("objective") != "mart" or is_measured or report.epsilons[-1] <= 0:
+        return None
+    return (
+        "This model was trained by MART, which attacks on cross-entropy flatter: AutoAttack finds more errors than "
+        "they do. Measure it by hf-robust-ft evaluate --protocol reliable, or with --autoattack."
+    )
