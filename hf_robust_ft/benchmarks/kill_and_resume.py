@@ -2,11 +2,11 @@
 
     python -m hf_robust_ft.benchmarks.kill_and_resume --kills 20 --seed 0 --output kills.json
 
-A tiny network trains on random images under each schedule that resumes in its own way and each objective
-(`killed_runs`), saving every 3 steps and keeping one checkpoint. Half of the kills come at a random moment of a random
-step, half within the writing of a random checkpoint. A run is killed and resumed three times, then comes to its end;
-its weights, averages, losses and eps of every step and what its schedule remembers are compared. Exit code 1 if
-anything differs.
+A tiny network (a ViT with dropout; a ResNet for TWINS) trains on random images under each schedule that resumes in its
+own way, each objective, and after a probe of its head (`killed_runs`), saving every 3 steps and keeping one checkpoint.
+Half of the kills come at a random moment of a random step, of the probe too, half within the writing of a random
+checkpoint. A run is killed and resumed three times, then comes to its end; its weights, averages, losses and eps of
+every step, what its schedule remembers and the probed head are compared. Exit code 1 if anything differs.
 
 Needs fork (not Windows): processes share one import of torch. On CPU; minutes on 2 cores.
 """
@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from hf_robust_ft.benchmarks.killed_runs import SETTINGS, STEPS, build
+from hf_robust_ft.benchmarks.killed_runs import SETTINGS, STEPS, build, saved_in, steps_before
 from hf_robust_ft.training.base.checkpoints import STAGING, checkpoints_in, fault_of
 from hf_robust_ft.training.objectives.hidden import hidden_tensors
+from hf_robust_ft.training.probed_head import ProbedHead, probe_folder
 from hf_robust_ft.training.trainer import AdversarialTrainer
 
 KILLS_A_RUN = 3
@@ -65,18 +66,19 @@ class Kill:
 class Progress(TrainerCallback):
     """Tells the process that kills how many steps are done."""
 
-    def __init__(self, steps_done: Any):
-        self.steps_done = steps_done
+    def __init__(self, steps_done: Any, before: int):
+        self.steps_done, self.before = steps_done, before
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.steps_done.value = state.global_step
+        self.steps_done.value = self.before + state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.steps_done.value = state.global_step
+        self.steps_done.value = self.before + state.global_step
 
 
 def outcome(trainer: AdversarialTrainer) -> dict[str, Any]:
     """All that a resumed run must have in common with one that was left alone."""
+    head = ProbedHead.in_folder(probe_folder(trainer.args.output_dir))
     return {
         "weights": dict(trainer.model.state_dict()),
         "hidden": hidden_tensors(trainer.model),
@@ -84,6 +86,7 @@ def outcome(trainer: AdversarialTrainer) -> dict[str, Any]:
         "eps": [entry["eps"] for entry in trainer.state.log_history if "loss" in entry],
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "memory": trainer.scheduler_callback.memory,
+        "head": None if head is None else head.tensors,
     }
 
 
@@ -93,7 +96,7 @@ def train(folder: Path, setting: str, steps_done: Any) -> None:
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
-    trainer = build(folder, setting, [Progress(steps_done)])
+    trainer = build(folder, setting, lambda before: [Progress(steps_done, before)])
     trainer.train(resume_from_checkpoint=bool(checkpoints_in(folder)))
     part = folder / f"{RESULT}.part"
     torch.save(outcome(trainer), part)
@@ -123,15 +126,14 @@ class Runs:
         """Start or resume the open run of a setting and kill it; one that ends before that is compared."""
         folder = self._open_run(setting)
         process, steps_done = self._start(folder, setting)
-        begun = max((int(path.name.split("-")[1]) for path in checkpoints_in(folder)), default=0)
+        begun, end = max(saved_in(folder, setting).values(), default=0), steps_before(setting) + STEPS
         before = sum((kill.setting, kill.run) == (setting, self._run(setting)) for kill in self.kills)
-        step = self.random.randrange(begun, begun + max((STEPS - begun) // (KILLS_A_RUN - before), 1))
+        step = self.random.randrange(begun, begun + max((end - begun) // (KILLS_A_RUN - before), 1))
         if planned == "step":
             self._wait(process, lambda: steps_done.value >= step)
             time.sleep(self.random.uniform(0, 0.1))
         else:
-            staging = folder / STAGING
-            self._wait(process, lambda: steps_done.value >= step and staging.is_dir())
+            self._wait(process, lambda: steps_done.value >= step and any(each.is_dir() for each in _staging(folder)))
             time.sleep(self.random.uniform(0, 0.02))
         alive = process.is_alive()
         process.kill()
@@ -180,22 +182,27 @@ class Runs:
         return torch.load(folder / RESULT, weights_only=True)
 
     def _look(self, setting: str, folder: Path, planned: str, step: int) -> Kill:
-        faults = {path: fault_of(path) for path in checkpoints_in(folder)}
-        complete = [int(path.name.split("-")[1]) for path, fault in faults.items() if fault is None]
+        saved = saved_in(folder, setting)
+        complete = [steps for path, steps in saved.items() if fault_of(path) is None]
         return Kill(
             setting=setting,
             run=self._run(setting),
             planned=planned,
             step=step,
-            half_written=any((folder / STAGING).glob("checkpoint-*")),
+            half_written=any(each for place in _staging(folder) for each in place.glob("checkpoint-*")),
             resumes_from=max(complete, default=0),
-            incomplete=len(faults) - len(complete),
+            incomplete=len(saved) - len(complete),
         )
 
     def _compare(self, setting: str, folder: Path) -> None:
         found = torch.load(folder / RESULT, weights_only=True)
         self.compared[setting].append(differences(self.whole[setting], found))
         shutil.rmtree(folder)
+
+
+def _staging(folder: Path) -> list[Path]:
+    """Where checkpoints of either phase are written."""
+    return [folder / STAGING, probe_folder(folder) / STAGING]
 
 
 def _ended(folder: Path, process: Any) -> str:

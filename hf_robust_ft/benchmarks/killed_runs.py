@@ -1,5 +1,6 @@
 """The runs that `kill_and_resume` kills: with gradient accumulation, averaged weights, dropout and random starts."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from transformers import (
 from hf_robust_ft.attacks.pixels import PixelSpace
 from hf_robust_ft.evaluation.batches import stack_examples
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.base.checkpoints import checkpoints_in
+from hf_robust_ft.training.probed_head import probe_folder
+from hf_robust_ft.training.roli import probe
 from hf_robust_ft.training.trainer import AdversarialTrainer
 
 SETTINGS = {
@@ -32,8 +36,10 @@ SETTINGS = {
         "eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True,
         "metric_for_best_model": "eval_adversarial_accuracy", "lr_scheduler_type": "constant",
     },
+    "roli": {"schedule_granularity": "step", "probe_epochs": 3.0, "probe_learning_rate": 0.5},
 }  # fmt: skip
 STEPS = 24  # 6 epochs of 4
+PROBE_STEPS = 12  # before them, with probe_epochs
 SAVE_STEPS = 3
 
 
@@ -70,8 +76,25 @@ def _network(with_batch_norm: bool) -> PreTrainedModel:
     return ViTForImageClassification(config)
 
 
-def build(folder: Path, setting: str, callbacks: list | None = None, **changes: Any) -> AdversarialTrainer:
-    """The trainer of a run, the same each time."""
+def steps_before(setting: str) -> int:
+    """Optimizer steps of a first phase, which count as done before the others."""
+    return PROBE_STEPS if "probe_epochs" in SETTINGS[setting] else 0
+
+
+def saved_in(folder: Path, setting: str) -> dict[Path, int]:
+    """Checkpoints of a run, complete or not, each with the steps done by then."""
+    places = ((folder, steps_before(setting)), (probe_folder(folder), 0))
+    return {path: before + int(path.name.split("-")[1]) for place, before in places for path in checkpoints_in(place)}
+
+
+def build(
+    folder: Path, setting: str, watchers: Callable[[int], list] = lambda before: [], **changes: Any
+) -> AdversarialTrainer:
+    """The trainer of a run, the same each time; where it begins with a first phase, after that.
+
+    Args:
+        watchers: callbacks of a phase before which so many steps are done.
+    """
     settings = {
         "num_train_epochs": 6, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "ema_decay": 0.9,
         "learning_rate": 3e-3, "eps": "8/255", "attack_steps": 2, "attack_random_start": True, "robust_eval": "no",
@@ -80,6 +103,16 @@ def build(folder: Path, setting: str, callbacks: list | None = None, **changes: 
         "dataloader_pin_memory": False, "eval_epsilons": ["0", "8/255"],
     }  # fmt: skip
     args = AdversarialTrainingArguments(output_dir=str(folder), **(settings | SETTINGS[setting] | changes))
+    head = None
+    if args.probe_epochs > 0 and not checkpoints_in(folder):
+        head = probe(lambda phase: _trainer(phase, setting, watchers(0)), args)
+    trainer = _trainer(args, setting, watchers(steps_before(setting)))
+    if head is not None:
+        head.load_into(trainer.model)
+    return trainer
+
+
+def _trainer(args: AdversarialTrainingArguments, setting: str, callbacks: list) -> AdversarialTrainer:
     return AdversarialTrainer(
         model=_network(with_batch_norm="twins_lambda" in SETTINGS[setting]),
         args=args,

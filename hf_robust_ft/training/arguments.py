@@ -15,6 +15,7 @@ from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.training.base.launching import check_deepspeed, refuse_zero_3
 from hf_robust_ft.training.objectives.arguments import ObjectiveArguments
 from hf_robust_ft.training.objectives.structure_arguments import StructureArguments
+from hf_robust_ft.training.probe_arguments import ProbeArguments
 from hf_robust_ft.training.schedule_arguments import ScheduleArguments, check_can_observe
 from hf_robust_ft.training.tuning import TuningArguments
 from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER, BATCH_NORM, FROZEN
@@ -23,13 +24,15 @@ ROBUST_EVAL = ("end", "epoch", "no")
 
 
 @dataclass
-class AdversarialTrainingArguments(ObjectiveArguments, ScheduleArguments, StructureArguments, TuningArguments):
+class AdversarialTrainingArguments(
+    ProbeArguments, ObjectiveArguments, ScheduleArguments, StructureArguments, TuningArguments
+):
     """`TrainingArguments` for `AdversarialTrainer`.
 
     Groups: what is minimised (`objective*`, `twins_lambda`), the threat model (`norm`, `eps`), its schedule
     (`eps_schedule`, `schedule_*`), the training attack (`attack_*`), the schedule of its steps (`attack_steps_*`) and
     its guard (`attack_guard*`), the robust evaluation (`eval_attack_steps*`, `eval_epsilons`, `robust_eval`),
-    `memory_format`, and `TuningArguments`' own settings.
+    a first phase for the head alone (`probe_*`), `memory_format`, and `TuningArguments`' own settings.
     Everything else is `TrainingArguments`, with its defaults unchanged. Defaults are those of arXiv 2509.23325.
 
     What each affects is said on its field (`provenance.affects`), of a subclass's own, too; the rest follows from that.
@@ -163,6 +166,7 @@ class AdversarialTrainingArguments(ObjectiveArguments, ScheduleArguments, Struct
         super().__post_init__()
         self.check_structures()
         check_can_observe(schedule, self)
+        self.check_probe()
         if self.memory_format == "channels_last" and self._uses_fsdp:
             raise ValueError("FSDP shards contiguous weights only: set memory_format='auto' or 'keep'.")
         if is_robust_metric(self.metric_for_best_model) and (

@@ -77,6 +77,7 @@ def check_data(
 ) -> None:
     """Raise for data sets that give no images, and for a metric of the best model that nothing will measure."""
     check_best_metric(args, compute_metrics is not None, eval_dataset)
+    check_probe_data(args, eval_dataset)
     for dataset in data:
         check_dataset(dataset, args, has_collator=data_collator is not None)
 
@@ -173,6 +174,15 @@ def check_best_metric(args: TrainingArguments, has_metrics: bool, eval_dataset: 
         why = "without compute_metrics there are"
     if not is_known:
         raise ValueError(f"metric_for_best_model={metric!r} is not measured: {why} {', '.join(valid)}.")
+
+
+def check_probe_data(args: AdversarialTrainingArguments, eval_dataset: Any) -> None:
+    """Raise where the first phase that `probe_epochs` ask for has not one validation set to choose its head by."""
+    if args.probe_epochs > 0 and (eval_dataset is None or isinstance(eval_dataset, dict)):
+        raise ValueError(
+            f"probe_epochs={args.probe_epochs:g} chooses the head by its validation accuracy under attack: pass one "
+            f"eval_dataset, got {'none' if eval_dataset is None else f'{len(eval_dataset)} by name'}."
+        )
 
 
 def check_labels(dataset: Any, num_labels: int | None, at_least: int = 1) -> None:

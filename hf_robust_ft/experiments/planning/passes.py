@@ -38,6 +38,7 @@ class Phase:
         input_gradient: passes with the gradient of the pixels: attack steps.
         training: passes with the gradient of the weights.
         at_most: whether these are upper bounds, because images that are fooled are not attacked again.
+        head_alone: whether `training` passes have the gradient of the head's weights alone.
     """
 
     name: str
@@ -46,6 +47,12 @@ class Phase:
     input_gradient: int = 0
     training: int = 0
     at_most: bool = False
+    head_alone: bool = False
+
+    @property
+    def is_probes_training(self) -> bool:
+        """Whether it is RoLI's first training, of the head alone."""
+        return self.head_alone and self.training > 0
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
         if "weights_step" in training
         else None,
         "epochs": training.get("num_train_epochs"),
+        "head trained first": _probe_text(facts.get("probe")),
         "seed": training.get("seed"),
         "BatchNorm statistics": training.get("batch_norm"),
         "attack loss seen in training": _reach_text(training.get(REACH)),
@@ -70,6 +71,13 @@ def _autoattack_text(report: RobustnessReport) -> str | None:
     interval = "" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})"
     doubt = "" if reliability_of_autoattack(report.reliability)["verdict"] == OK else " (doubtful)"
     return f"{report.autoattack_accuracy:.1%}{interval} of {report.autoattack_set}{doubt}"
+
+
+def _probe_text(probe: dict[str, Any] | None) -> str | None:
+    if probe is None:
+        return None
+    right = f"{probe['clean_accuracy']:.1%}, under attack {probe['adversarial_accuracy']:.1%}"
+    return f"for {probe['epochs']:g} epochs, to {right} (validation)"
 
 
 def _reach_text(reach: dict[str, float] | None) -> str | None:

@@ -22,6 +22,7 @@ from hf_robust_ft.training.guard import OverfittingGuard
 from hf_robust_ft.training.objectives import Loss
 from hf_robust_ft.training.objectives.parts import LossParts
 from hf_robust_ft.training.objectives.structures import extended, structure_callbacks
+from hf_robust_ft.training.probed_head import check_starts_from_probe
 from hf_robust_ft.training.readable_logs import print_readable_eps
 
 
@@ -64,11 +65,14 @@ class BaseTrainer(SelectingTrainer):
     # ---- Training ----------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
-        """As `Trainer.train`; a checkpoint that was trained with other settings is refused, see `check_resumed`."""
+        """As `Trainer.train`; a checkpoint of other settings is refused (`check_resumed`), and so is a run
+        that is to start from a probed head and does not (`check_starts_from_probe`)."""
         if resume_from_checkpoint:
             record = self.training_record
             wanted = record.settings | training_settings(self.args, self.train_dataset)
             record.changes = check_resumed(resume_from_checkpoint, wanted, self.args)
+        else:
+            check_starts_from_probe(self.model, self.args.output_dir, self.args.probe_epochs)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:

@@ -14,7 +14,7 @@ from hf_robust_ft.training.objectives.hidden import load_hidden, save_hidden
 from hf_robust_ft.training.tuning.adapting import adapted
 from hf_robust_ft.training.tuning.arguments import TuningArguments
 from hf_robust_ft.training.tuning.averaging import WeightAveraging
-from hf_robust_ft.training.tuning.freezing import frozen_norms
+from hf_robust_ft.training.tuning.freezing import frozen_norms, still_modules
 from hf_robust_ft.training.tuning.lora import check_adapters, merged
 from hf_robust_ft.training.tuning.parameter_groups import parameter_groups, spared_by_decay
 
@@ -25,8 +25,9 @@ WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod."
 class TuningTrainer(MendedTrainer):
     """`MendedTrainer` that freezes, adapts, groups and averages weights as `TuningArguments` say.
 
-    - The model is frozen or given LoRA adapters before training (`self.model` is then a `PeftModel`); BatchNorm layers
-      whose weights are frozen stay in evaluation mode, so their statistics do not move.
+    - The model is frozen or given LoRA adapters before training (`self.model` is then a `PeftModel`). What
+      `freeze` names stands still: its dropout and drop path are off and its BatchNorm statistics do not move; with
+      LoRA only the latter.
     - Averaged weights are updated after every optimizer step, stored in every checkpoint and restored from it;
       training goes on with the raw ones.
     - Checkpoints hold what training needs to resume: raw weights, or the adapters, and what a method hides.
@@ -73,8 +74,9 @@ class TuningTrainer(MendedTrainer):
     def _adapt(self, model: nn.Module, args: TuningArguments) -> nn.Module:
         model = self._extended(adapted(model, args), args)
         self._spared_by_decay = spared_by_decay(model)  # by name, before FSDP flattens parameters
-        is_partial = args.freeze != "none" or args.lora_rank is not None
-        self._frozen_norms = frozen_norms(model) if is_partial else []
+        self._still = still_modules(model) if args.freeze != "none" else []
+        if args.lora_rank is not None:
+            self._still = frozen_norms(model)
         return model
 
     def _extended(self, model: nn.Module, args: TuningArguments) -> nn.Module:
@@ -118,7 +120,7 @@ class TuningTrainer(MendedTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
         if model.training:  # which Trainer sets again before each batch
-            for module in self._frozen_norms:
+            for module in self._still:
                 module.eval()
         return super().compute_loss(model, inputs, *args, **kwargs)
 

@@ -44,7 +44,9 @@ class DieAt(TrainerCallback):
 
 def arm(moment):
     if moment == "mid-step":
-        kill_and_resume.build = lambda folder, schedule, callbacks: build(folder, schedule, [*callbacks, DieAt()])
+        kill_and_resume.build = lambda folder, schedule, watchers: build(
+            folder, schedule, lambda before: [*watchers(before), DieAt()]
+        )
     elif moment == "half a file":
         save = torch.save
         def half(content, path):
