@@ -264,22 +264,6 @@ def test_missing_required_arguments_are_named(capsys):
     assert "--model" in capsys.readouterr().err
 
 
-def test_help_is_short_and_grouped(capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    text = capsys.readouterr().out
-    assert (
-        "threat model, schedule and attacks" in text
-        and "--schedule" in text
-        and "--eps_schedule" in text
-        and "--learning_rate" in text
-    )
-    assert "--fsdp" not in text and "--eps-schedule" not in text and text.count("\n") < 290
-    with pytest.raises(SystemExit):
-        main(["train", "--help_all"])
-    assert "--fsdp" in capsys.readouterr().out
-
-
 def test_program_help_is_quick_and_names_the_commands():
     done = subprocess.run([sys.executable, "-X", "importtime", "-m", "hf_robust_ft", "--help"],
                           capture_output=True, text=True, env={**os.environ})  # fmt: skip
