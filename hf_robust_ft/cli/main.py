@@ -11,6 +11,7 @@ from typing import Any
 
 import hf_robust_ft
 from hf_robust_ft.cli.help import short_help
+from hf_robust_ft.cli.quiet import quiet_libraries
 from hf_robust_ft.cli.sharing import leaderboard, publish, publish_metric, report, verify
 from hf_robust_ft.provenance.choices import did_you_mean
 from hf_robust_ft.provenance.redacted_command import command_to_go_on, redacted_command
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(told, end="")
         return
     try:
-        COMMANDS[command](rest)
+        with quiet_libraries():
+            COMMANDS[command](rest)
     except KeyboardInterrupt as stop:
         if isinstance(stop, SystemExit):  # training has saved, and told how to go on
             raise
