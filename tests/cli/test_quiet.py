@@ -14,7 +14,9 @@ def test_a_run_into_a_file_leaves_no_bars_and_no_notes_of_libraries(imagefolder,
     model, processor = build_timm_classifier("test_resnet", {"num_labels": 4}, image_size=32)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    small = "--num_train_epochs 2 --attack_steps 1 --eval_attack_steps 1 --validation_size 0.25 --use_cpu"
+    small = (
+        "--num_train_epochs 1 --per_device_train_batch_size 8 --eval_attack_steps 1 --validation_size 0.25 --use_cpu"
+    )
     flags = ["--model", str(tmp_path / "model"), "--dataset", imagefolder, "--output_dir", str(tmp_path / "run")]
     env = {name: value for name, value in os.environ.items() if name not in BARS}
     command = [sys.executable, "-m", "hf_robust_ft", "train", *flags, *small.split()]
