@@ -16,7 +16,7 @@ from hf_robust_ft.cli import main as cli
 ROOT = Path(__file__).parent.parent
 GUIDES = sorted((ROOT / "notebooks" / "guides").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "notebooks" / "README.md", *GUIDES, *sorted((ROOT / ".github").glob("**/*.md"))]
-PAGES += [ROOT / "model_cards" / "reproduction" / "README.md"]
+PAGES += sorted(ROOT.glob("model_cards/*/README.md"))
 RUNS = ("train", "evaluate", "reproduce", "search", "diagnose", "calibrate")  # whose values are read as well as names
 
 
