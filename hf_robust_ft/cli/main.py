@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"hf-robust-ft: unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}.")
     if rest in (["-h"], ["--help"]) and (told := short_help(command)):
         print(told, end="")
-        return
+        sys.exit(0)  # as argparse does
     try:
         with quiet_libraries():
             COMMANDS[command](rest)
