@@ -61,8 +61,8 @@ def make_run(make_trainer, make_args):
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_a_flag_with_its_help(kind, capsys):
     with pytest.raises(SystemExit):
-        options(kind, ["--help"])
-    assert "--loss_scale LOSS_SCALE Factor on the loss. (default: 1.0)" in " ".join(capsys.readouterr().out.split())
+        options(kind, ["--help-all"])
+    assert "--loss_scale SCALE Factor on the loss. (default: 1.0)" in " ".join(capsys.readouterr().out.split())
     assert options(kind, ["--loss_scale", "2"])[2].loss_scale == 2.0
 
 

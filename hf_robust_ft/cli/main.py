@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import hf_robust_ft
+from hf_robust_ft.cli.help import short_help
+from hf_robust_ft.cli.quiet import quiet_libraries
 from hf_robust_ft.cli.sharing import leaderboard, publish, publish_metric, report, verify
 from hf_robust_ft.provenance.choices import did_you_mean
 from hf_robust_ft.provenance.redacted_command import command_to_go_on, redacted_command
@@ -37,7 +39,7 @@ commands:
   publish-metric
                put the robustness metric on the Hub as a Space, for evaluate.load
 
-hf-robust-ft <command> --help tells the options of a command, hf-robust-ft --version the version.
+hf-robust-ft <command> --help tells the options that most people need, --help-all every one; --version the version.
 """
 
 # Errors of what was given to a command; any other is a fault of ours or of a library.
@@ -57,8 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if command not in COMMANDS:
         hint = did_you_mean(difflib.get_close_matches(command, COMMANDS, n=1))
         sys.exit(f"hf-robust-ft: unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}.")
+    if rest in (["-h"], ["--help"]) and (told := short_help(command)):
+        print(told, end="")
+        sys.exit(0)  # as argparse does
     try:
-        COMMANDS[command](rest)
+        with quiet_libraries():
+            COMMANDS[command](rest)
     except KeyboardInterrupt as stop:
         if isinstance(stop, SystemExit):  # training has saved, and told how to go on
             raise

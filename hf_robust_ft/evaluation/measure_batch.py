@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import hf_robust_ft
 from hf_robust_ft.attacks import APGD, Square, autoattack
@@ -27,6 +26,7 @@ from hf_robust_ft.evaluation.batches import NumberedBatches
 from hf_robust_ft.evaluation.checked_images import CHECKED_IMAGES, ClassReservoir, draw_by_class
 from hf_robust_ft.evaluation.classifier import nan_refused
 from hf_robust_ft.evaluation.distributed import SharedWork
+from hf_robust_ft.evaluation.progress import progress_bar
 from hf_robust_ft.evaluation.protocols import Outcome, attack_standing, get_protocol
 from hf_robust_ft.evaluation.results_store import ResultsStore
 from hf_robust_ft.evaluation.stored_examples import ExampleFolder
@@ -109,10 +109,10 @@ class EvaluationWork:
         in further rounds, their checksums are kept, and each must hold the images and labels it held before.
         """
         records = {}
-        bar = tqdm(
+        bar = progress_bar(
             total=batches.images_of_process(processes.rank, processes.world_size),
             desc="Robust evaluation" + ("" if earlier is None else f", {self._name_of_round}"),
-            unit="img",
+            unit="images",
             disable=not progress or processes.rank > 0,
         )
         counts = np.zeros(3)

@@ -78,6 +78,9 @@ def load_image_classifier(
             float32 unless given, whatever the checkpoint was stored in. Code of a checkpoint's own runs only with
             `trust_remote_code=True`, and weights are read from safetensors only.
 
+    Returns:
+        A transformers classifier, and the image processor that makes its `pixel_values`.
+
     Raises:
         ValueError: an unknown name, names and number that disagree, fewer than two classes, a head that may not be
             replaced or is missing, a checkpoint with code of its own or without safetensors, tensors that do not fit,

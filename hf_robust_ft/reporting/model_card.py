@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_robust_ft.attacks.threat_model import format_eps, parse_eps
 from hf_robust_ft.evaluation.confidence_intervals import interval_method
-from hf_robust_ft.evaluation.convergence_text import convergence_sentence, first_round
+from hf_robust_ft.evaluation.convergence_text import convergence_sentence
 from hf_robust_ft.evaluation.protocols import PROTOCOLS
 from hf_robust_ft.evaluation.reliability import (
     OK,
@@ -23,6 +23,7 @@ from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.comparability import UNNAMED_DATASET, attack_name, image_digests, measured_by
 from hf_robust_ft.reporting.licences import licence_metadata
+from hf_robust_ft.reporting.measured_table import measured_rows
 from hf_robust_ft.reporting.objective import objective_doubt
 from hf_robust_ft.reporting.probing import probe_doubt
 from hf_robust_ft.reporting.reach import LEAST, reach_of, reach_sentence
@@ -73,6 +74,8 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     setting |= {name: digest for name, digest in image_digests(report).items() if digest}
     how = attack if report.protocol == "paper" else f"{attack}, {report.protocol}"
     reach = reach_of(facts.get("training"))
+    mark = "" if is_reliable(report) else " (doubtful)"
+    autoattack_mark = "" if reliability_of_autoattack(report.reliability)["verdict"] == OK else " (doubtful)"
     results = [
         EvalResult(
             task_type="image-classification",
@@ -113,8 +116,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         verdict=found,
         is_robust=is_robust,
         called_robust=called_robust,
-        mark="" if is_reliable(report) else " (doubtful)",
-        autoattack_mark="" if reliability_of_autoattack(report.reliability)["verdict"] == OK else " (doubtful)",
+        mark=mark,
         reliability=reliability_sentence(report).partition(": ")[2],
         text=markdown,
         training=facts.get("training", {}),
@@ -126,7 +128,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         eps=eps,
         threat=THREATS[norm].format(eps=eps),
         attack=attack_name({**report.attack, "random_start": False}, report.convergence),  # attack_start tells
-        first=first_round(report.convergence),
+        measured=measured_rows(report, mark, autoattack_mark),
         convergence_text=convergence_sentence(report.convergence),
         attack_start="a random point of the ball" if report.attack["random_start"] else "the clean image",
         several_attacks=is_of_several_attacks(report.protocol),

@@ -2,11 +2,19 @@
 
 import argparse
 import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
+
+ALL = ("--help-all", "--help_all")
+
+
+def wants_all(argv: Sequence[str]) -> bool:
+    """Whether help is asked for with every option in it."""
+    return any(word in ALL for word in argv)
 
 
 class CommandParser(argparse.ArgumentParser):
-    """`ArgumentParser` that raises instead of printing its usage and leaving the process.
+    """`ArgumentParser` with `--help-all`, that raises instead of printing its usage and leaving the process.
 
     Raises:
         ValueError: by `parse_args`, for anything that cannot be parsed.
@@ -16,6 +24,9 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         # Values like -1e-3 and -4/255 are for their options to refuse, not unknown flags.
         self._negative_number_matcher = re.compile(r"-\.?\d")
+        if self.add_help:
+            for word, told in zip(ALL, ("show every option and exit", argparse.SUPPRESS), strict=True):
+                self.add_argument(word, action="help", help=told)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message.removeprefix("argument "))

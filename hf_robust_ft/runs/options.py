@@ -1,7 +1,6 @@
 """The options of the commands: recipes give them values, flags override these."""
 
 import argparse
-import dataclasses
 import difflib
 import os
 from collections.abc import Collection, Sequence
@@ -13,29 +12,18 @@ from transformers import HfArgumentParser, TrainingArguments
 from hf_robust_ft.data.specs import SPECS
 from hf_robust_ft.models import BACKBONES
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
-from hf_robust_ft.provenance.affects import arguments
 from hf_robust_ft.provenance.choices import did_you_mean
 from hf_robust_ft.provenance.file_names import as_file_name, check_output_dir
-from hf_robust_ft.runs.command_parser import CommandParser
+from hf_robust_ft.runs.command_parser import CommandParser, wants_all
+from hf_robust_ft.runs.option_help import group_options, show_essentials
 from hf_robust_ft.runs.recipes import build_parser, compose_recipes, shipped_recipes
 from hf_robust_ft.schedules import SCHEDULES
-from hf_robust_ft.training.tuning import TuningArguments
 
 BASE_RECIPE = "paper_default"  # of train and search, unless --config names others
 OWN_RECIPES = dict.fromkeys(EMBEDDED_MODELS, "efficientnet_lite")  # over the base, by --model
 RUNS = Path("runs")
 SWEEPS = ("diagnose", "calibrate")  # many runs in one folder
 PAPER_SCHEDULES = {"fix": "constant", "sched": "hinge", "linear": "linear_warmup"}  # the paper's words
-
-# Of Trainer's own arguments, those that `train --help` shows beside ours; `--help_all` shows every one.
-COMMON_TRAINER_ARGUMENTS = (
-    "output_dir", "num_train_epochs", "max_steps", "learning_rate", "weight_decay", "lr_scheduler_type",
-    "warmup_steps", "adam_beta1", "adam_beta2", "per_device_train_batch_size", "per_device_eval_batch_size",
-    "gradient_accumulation_steps", "bf16", "seed", "dataloader_num_workers", "save_strategy", "hub_model_id",
-    "report_to",
-)  # fmt: skip
-TUNING_TITLE = "fine-tuning"
-TRAINER_TITLE = "training (transformers.Trainer)"
 
 
 class Options(NamedTuple):
@@ -81,7 +69,6 @@ def parse_options(
     named = {"prog": f"hf-robust-ft {command}", "usage": f"hf-robust-ft {command} [--config RECIPE] [options]"}
     before = CommandParser(add_help=False, allow_abbrev=False, **named)
     before.add_argument("--config", action="append")
-    before.add_argument("--help_all", "--help-all", action="store_true")
     trains = any(issubclass(each, TrainingArguments) for each in types)
     if trains:
         before.add_argument("--schedule")
@@ -99,9 +86,9 @@ def parse_options(
         + "A number that a recipe sets is unset by 'none'.",
     )
     _add_for_help(parser, base_recipe, trains, hidden)
-    _tidy_help(parser, types, titles, hidden, everything=known.help_all or not trains)
-    if known.help_all:
-        parser.parse_args(["--help"])
+    group_options(parser, types, titles, hidden)
+    if not wants_all(argv):
+        show_essentials(parser, command)
     seen, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise ValueError(_unknown_option(unknown, parser))
@@ -211,43 +198,11 @@ def _add_for_help(parser: HfArgumentParser, base_recipe: str | None, trains: boo
         help=f"A YAML file{', or the name of a shipped recipe' if trains else ''}. May be given several times: later "
         f"ones override earlier ones{without}.",
     )
-    if trains:
-        parser.add_argument(
-            "--help_all",
-            action="store_true",
-            default=argparse.SUPPRESS,
-            help="Show all of Trainer's arguments as well.",
-        )
     if trains and "schedule" not in hidden:
+        (named,) = (action for action in parser._actions if action.dest == "eps_schedule")
         parser.add_argument(
             "--schedule",
             default=argparse.SUPPRESS,
             metavar="SCHEDULE",
-            help="--eps_schedule in short.",
+            help=f"{named.help} Short for --eps_schedule.",
         )
-
-
-def _tidy_help(
-    parser: HfArgumentParser, types: Sequence[type], titles: Sequence[str], hidden: Collection[str], everything: bool
-) -> None:
-    """Show options in groups, and Trainer's common ones only; hide the other hundred unless asked."""
-    home, order = {}, []
-    for each, title in zip(types, titles, strict=True):
-        order.append(title)
-        home |= {entry.name: title for entry in dataclasses.fields(each)}
-        for base, own_title in ((TuningArguments, TUNING_TITLE), (TrainingArguments, TRAINER_TITLE)):
-            if issubclass(each, base):
-                order.append(own_title)
-                home |= {entry.name: own_title for entry in dataclasses.fields(base)}
-    ours = {argument.name for each in types for argument in arguments(each) if argument.is_ours}
-    groups = {title: parser.add_argument_group(title) for title in order}
-    options = parser._action_groups[1]
-    for action in list(options._group_actions):
-        if action.dest not in home:
-            continue
-        options._group_actions.remove(action)
-        title = home[action.dest]
-        groups[title]._group_actions.append(action)
-        rare = not everything and title == TRAINER_TITLE and action.dest not in {*COMMON_TRAINER_ARGUMENTS, *ours}
-        if rare or action.dest in hidden:
-            action.help = argparse.SUPPRESS

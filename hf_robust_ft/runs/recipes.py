@@ -109,18 +109,22 @@ class RecipeParser(CommandParser, HfArgumentParser):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Each option once (not again with hyphens), switches by their name alone, no `(default: None)` or `False`."""
+    """Each option once (not again with hyphens), its value in a word, switches by name alone; no empty defaults."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if _is_switch(action) or _switches_off(action):
             return action.option_strings[0]
         if action.option_strings and action.nargs != 0:
-            return f"{action.option_strings[0]} {self._format_args(action, action.dest.upper())}"
+            return f"{action.option_strings[0]} {self._format_args(action, action.dest.rsplit('_', 1)[-1].upper())}"
         return super()._format_action_invocation(action)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         is_off = (_is_switch(action) and str(action.default) == "False") or _switches_off(action)
-        return action.help if action.default is None or is_off else super()._get_help_string(action)
+        if action.default in (None, []) or is_off:
+            return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
 
 
 def _switches_off(action: argparse.Action) -> bool:

@@ -256,26 +256,66 @@ def full(report):
     )  # fmt: skip
 
 
+RESULTS = "| measured | attack | accuracy at Linf 4/255 | expected robustness |"
+
+
 def test_results_have_an_interval_where_there_is_one(full, report):
-    assert table(render_model_card(full), "| metric | value | 95 % interval |")[2:] == [
-        ["Clean accuracy", "90.00 %", "85.00 % to 94.00 %"],
-        ["Adversarial accuracy at Linf 4/255 (doubtful)", "50.00 %", "44.00 % to 56.00 %"],
-        ["Expected robustness (mean accuracy over eps in [0, 4/255]) (doubtful)", "70.00 %", "66.00 % to 75.00 %"],
-        ["Expected robustness for eps ~ beta:2,5 (doubtful)", "76.00 %", ""],
-        [
-            "Accuracy under standard AutoAttack at Linf 4/255 (64 images, the first of the data) (doubtful)",
-            "43.75 %",
-            "31.00 % to 57.00 %",
-        ],
+    assert table(render_model_card(full), RESULTS)[2:] == [
+        ["clean", "none", "90.00 % (85.00 to 94.00)", ""],
+        ["paper (doubtful)", "APGD-CE-10", "**50.00 %** (44.00 to 56.00)", "**70.00 %** (66.00 to 75.00)"],
+        ["converged", "not measured (`--attack_steps auto`)", "", ""],
+        ["reliable", "not measured (`--protocol reliable`)", "", ""],
+        ["AutoAttack (doubtful)", "standard, 64 images, the first of the data", "43.75 % (31.00 to 57.00)", ""],
+        ["for eps ~ beta:2,5 (doubtful)", "as above", "", "76.00 %"],
     ]
     assert "Intervals: Clopper-Pearson over the images" in render_model_card(full)
     old = {key: pair for key, pair in full.confidence_intervals.items() if key not in ("autoattack_accuracy", "method")}
     earlier = render_model_card(dataclasses.replace(full, confidence_intervals=old))
     assert "Intervals: bootstrap over the images" in earlier and "| 43.75 % |  |" in earlier
     plain = render_model_card(dataclasses.replace(report, checks=[]))
-    assert [len(row) for row in table(plain, "| metric | value |")] == [2] * 5
     for absent in ("interval", "AutoAttack", "## By class", "## Can these numbers be trusted?", "eps ~"):
         assert absent not in plain, absent
+
+
+def rounds(*accuracies, settled=True, **more):
+    scores = [
+        {"steps": 10 * 2**number, "adversarial_accuracy": each, "expected_robustness": each + 0.1}
+        for number, each in enumerate(accuracies)
+    ]
+    return {"limit": 160, "settled": settled, "rounds": scores, **more}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "convergence", "rows"),
+    [
+        ("paper", rounds(0.6, 0.5), {"paper": "60.00 %", "converged": "**50.00 %**", "reliable": ""}),
+        (
+            "paper",
+            rounds(0.6, 0.5, settled=False),
+            {"paper": "60.00 %", "converged (not settled)": "**50.00 %**", "reliable": ""},
+        ),
+        ("reliable", rounds(0.6, 0.55), {"paper": "60.00 %", "converged": "55.00 %", "reliable": "**50.00 %**"}),
+        ("exact", None, {"exact": "**50.00 %**", "converged": "", "reliable": ""}),
+    ],
+    ids=["converged", "not_settled", "reliable", "exact"],
+)
+def test_clean_paper_converged_and_reliable_stand_in_one_table(report, protocol, convergence, rows):
+    found = dataclasses.replace(report, protocol=protocol, convergence=convergence or {})
+    cells = table(render_model_card(found), RESULTS)[2:]
+    assert {row[0].removesuffix(" (doubtful)"): row[2] for row in cells} == {"clean": "90.00 %"} | rows
+
+
+def test_a_figure_of_fewer_steps_is_not_called_the_papers(report):
+    few = dataclasses.replace(report, attack=report.attack | {"steps": 2})
+    assert [row[:2] for row in table(render_model_card(few), RESULTS)[3:4]] == [["fixed steps", "APGD-CE-2"]]
+
+
+@pytest.mark.parametrize("accuracy", [0.8, 0.1])
+def test_the_verdict_stands_on_top(report, accuracy):
+    found = dataclasses.replace(report, adversarial_accuracy=accuracy, accuracies=[0.9, 0.85, accuracy])
+    first, second = render_model_card(found).split("# Swin on flowers\n\n")[1].split("\n\n")[:2]
+    assert first.startswith(f"**{'R' if accuracy > 0.5 else 'Not r'}obust at Linf 4/255**: {accuracy:.1%}")
+    assert second.startswith("**Reliability: ok.**")
 
 
 @pytest.mark.parametrize(

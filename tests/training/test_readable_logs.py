@@ -32,3 +32,11 @@ def test_a_cpus_loaders_do_not_warn_of_pinned_memory(make_trainer, make_model, r
     trainer.train()
     trainer.evaluate()
     assert not [each for each in recwarn if "pin_memory" in str(each.message)]
+
+
+def test_training_into_a_file_draws_no_bar(make_trainer, make_model, capsys):
+    trainer = make_trainer(make_model(), disable_tqdm=False, num_train_epochs=1, robust_eval="no")
+    trainer.train()
+    trainer.evaluate()
+    told = capsys.readouterr()
+    assert "%|" not in told.err + told.out and "\r" not in told.err and "'train_loss'" in told.out

@@ -18,6 +18,8 @@ from hf_robust_ft.experiments.grid.runners import RUN
 from hf_robust_ft.experiments.planning import PlanArguments
 from hf_robust_ft.provenance.affects import MEASUREMENT, arguments
 from hf_robust_ft.runs.arguments import DataArguments
+from hf_robust_ft.runs.command_parser import wants_all
+from hf_robust_ft.runs.option_help import show_essentials
 from hf_robust_ft.runs.options import BASE_RECIPE
 from hf_robust_ft.runs.recipes import build_parser
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
@@ -58,6 +60,8 @@ def parse_grid(argv: Sequence[str], description: str) -> tuple[GridArguments, Pl
         default=argparse.SUPPRESS,
         help=f"A YAML file of these options and train's, or one of {', '.join(shipped_grids())}.",
     )
+    if not wants_all(argv):
+        show_essentials(parser, "reproduce")
     options, plan_args, train_options = parser.parse_args_into_dataclasses(
         rest, look_for_args_file=False, return_remaining_strings=True
     )
