@@ -52,8 +52,7 @@ class AdversarialTrainingArguments(
     attack_loss: str = field(
         default="ce",
         metadata={
-            "help": "Loss that the attacks climb: ce, dlr, dlr_targeted, kl (in training only, with "
-            "attack_random_start: evaluation takes ce).",
+            "help": "Loss that the attacks climb: ce, dlr, dlr_targeted, kl (evaluation then takes ce).",
             "affects": ("weights", "measurement"),
             "stated": "always",
         },

@@ -17,15 +17,14 @@ class ObjectiveArguments(DeclaredArguments):
     objective: str = field(
         default="at",
         metadata={
-            "help": "What training minimises: at (the loss on adversarial images), trades (the loss on the images, and "
-            "how far the answers move under attack), mart (as at, with more weight on images that are wrong).",
+            "help": "What training minimises: at (the loss on adversarial images), trades, mart.",
             "affects": "weights",
         },
     )
     objective_beta: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of the KL term of trades (default: 6) and mart (5).",
+            "help": "Weight of the KL term (default: trades 6, mart 5).",
             "affects": "weights",
             "of": "objective",
         },
