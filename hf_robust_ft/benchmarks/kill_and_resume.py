@@ -2,7 +2,7 @@
 
     python -m hf_robust_ft.benchmarks.kill_and_resume --kills 20 --seed 0 --output kills.json
 
-A tiny ViT with dropout trains on random images under each schedule that resumes in its own way, each objective, and
+A tiny network trains on random images under each schedule that resumes in its own way, each objective, and
 after a probe of its head (`killed_runs`), saving every 3 steps and keeping one checkpoint. Half of the kills come at a
 random moment of a random step, of the probe too, half within the writing of a random checkpoint. A run is killed and
 resumed three times, then comes to its end; its weights, averages, losses and eps of every step, what its schedule
@@ -30,6 +30,7 @@ from transformers import TrainerCallback
 
 from hf_robust_ft.benchmarks.killed_runs import SETTINGS, STEPS, build, saved_in, steps_before
 from hf_robust_ft.training.base.checkpoints import STAGING, checkpoints_in, fault_of
+from hf_robust_ft.training.objectives.hidden import hidden_tensors
 from hf_robust_ft.training.probed_head import ProbedHead, probe_folder
 from hf_robust_ft.training.trainer import AdversarialTrainer
 
@@ -80,6 +81,7 @@ def outcome(trainer: AdversarialTrainer) -> dict[str, Any]:
     head = ProbedHead.in_folder(probe_folder(trainer.args.output_dir))
     return {
         "weights": dict(trainer.model.state_dict()),
+        "hidden": hidden_tensors(trainer.model),
         "averages": trainer.weight_averaging.averages,
         "eps": [entry["eps"] for entry in trainer.state.log_history if "loss" in entry],
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],

@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import ViTConfig, ViTForImageClassification, set_seed
+from transformers import (
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    set_seed,
+)
 
 from hf_robust_ft.attacks.pixels import PixelSpace
 from hf_robust_ft.evaluation.batches import stack_examples
@@ -23,6 +30,12 @@ SETTINGS = {
     "per_sample": {"eps_schedule": "per_sample", "schedule_args": {"levels": 3}},
     "trades": {"schedule_granularity": "step", "objective": "trades", "attack_loss": "kl"},
     "mart": {"schedule_granularity": "step", "objective": "mart"},
+    "twins": {"schedule_granularity": "step", "twins_lambda": 0.5, "batch_norm": "trainer"},
+    "autolora": {  # which may go back to its best weights after each epoch
+        "eps_schedule": "constant", "autolora": True, "autolora_rank": 2, "autolora_window": 1, "robust_eval": "epoch",
+        "eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_adversarial_accuracy", "lr_scheduler_type": "constant",
+    },
     "roli": {"schedule_granularity": "step", "probe_epochs": 3.0, "probe_learning_rate": 0.5},
 }  # fmt: skip
 STEPS = 24  # 6 epochs of 4
@@ -46,6 +59,21 @@ class Images(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = {"pixel_values": self.pixels[index], "labels": int(self.labels[index])}
         return example | ({"sample_id": index} if self.identified else {})
+
+
+def _network(with_batch_norm: bool) -> PreTrainedModel:
+    """A tiny ViT with dropout, or a ResNet; the same each time."""
+    set_seed(0)
+    if with_batch_norm:
+        config = ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=4
+        )  # fmt: skip
+        return ResNetForImageClassification(config)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8,
+        num_labels=4, hidden_dropout_prob=0.1,
+    )  # fmt: skip
+    return ViTForImageClassification(config)
 
 
 def steps_before(setting: str) -> int:
@@ -85,13 +113,8 @@ def build(
 
 
 def _trainer(args: AdversarialTrainingArguments, setting: str, callbacks: list) -> AdversarialTrainer:
-    set_seed(0)
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8,
-        num_labels=4, hidden_dropout_prob=0.1,
-    )  # fmt: skip
     return AdversarialTrainer(
-        model=ViTForImageClassification(config),
+        model=_network(with_batch_norm="twins_lambda" in SETTINGS[setting]),
         args=args,
         train_dataset=Images(identified=setting == "per_sample"),
         eval_dataset=Images(identified=False),

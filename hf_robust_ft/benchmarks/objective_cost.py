@@ -17,12 +17,15 @@ from hf_robust_ft.benchmarks.attack_cost import positive
 from hf_robust_ft.benchmarks.training_cost import FULL, STEPS, TARGETS, BareSteps, in_turn, shown, spread, timed
 from hf_robust_ft.benchmarks.training_subjects import MODELS, Subject, load_subject
 from hf_robust_ft.runs.recipes import read_recipe
+from hf_robust_ft.training.tuning.batch_norm import batch_norms
 
 OBJECTIVES = {
     "at": {},
     "trades, attack on cross-entropy": {"objective": "trades"},
     "trades": read_recipe("trades"),
     "mart": read_recipe("mart"),
+    "twins_at": {"twins_lambda": 0.4, "batch_norm": "trainer"},
+    "autolora": {"autolora": True, "autolora_rate": "off"},
 }
 
 
@@ -32,7 +35,7 @@ def measure(subject: Subject, name: str, rounds: int, steps_a_round: int) -> dic
     ours = timed(subject.adversarial_trainer, **settings)
     args = ours.trainer.args
     forwards = 2 if args.attack_loss == "kl" else 1
-    limit = BareSteps(subject, steps_a_round, args.passes_under_attack, forwards)
+    limit = BareSteps(subject, steps_a_round, args.passes_under_attack + args.passes_beside, forwards)
     tools = {"ours": ours, "limit": limit}
     in_turn(tools, 1)
     found = in_turn(tools, rounds)
@@ -67,8 +70,11 @@ def main() -> None:
     report: dict = {"torch": torch.__version__, "threads": options.threads, "models": {}}
     for model in options.models:
         subject = load_subject(model)
+        fitting = [
+            name for name in options.objectives if "twins_lambda" not in OBJECTIVES[name] or batch_norms(subject.model)
+        ]
         report["models"][model] = {
-            name: measure(subject, name, options.rounds, options.steps_a_round) for name in options.objectives
+            name: measure(subject, name, options.rounds, options.steps_a_round) for name in fitting
         }
     print(markdown(report))
     if options.output:

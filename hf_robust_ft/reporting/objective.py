@@ -8,15 +8,21 @@ from hf_robust_ft.evaluation.trust_verdicts import is_of_several_attacks
 
 
 def objective_text(training: Mapping[str, Any]) -> str | None:
-    """Its name and weight; None for plain adversarial training.
+    """Its name and weight, and the method that trains modules beside the model; None for plain adversarial training.
 
     >>> objective_text({"objective": "trades", "objective_beta": 6.0})
     'trades, beta 6'
+    >>> objective_text({"twins_lambda": 0.4})
+    'at, by TWINS, lambda 0.4'
     """
-    if "objective" not in training:
-        return None
-    beta = training.get("objective_beta")
-    return training["objective"] if beta is None else f"{training['objective']}, beta {beta:g}"
+    text = training.get("objective", "at")
+    if (beta := training.get("objective_beta")) is not None:
+        text += f", beta {beta:g}"
+    if (weight := training.get("twins_lambda")) is not None:
+        return f"{text}, by TWINS, lambda {weight:g}"
+    if training.get("autolora"):
+        return f"AutoLoRA, rank {training.get('autolora_rank')}, scale {training.get('autolora_scale'):g}"
+    return text if "objective" in training else None
 
 
 def objective_doubt(report: RobustnessReport) -> str | None:

@@ -14,6 +14,7 @@ from hf_robust_ft.provenance.affects import WEIGHTS, stated_settings
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.training.base.launching import check_deepspeed, refuse_zero_3
 from hf_robust_ft.training.objectives.arguments import ObjectiveArguments
+from hf_robust_ft.training.objectives.structure_arguments import StructureArguments
 from hf_robust_ft.training.probe_arguments import ProbeArguments
 from hf_robust_ft.training.schedule_arguments import ScheduleArguments, check_can_observe
 from hf_robust_ft.training.tuning import TuningArguments
@@ -23,10 +24,12 @@ ROBUST_EVAL = ("end", "epoch", "no")
 
 
 @dataclass
-class AdversarialTrainingArguments(ProbeArguments, ObjectiveArguments, ScheduleArguments, TuningArguments):
+class AdversarialTrainingArguments(
+    ProbeArguments, ObjectiveArguments, ScheduleArguments, StructureArguments, TuningArguments
+):
     """`TrainingArguments` for `AdversarialTrainer`.
 
-    Groups: what is minimised (`objective`, `objective_beta`), the threat model (`norm`, `eps`), its schedule
+    Groups: what is minimised (`objective*`, `twins_lambda`), the threat model (`norm`, `eps`), its schedule
     (`eps_schedule`, `schedule_*`), the training attack (`attack_*`), the schedule of its steps (`attack_steps_*`) and
     its guard (`attack_guard*`), the robust evaluation (`eval_attack_steps*`, `eval_epsilons`, `robust_eval`),
     a first phase for the head alone (`probe_*`), `memory_format`, and `TuningArguments`' own settings.
@@ -158,6 +161,7 @@ class AdversarialTrainingArguments(ProbeArguments, ObjectiveArguments, ScheduleA
         refuse_zero_3(self.deepspeed)
         check_deepspeed(self.deepspeed)
         super().__post_init__()
+        self.check_structures()
         check_can_observe(schedule, self)
         self.check_probe()
         if self.memory_format == "channels_last" and self._uses_fsdp:

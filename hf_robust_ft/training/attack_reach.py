@@ -51,7 +51,7 @@ class AttackReach(TrainerCallback, ExportableState):
         """Take in what the training step made of that batch; nothing where it was not attacked.
 
         Args:
-            outputs: the model's, in training mode.
+            outputs: the model's, in training mode, of the whole batch or of its last images.
             labels: (N,) class indices.
             attack_loss: what the attack climbed, a key of `LOSSES`.
         """
@@ -59,11 +59,12 @@ class AttackReach(TrainerCallback, ExportableState):
         logits = None if attacked is None else _logits_in_training(outputs)
         if logits is None:
             return
+        labels, loss, fooled = (each[-len(logits) :] for each in (labels, attacked.loss, attacked.fooled))
         if attack_loss == "ce":
             ce = LOSSES["ce"]
-            found, seen = attacked.loss, ce.value(ce.objective(logits, labels))
+            found, seen = loss, ce.value(ce.objective(logits, labels))
         else:
-            found, seen = attacked.fooled.float(), (logits.argmax(1) != labels).float()
+            found, seen = fooled.float(), (logits.argmax(1) != labels).float()
         sums = torch.stack([found.sum(), seen.sum(), torch.ones_like(found).sum()])
         self._sums = sums if self._sums is None else self._sums + sums
 
@@ -121,7 +122,13 @@ class AttackReach(TrainerCallback, ExportableState):
 
 
 def _cure(args: Any, model: Any) -> str:
-    if getattr(args, "batch_norm", None) == AS_TRAINER and model is not None and batch_norms(model):
+    by_batch = getattr(args, "batch_norm", None) == AS_TRAINER and model is not None and batch_norms(model)
+    if by_batch and getattr(args, "twins_lambda", None) is not None:
+        return (
+            "The adaptive branch of TWINS normalises by the batch in training: set batch_norm='frozen_from_attack' "
+            "under a schedule that begins with eps 0, or leave twins_lambda out."
+        )
+    if by_batch:
         return "Its BatchNorm normalises by the batch in training: set batch_norm='frozen'."
     return "Lower what makes training mode another network than evaluation mode: dropout, stochastic depth."
 

@@ -21,6 +21,7 @@ from hf_robust_ft.training.base.launching import ZERO_3_REFUSED, check_launch, c
 from hf_robust_ft.training.compiled_model import settle_loss
 from hf_robust_ft.training.guard import OverfittingGuard
 from hf_robust_ft.training.objectives.parts import LossParts
+from hf_robust_ft.training.objectives.structures import check_structure
 from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
 from hf_robust_ft.training.tuning.batch_norm import BatchNormPolicy
 
@@ -84,6 +85,7 @@ def check_data(
 def check_built(trainer: Any, train_dataset: Any, eval_dataset: Any) -> None:
     """Raise for what the trainer's model, data and processes, now that they are known, cannot do together."""
     check_sharded(trainer.args, trainer.is_fsdp_enabled)
+    check_structure(trainer)
     check_model(trainer.model)
     num_labels = trainer.adversary.num_labels(trainer.model)
     check_labels(train_dataset, num_labels, at_least=2)

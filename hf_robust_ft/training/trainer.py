@@ -18,6 +18,7 @@ from hf_robust_ft.training.attack_watch import AttackWatch
 from hf_robust_ft.training.base.trainer import BaseTrainer
 from hf_robust_ft.training.compiled_model import model_for_attack
 from hf_robust_ft.training.objectives import Passes
+from hf_robust_ft.training.objectives.structures import step_objective
 from hf_robust_ft.training.pixel_space_sources import find_pixel_space
 from hf_robust_ft.training.robust_evaluation import RobustEvaluation
 from hf_robust_ft.training.tuning.batch_norm import BatchNormPolicy
@@ -92,7 +93,7 @@ class AdversarialTrainer(BaseTrainer):
         if model.training:
             adversarial = self._attacked(inputs, ids)
             passes = Passes.of(self, super().compute_loss, model, inputs, num_items_in_batch)
-            loss, outputs, _ = found = self.args.build_objective()(passes, inputs["pixel_values"], adversarial)
+            loss, outputs, _ = found = step_objective(self)(passes, inputs["pixel_values"], adversarial)
             self.note_loss(found, inputs.get("labels"))
         else:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)

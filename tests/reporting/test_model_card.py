@@ -147,6 +147,17 @@ def test_the_data_of_a_run_are_in_its_card(report):
     assert ModelCard(text).data.datasets == ["Donghyun99/FGVC-Aircraft"]
 
 
+def test_a_card_says_which_branch_of_a_method_its_weights_are(report):
+    def card(**training):
+        training = report.metadata["training"] | training
+        return render_model_card(dataclasses.replace(report, metadata=report.metadata | {"training": training}))
+
+    text = card(twins_lambda=0.4)
+    assert "In training (TWINS), half of each batch" in text and "| twins_lambda | 0.4 |" in text
+    assert "In training (AutoLoRA), low-rank updates" in card(autolora=True, autolora_rank=8)
+    assert "TWINS" not in card() and "AutoLoRA" not in card() and "\n\n\n" not in text
+
+
 @pytest.mark.parametrize(
     ("facts", "data"),
     [

@@ -26,6 +26,14 @@ def test_the_card_names_objective_and_weight():
     assert "\n\n\n" not in card
 
 
+def test_page_names_the_method_that_trains_modules_beside_the_model(make_args):
+    ruled = {"batch_norm": "trainer", "twins_lambda": 1.0, "objective": "trades"}
+    assert objective_text(make_args(**ruled).training_settings()) == "trades, beta 6, by TWINS, lambda 1"
+    settings = make_args(autolora=True, autolora_rate="off").training_settings()
+    assert objective_text(settings) == "AutoLoRA, rank 8, scale 6"
+    assert objective_text(make_args().training_settings()) is None
+
+
 def test_mart_under_attacks_on_cross_entropy_alone_is_doubted():
     report = trained(**MART)
     card = render_model_card(report)

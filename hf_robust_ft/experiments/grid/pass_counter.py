@@ -53,6 +53,9 @@ class PassCounter(TrainerCallback, ExportableState):
         now = time.monotonic()
         self.seconds, self._since = self.seconds + now - self._since, now
         images = self._images(args, state.global_step - 1)
+        self.passes["training"] += images * args.passes_beside
+        if args.passes_beside and (state.global_step - 1) % self._scheduler.steps_per_epoch == 0:
+            self.passes["forward"] += self.train_images
         if self._scheduler.current_eps == 0:
             self.passes["training"] += images
             return

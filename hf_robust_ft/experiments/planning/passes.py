@@ -150,10 +150,14 @@ def phases(
     """The parts of `hf-robust-ft train`, in order.
 
     Args:
-        sizes: images of `validation` and `test`.
+        sizes: images of `validation` and `test`, and of `train` with `autolora`.
     """
     more = (args.passes_under_attack - 1) * length.attacked_images
-    yield Phase("training", length.images, training=length.images + more, at_most=length.at_most and more > 0)
+    training = (1 + args.passes_beside) * length.images + more
+    yield Phase("training", length.images, training=training, at_most=length.at_most and more > 0)
+    if args.passes_beside:
+        visits = length.epochs * sizes["train"]
+        yield Phase("accuracy of AutoLoRA's branch", visits, forward=visits)
     passes = [
         (attack_passes(replace(args.train_attack, steps=steps), num_classes), images)
         for steps, images in length.attack_steps.items()

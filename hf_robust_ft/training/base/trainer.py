@@ -21,6 +21,7 @@ from hf_robust_ft.training.base.resuming import TrainingRecord, check_resumed, t
 from hf_robust_ft.training.guard import OverfittingGuard
 from hf_robust_ft.training.objectives import Loss
 from hf_robust_ft.training.objectives.parts import LossParts
+from hf_robust_ft.training.objectives.structures import extended, structure_callbacks
 from hf_robust_ft.training.probed_head import check_starts_from_probe
 from hf_robust_ft.training.readable_logs import print_readable_eps
 
@@ -35,9 +36,14 @@ class BaseTrainer(SelectingTrainer):
 
     def __init__(self, *args: Any, callbacks: list | None = None, **kwargs: Any):
         super().__init__(*args, callbacks=with_record(callbacks or []), **kwargs)
+        for callback in structure_callbacks(self):
+            self.add_callback(callback)
         print_readable_eps(self.callback_handler, self.args.norm)
         if self.model_init is None:
             use_memory_format(self.model, self.args.memory_format_in_use)
+
+    def _extended(self, model: nn.Module, args: Any) -> nn.Module:
+        return extended(model, args)
 
     def callback_of(self, kind: type[TrainerCallback]) -> Any:
         """The live callback of a kind, or None. Resuming may rebuild callbacks, so it is looked up each time."""

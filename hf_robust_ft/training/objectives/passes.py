@@ -39,7 +39,8 @@ class Loss(NamedTuple):
 
     Attributes:
         total: what is minimised.
-        outputs: the model's on the adversarial images; on the clean ones without an attack.
+        outputs: the model's on the adversarial images; on the clean ones without an attack. Where they are fewer than
+            the batch's, they are of its last images.
         parts: by the name they are logged under, scalars; the same names for every batch, attacked or not.
     """
 
@@ -108,6 +109,10 @@ class Passes:
     def mean(self, values: Tensor) -> Tensor:
         """The mean of (N,), one value an image, scaled as Trainer's loss is."""
         return values.mean() if self._per_item is None else (values * self._per_item).sum()
+
+    def through(self, model: nn.Module) -> "Passes":
+        """Passes over the batch through another model than the wrapped one; not the first of a batch."""
+        return Passes(self._compute_loss, itertools.repeat(model), self._inputs, self._per_item)
 
     def rows(self, part: slice) -> "Passes":
         """Passes over some of the batch's images; the first of either is the batch's first."""

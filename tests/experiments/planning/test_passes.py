@@ -51,6 +51,9 @@ def visited():
         {"objective": "trades", "attack_loss": "kl", "attack_random_start": True},
         {"objective": "trades", "objective_beta": 0.0, "eps_schedule": "constant", "num_train_epochs": 1},
         {"objective": "mart", "gradient_accumulation_steps": 2, "num_train_epochs": 3},
+        {"twins_lambda": 0.4, "batch_norm": "trainer", "objective": "trades", "per_device_train_batch_size": 7},
+        {"autolora": True, "autolora_rate": "off", "gradient_accumulation_steps": 2, "num_train_epochs": 3},
+        {"autolora": True, "autolora_rate": "off", "max_steps": 8, "eps_schedule": "constant"},
     ],
     ids=[
         "hinge",
@@ -63,17 +66,20 @@ def visited():
         "trades_kl",
         "trades_0",
         "mart",
+        "twins_trades",
+        "autolora",
+        "autolora_cut_off",
     ],
 )
-def test_the_plan_of_a_training_is_what_passes_through_the_model(make_trainer, make_args, visited, changes):
+def test_the_plan_of_a_training_is_what_passes_through_the_model(make_trainer, make_model, make_args, visited, changes):
     args = make_args(per_device_eval_batch_size=16, eval_strategy="no", robust_eval="no", **changes)
-    trainer = make_trainer(args=args)
+    trainer = make_trainer(make_model("resnet" if args.twins_lambda else "vit"), args=args)
     seen, counter = visited(trainer.model), PassCounter(48)
     counter.follow(trainer.scheduler_callback)
     trainer.add_callback(counter)
     trainer.train()
     length = training_length(args, 48)
-    planned = list(phases(args, length, {"validation": 48, "test": 0}, num_classes=4))
+    planned = list(phases(args, length, {"train": 48, "validation": 48, "test": 0}, num_classes=4))
     for kind in ("training", "input_gradient", "forward"):
         assert seen[kind] == sum(getattr(phase, kind) for phase in planned), kind
     counted = counter.passes

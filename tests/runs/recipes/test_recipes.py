@@ -81,6 +81,7 @@ def test_later_recipes_override_earlier_ones(tmp_path):
 
 
 OVERLAYS = {
+    "autolora": {"autolora": True, "autolora_rate": "authors", "lr_scheduler_type": "constant", "robust_eval": "epoch"},
     "best_expected": {"eps_schedule": "linear_warmup"},
     "efficientnet_lite": {"learning_rate": 2e-3, "head_learning_rate": None},
     "fast": {"attack_guard": 0.3},
@@ -89,6 +90,8 @@ OVERLAYS = {
     "mart": {"objective": "mart", "objective_beta": 5.0, "attack_loss": "ce"},
     "roli": {"probe_epochs": 60, "eps_schedule": "hinge"},
     "trades": {"objective": "trades", "objective_beta": 6.0, "attack_loss": "kl", "attack_random_start": True},
+    "twins_at": {"twins_lambda": 0.4, "batch_norm": "trainer", "objective": "at", "optim": "sgd"},
+    "twins_trades": {"twins_lambda": 0.4, "objective": "trades", "objective_beta": 3.0, "attack_loss": "ce"},
 }
 
 
