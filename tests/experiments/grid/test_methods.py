@@ -11,8 +11,9 @@ from hf_robust_ft.experiments.grid.arguments import GridArguments, read_grid
 def test_methods_share_a_table_and_say_what_they_took(grid_argv, tmp_path):
     settings = [each for each in GridArguments(**read_grid("methods")[0]).settings if "hinge" not in each]
     assert [each.partition("=")[0] for each in settings] == [
-        "fix", "trades_fix", "mart_fix", "twins_at_fix", "autolora_fix"
+        "fix", "trades_fix", "mart_fix", "twins_at_fix", "autolora_fix", "roli_fix"
     ]  # fmt: skip
+    settings = [each.replace("probe_epochs:12", "probe_epochs:2") for each in settings]  # as many as the grid's
     settings = [each for each in settings if "twins" not in each]  # the grid's model here has no BatchNorm
     argv = [word for word in grid_argv if word not in ("standard", "fix")]
     argv[argv.index("--settings") + 1 : argv.index("--settings") + 1] = settings
@@ -24,6 +25,7 @@ def test_methods_share_a_table_and_say_what_they_took(grid_argv, tmp_path):
         "trades_fix": {"training": 2 * images, "attack": images, "forward": 2 * images},
         "mart_fix": {"training": 2 * images, "attack": images, "forward": images},
         "autolora_fix": {"training": 2 * images, "attack": images, "forward": 2 * images},
+        "roli_fix": dict.fromkeys(("training", "attack", "forward"), 2 * images),
     }
     assert {cell["report"]["attack"]["loss"] for cell in cells.values()} == {"ce"}
     assert cells["trades_fix"]["configuration"]["objective"] == "trades"
