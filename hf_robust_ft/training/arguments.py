@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_robust_ft.attacks import APGD, MEMORY_FORMATS
-from hf_robust_ft.attacks.losses import measuring_loss
+from hf_robust_ft.attacks.losses import get_loss, measuring_loss
 from hf_robust_ft.evaluation.convergence import FIRST_STEPS, STEPS_LIMIT, check_steps_limit, first_attack, steps_under
 from hf_robust_ft.evaluation.protocols import check_on_grid, evaluation_attack, resolve_epsilons
 from hf_robust_ft.provenance.affects import WEIGHTS, stated_settings
@@ -49,8 +49,7 @@ class AdversarialTrainingArguments(ObjectiveArguments, ScheduleArguments, Struct
     attack_loss: str = field(
         default="ce",
         metadata={
-            "help": "Loss that the attacks climb: ce, dlr, dlr_targeted, kl (in training only, with "
-            "attack_random_start: evaluation takes ce).",
+            "help": "Loss that the attacks climb: ce, dlr, dlr_targeted, kl (evaluation then takes ce).",
             "affects": ("weights", "measurement"),
             "stated": "always",
         },
@@ -152,7 +151,10 @@ class AdversarialTrainingArguments(ObjectiveArguments, ScheduleArguments, Struct
         check_steps_limit(self.eval_attack_steps_limit, "eval_attack_steps_limit")
         # Each of these raises on what it cannot be built from.
         self.resolve_objective()
-        self.train_attack.check_start(None)
+        if get_loss(self.attack_loss).needs_reference and not self.attack_random_start:
+            raise ValueError(
+                f"attack_loss={self.attack_loss!r} has no gradient at the image itself: set attack_random_start=True."
+            )
         schedule = self.build_schedules(self.train_attack.steps, self.seed)
         _ = self.eval_attack, self.evaluation_grid
         refuse_zero_3(self.deepspeed)

@@ -17,15 +17,14 @@ class ObjectiveArguments(DeclaredArguments):
     objective: str = field(
         default="at",
         metadata={
-            "help": "What training minimises: at (the loss on adversarial images), trades (the loss on the images, and "
-            "how far the answers move under attack), mart (as at, with more weight on images that are wrong).",
+            "help": "What training minimises: at (the loss on adversarial images), trades, mart.",
             "affects": "weights",
         },
     )
     objective_beta: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of the KL term of trades (default: 6) and mart (5).",
+            "help": "Weight of the KL term (default: trades 6, mart 5).",
             "affects": "weights",
             "of": "objective",
         },
@@ -46,14 +45,20 @@ class ObjectiveArguments(DeclaredArguments):
             )
         if beta is not None and (isinstance(beta, (bool, str)) or not 0 <= beta < math.inf):
             raise ValueError(f"objective_beta must be finite and not negative, e.g. {default}; got {beta!r}.")
-        self.objective_beta = default if beta is None else beta
+        self.objective_beta = self._beta
+
+    @property
+    def _beta(self) -> float | None:
+        """The weight in use, also where a search has changed the objective since."""
+        default = DEFAULT_BETA.get(self.objective)
+        return default if default is None or self.objective_beta is None else self.objective_beta
 
     @property
     def passes_under_attack(self) -> int:
         """Training passes that an attacked image takes; one that is not attacked takes one."""
-        return 2 if self.objective_beta else 1
+        return 2 if self._beta else 1
 
     def build_objective(self) -> Objective:
         """What a training step minimises."""
-        function = OBJECTIVES[self.objective]
-        return partial(function, beta=self.objective_beta) if self.objective in DEFAULT_BETA else function
+        function, beta = OBJECTIVES[self.objective], self._beta
+        return function if beta is None else partial(function, beta=beta)

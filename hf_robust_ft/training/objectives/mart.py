@@ -19,16 +19,16 @@ def mart(passes: Passes, clean: Tensor, adversarial: Tensor | None, *, beta: flo
     be plain training. Label smoothing and a loss function of the user's reach L alone. See `Objective`.
     """
     after = passes(clean if adversarial is None else adversarial)
-    nothing = after.loss.new_zeros(())
+    logits, nothing = after.logits, after.loss.new_zeros(())
     if adversarial is None:
         parts = {"loss_adversarial": after.loss, "loss_margin": nothing, "loss_kl": nothing}
         return Loss(after.loss, after.outputs, parts)
-    margin = passes.mean(margin_of_wrong_class(after.logits, passes.labels))
+    margin = passes.mean(margin_of_wrong_class(logits, passes.labels))
     total, kl = after.loss + margin, nothing
     if beta != 0:
         log_p = passes(clean).logits.log_softmax(1)
         wrong = -log_p.gather(1, passes.labels[:, None])[:, 0].expm1()
-        kl = passes.mean(kl_divergence(after.logits, log_p) * wrong)
+        kl = passes.mean(kl_divergence(logits, log_p) * wrong)
         total = total + beta * kl
     return Loss(total, after.outputs, {"loss_adversarial": after.loss, "loss_margin": margin, "loss_kl": kl})
 

@@ -31,7 +31,10 @@ class Pass(NamedTuple):
         Raises:
             ValueError: training mode has no one set of them (auxiliary heads).
         """
-        return logits_of(self.outputs).float()
+        try:
+            return logits_of(self.outputs).float()
+        except ValueError as error:
+            raise ValueError(f"In training mode: {error} Or set objective='at', which needs no logits.") from None
 
 
 class Loss(NamedTuple):

@@ -130,3 +130,13 @@ def test_the_margin_is_capped_and_so_is_its_gradient():
     assert margin.max() <= -math.log(MARGIN_CAP) + 1e-5 and (margin.diff() > -1e-6).all()
     (gradient,) = torch.autograd.grad(margin.sum(), logits)
     assert gradient[1].abs().max() > 0.1 > 1e-6 > gradient[3].abs().max()
+
+
+@pytest.mark.parametrize("objective", [trades, mart])
+def test_nothing_waits_for_the_device(objective):
+    """A meta tensor has no values: anything that reads one raises."""
+    clean, adversarial = (torch.zeros(8, 5, device="meta", requires_grad=True) for _ in range(2))
+    labels = torch.zeros(8, dtype=torch.long, device="meta")
+    loss = objective(passes_over(labels), clean, adversarial, beta=6.0)
+    loss.total.backward()
+    assert loss.total.device.type == "meta" and clean.grad.shape == (8, 5)

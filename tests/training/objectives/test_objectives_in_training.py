@@ -263,13 +263,45 @@ def test_kl_stays_in_training(make_trainer, make_model, monkeypatch):
         ({"objective": "trades", "objective_beta": -1.0}, r"not negative, e\.g\. 6\.0; got -1\.0"),
         ({"objective": "mart", "objective_beta": float("nan")}, r"must be finite.*e\.g\. 5\.0; got nan"),
         ({"objective": "mart", "objective_beta": "six"}, r"must be finite.*got 'six'"),
-        ({"attack_loss": "kl"}, r"'kl' has no gradient at the image itself: set random_start=True"),
+        ({"attack_loss": "kl"}, r"attack_loss='kl' has no gradient at the image.*set attack_random_start=True"),
         ({"attack_loss": "mse"}, r"Valid losses: ce, dlr, dlr_targeted, kl"),
     ],
 )
 def test_bad_arguments_are_refused_at_construction(make_args, changes, message):
     with pytest.raises(ValueError, match=message):
         make_args(**changes)
+
+
+def test_an_objective_that_a_search_changes_has_its_own_weight(make_args):
+    args = make_args()
+    for name, passes in (("trades", 2), ("at", 1), ("mart", 2)):
+        args.objective = name
+        assert args.passes_under_attack == passes
+        keywords = getattr(args.build_objective(), "keywords", {})
+        assert keywords == {"at": {}, "trades": {"beta": 6.0}, "mart": {"beta": 5.0}}[name]
+
+
+class TwoHeads(torch.nn.Module):
+    """Two sets of logits in training, as GoogLeNet has, in a tuple that says not which."""
+
+    def __init__(self):
+        super().__init__()
+        self.flat, self.head = torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 4)
+
+    def forward(self, pixel_values, labels=None):
+        logits = self.head(self.flat(pixel_values))
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return (loss, logits, logits + 1) if self.training else {"loss": loss, "logits": logits}
+
+
+@WITH_TERMS
+def test_a_model_without_one_set_of_logits_is_told_in_the_first_step(make_trainer, objective):
+    """Not when hinge begins to attack, hours later."""
+    trainer = make_trainer(TwoHeads(), objective=objective)
+    with pytest.raises(ValueError, match=r"In training mode: .*is unclear.*Or set objective='at'"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    make_trainer(TwoHeads()).train()
 
 
 def test_the_weight_in_use_is_what_is_recorded(make_args):
