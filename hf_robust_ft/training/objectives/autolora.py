@@ -33,6 +33,10 @@ class NaturalBranch(nn.Module):
         rank: of the updates.
         seed: of A; the global random state is left alone.
 
+    Attributes:
+        adapted: the names of the weights that have an update, each with its key.
+        body: the names of all weights but the head's.
+
     Raises:
         ValueError: which layers are stem and head cannot be told, or there is nothing between them.
     """
@@ -41,8 +45,9 @@ class NaturalBranch(nn.Module):
         super().__init__()
         self.rank = rank
         self.adapted = {name: name.replace(".", "-") for name in _adapted_weights(model)}  # a key may hold no dot
+        named, head = dict(model.named_parameters()), head_parameters(model)
+        self.body = [name for name in named if name not in head]
         self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
-        named = dict(model.named_parameters())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for name, key in self.adapted.items():
@@ -67,12 +72,10 @@ class NaturalNetwork(nn.Module):
         super().__init__()
         self.model = model
         self.training = model.training
-        head = head_parameters(model)
-        self.names = [name for name, _ in model.named_parameters() if name not in head and not _is_branch(name)]
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
         named, branch = dict(self.model.named_parameters()), getattr(self.model, BRANCH)
-        weights = {name: branch.updated(name, named[name]) for name in self.names}
+        weights = {name: branch.updated(name, named[name]) for name in branch.body}
         return functional_call(self.model, weights, args, inputs)
 
 
@@ -108,10 +111,6 @@ def autolora(objective: Objective, accuracy: float, scale: float, model: nn.Modu
         return Loss(total, robust.outputs, parts | weights)
 
     return both
-
-
-def _is_branch(name: str) -> bool:
-    return name.startswith(f"{BRANCH}.")
 
 
 def _adapted_weights(model: nn.Module) -> list[str]:

@@ -107,6 +107,11 @@ def natural_accuracy(trainer: Any, seed: int) -> float:
 
 def _in_order(trainer: Any) -> Iterable[dict[str, Any]]:
     """Batches of the training images, each once; `get_eval_dataloader` may hand out another's persistent workers."""
+    if trainer.train_dataset is None:
+        raise ValueError(
+            "autolora measures its branch on train_dataset, and there is none: give it to the trainer, also beside a "
+            "get_train_dataloader of your own."
+        )
     return trainer._get_dataloader(
         trainer.train_dataset, "training accuracy", trainer.args.eval_batch_size, trainer._get_eval_sampler
     )

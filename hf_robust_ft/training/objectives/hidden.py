@@ -32,10 +32,20 @@ def hide(parent: nn.Module, name: str) -> None:
                 del table[key]
 
     def fill_in(module: nn.Module, state_dict: dict, prefix: str, *args: object) -> None:
-        state_dict.update(module.get_submodule(name).state_dict(prefix=f"{prefix}{name}."))
+        if name in module._modules:  # else it was removed
+            state_dict.update(module.get_submodule(name).state_dict(prefix=f"{prefix}{name}."))
 
     parent.register_state_dict_post_hook(drop)
     parent.register_load_state_dict_pre_hook(fill_in)
+
+
+def remove_hidden(model: nn.Module) -> None:
+    """Take all hidden modules out of a model, which an earlier training left in it."""
+    for module in list(model.modules()):
+        for name in getattr(module, CHILDREN, ()):
+            delattr(module, name)
+        if hasattr(module, CHILDREN):
+            delattr(module, CHILDREN)
 
 
 def hidden_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ class StructureArguments(DeclaredArguments):
             self._check_what_both_exclude(self.structure)
 
     def _check_twins(self) -> None:
-        if not 0 <= self.twins_lambda < float("inf"):
+        if not (is_number(self.twins_lambda) and 0 <= self.twins_lambda < float("inf")):
             raise ValueError(f"twins_lambda must be finite and not negative, e.g. 0.4, got {self.twins_lambda!r}.")
         if self.autolora:
             raise ValueError("twins_lambda and autolora exclude each other: leave one out.")
@@ -103,11 +103,11 @@ class StructureArguments(DeclaredArguments):
     def _check_autolora(self) -> None:
         check_choice("autolora_rate", self.autolora_rate, RULES)
         for name, fits, valid in (
-            ("autolora_rank", lambda value: value >= 1, "at least 1"),
+            ("autolora_rank", lambda value: isinstance(value, int) and value >= 1, "a whole number from 1 on"),
             ("autolora_scale", lambda value: 0 <= value < float("inf"), "finite and not negative, e.g. 6"),
-            ("autolora_window", lambda value: value >= 1, "at least 1 epoch"),
+            ("autolora_window", lambda value: isinstance(value, int) and value >= 1, "whole epochs, at least 1"),
         ):
-            if not fits(value := getattr(self, name)):
+            if not (is_number(value := getattr(self, name)) and fits(value)):
                 raise ValueError(f"{name} must be {valid}, got {value!r}.")
         for name, only, because in (
             ("objective", "at", "it has terms of its own"),
@@ -156,3 +156,8 @@ class StructureArguments(DeclaredArguments):
                 "DDP would take what the first does not use for unused. Leave it out."
             )
         self.ddp_find_unused_parameters = False  # Trainer's default is True
+
+
+def is_number(value: object) -> bool:
+    """Whether it can be compared with one: not the text that a configuration may hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -9,19 +9,24 @@ from transformers import TrainerCallback
 from hf_robust_ft.training.objectives.autolora import add_branch, autolora
 from hf_robust_ft.training.objectives.autolora_epochs import AutoLoraEpochs
 from hf_robust_ft.training.objectives.autolora_rate import AutoLoraRecord
+from hf_robust_ft.training.objectives.hidden import remove_hidden
 from hf_robust_ft.training.objectives.passes import Objective
-from hf_robust_ft.training.objectives.twins import add_twins, twins
+from hf_robust_ft.training.objectives.twins import add_twins, remove_twins, twins
 from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER, FROZEN_FROM_ATTACK, batch_norms, is_untouched
 
 logger = logging.getLogger(__name__)
 
 
 def extended(model: nn.Module, args: Any) -> nn.Module:
-    """The model with the hidden modules that `args` ask for, changed in place.
+    """The model with the hidden modules that `args` ask for and no others, changed in place.
+
+    Those that an earlier Trainer left in the model go first: a training begins as from the saved model.
 
     Raises:
         ValueError: they need layers that the model does not have, or cannot go with how it runs.
     """
+    remove_twins(model)
+    remove_hidden(model)
     if args.structure is None:
         return model
     _refuse_recomputation(model, args.structure)

@@ -14,7 +14,7 @@ from functools import cache
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from hf_robust_ft.training.objectives.hidden import hide
+from hf_robust_ft.training.objectives.hidden import hide, remove_hidden
 from hf_robust_ft.training.objectives.passes import Loss, Objective, Passes
 from hf_robust_ft.training.tuning.batch_norm import batch_norms, has_statistics
 
@@ -73,6 +73,13 @@ def add_twins(model: nn.Module, trains: bool = True) -> nn.Module:
         module.add_module(FROZEN, frozen)
         hide(module, FROZEN)
     return model
+
+
+def remove_twins(model: nn.Module) -> None:
+    """Make BatchNorm what it was before `add_twins`; their weights go, the model's stay."""
+    for module in [each for each in model.modules() if isinstance(each, Twin)]:
+        remove_hidden(module)
+        module.__class__ = type(module).__mro__[2]  # after the class with the twin and the mixin
 
 
 def twins(objective: Objective, weight: float, model: nn.Module) -> Objective:

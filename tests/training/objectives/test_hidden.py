@@ -9,7 +9,14 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageClassification
 
-from hf_robust_ft.training.objectives.hidden import FILE_NAME, hidden_tensors, hide, load_hidden, save_hidden
+from hf_robust_ft.training.objectives.hidden import (
+    FILE_NAME,
+    hidden_tensors,
+    hide,
+    load_hidden,
+    remove_hidden,
+    save_hidden,
+)
 
 
 def with_hidden(model, at=""):
@@ -55,6 +62,17 @@ def test_a_copy_hides_its_own(make_model):
     assert all(tensor.any() for name, tensor in hidden_tensors(model).items() if name.endswith("0.weight"))
     assert not any(tensor.any() for name, tensor in hidden_tensors(twin).items() if name.endswith("0.weight"))
     assert twin.state_dict().keys() == model.state_dict().keys()
+
+
+def test_what_was_removed_is_gone_and_may_be_hidden_again(make_model):
+    model, plain = with_hidden(make_model("resnet"), "resnet"), make_model("resnet")
+    remove_hidden(model)
+    assert [name for name, _ in model.named_modules()] == [name for name, _ in plain.named_modules()]
+    model.load_state_dict(plain.state_dict(), strict=True)
+    with_hidden(model, "resnet")
+    model.load_state_dict(plain.state_dict(), strict=True)
+    assert_same_weights(model, plain)
+    assert hidden_tensors(model)
 
 
 def test_what_is_saved_is_the_plain_model_for_transformers(make_model, tmp_path):

@@ -30,6 +30,7 @@ def make(make_trainer, make_model):
 
 TWINS_EXCLUDE = [
     ({"twins_lambda": -0.1}, "twins_lambda must be finite and not negative, e.g. 0.4, got -0.1."),
+    ({"twins_lambda": "0.4"}, "twins_lambda must be finite and not negative, e.g. 0.4, got '0.4'."),
     ({"batch_norm": "frozen"}, "twins_lambda and batch_norm='frozen' exclude each other: the other branch"),
     ({"lora_rank": 4}, "twins_lambda and lora_rank=4 exclude each other: twins_lambda trains all weights."),
     ({"activation_checkpointing": True}, "twins_lambda and activation_checkpointing exclude each other"),
@@ -42,9 +43,10 @@ AUTOLORA_EXCLUDES = [
     ({"freeze": "backbone"}, "autolora and freeze='backbone' exclude each other: it trains all weights."),
     ({"layer_decay": 0.75}, "autolora and layer_decay=0.75 exclude each other: its updates have no depth."),
     ({"activation_checkpointing": True}, "autolora and activation_checkpointing exclude each other"),
-    ({"autolora_rank": 0}, "autolora_rank must be at least 1, got 0."),
+    ({"autolora_rank": 0}, "autolora_rank must be a whole number from 1 on, got 0."),
     ({"autolora_scale": -1.0}, "autolora_scale must be finite and not negative, e.g. 6, got -1.0."),
-    ({"autolora_window": 0}, "autolora_window must be at least 1 epoch, got 0."),
+    ({"autolora_window": 0}, "autolora_window must be whole epochs, at least 1, got 0."),
+    ({"autolora_scale": "6"}, "autolora_scale must be finite and not negative, e.g. 6, got '6'."),
     ({"autolora_rate": "paper"}, "autolora_rate"),
     ({"autolora": False}, "autolora_rank, autolora_rate do nothing without autolora: set it"),
 ]
@@ -124,6 +126,14 @@ def test_a_checkpoint_of_another_objective_is_refused_by_name_in_either_directio
             make(**changes).train(resume_from_checkpoint=True)
     with pytest.raises(ValueError, match=r"holds no hidden_weights\.safetensors: it was trained without twins_lambda"):
         make(**plain | method, force_resume=True).train(resume_from_checkpoint=True)
+
+
+def test_a_loader_of_the_users_own_needs_the_data_beside_it(make):
+    trainer = make(**AUTOLORA)
+    loader, trainer.train_dataset = trainer.get_train_dataloader(), None
+    trainer.get_train_dataloader = lambda: loader
+    with pytest.raises(ValueError, match="autolora measures its branch on train_dataset, and there is none"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("sharded", ["is_fsdp_enabled", "is_deepspeed_enabled"])
