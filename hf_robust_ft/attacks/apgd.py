@@ -53,6 +53,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hf_robust_ft.attacks.aims import reference_of, target_classes
 from hf_robust_ft.attacks.apgd_run import ApgdRun, Point, evaluate_point, keep_better
 from hf_robust_ft.attacks.balls import Ball
 from hf_robust_ft.attacks.larger_eps import eps_phases
@@ -131,7 +132,8 @@ class APGD:
         self.check_start(start)
         if ball is None:
             loss = "dlr" if get_loss(self.loss).targeted else self.loss  # there is no class to aim at
-            return as_result(evaluate_point(logits_fn, pixels, labels, get_loss(loss)), loss)
+            reference = reference_of(get_loss(loss), logits_fn, pixels)
+            return as_result(evaluate_point(logits_fn, pixels, labels, get_loss(loss), reference), loss)
         best = None
         for x, targets in self.starts(logits_fn, ball, labels, start, generator):
             found = single_run(self, logits_fn, ball, labels, x, targets, warm=start is not None)
@@ -139,7 +141,15 @@ class APGD:
         return as_result(best, self.loss)
 
     def check_start(self, start: Tensor | None) -> None:
-        """Raise a ValueError if an earlier find is to be gone on from by an attack that would leave it."""
+        """Raise a ValueError for a start that the attack would leave, or has no gradient at.
+
+        Args:
+            start: an earlier find to go on from.
+        """
+        if start is None and not self.random_start and get_loss(self.loss).needs_reference:
+            raise ValueError(
+                f"The loss {self.loss!r} has no gradient at the image itself: set random_start=True, or pass `start`."
+            )
         if start is not None and self.random_start:
             raise ValueError("An attack has one starting point: pass `start` only with random_start=False.")
         if start is not None and self.larger_eps:
@@ -153,12 +163,12 @@ class APGD:
         start: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Where each run starts and which classes it aims at: one pair per restart and target class."""
+        """Where each run starts and what it aims at or compares with: one pair per restart and target class."""
         if self.random_start and generator is None and ball.center.device.type != "meta":
             # A generator of its own, at its fixed default seed: the global RNG stays untouched.
             generator = torch.Generator(ball.center.device)
         widest = ball.scaled(eps_phases(self)[0].factor) if self.random_start else ball
-        ranked = [None]
+        ranked = [reference_of(get_loss(self.loss), logits_fn, ball.center)]
         if get_loss(self.loss).targeted:
             begin = ball.center if start is None else ball.project(start)
             ranked = target_classes(logits_fn, begin, labels, self.num_targets)
@@ -214,7 +224,8 @@ def apgd(
         labels: int64 (N,), the classes to move away from.
         threat_model: the ball: Linf, L2, or L1 (with the sparse steps of arXiv 2103.01208).
         steps: gradient steps n.
-        loss: a key of `hf_robust_ft.attacks.losses.LOSSES`: "ce", "dlr" or "dlr_targeted".
+        loss: a key of `hf_robust_ft.attacks.losses.LOSSES`: "ce", "dlr", "dlr_targeted" or "kl", which climbs the
+            divergence from the clean image's answer (for training; one forward more).
         random_start: start from a random point of the ball instead of the image itself.
         restarts: independent runs, of which each image keeps its worst case (only useful with `random_start`).
         select: "loss" returns the point of highest loss visited, as training wants; "fooled" prefers misclassified
@@ -247,15 +258,6 @@ def apgd(
         larger_eps=larger_eps,
     )
     return config(logits_fn, pixels, labels, threat_model, eps=eps, start=start, generator=generator)
-
-
-def target_classes(logits_fn: LogitsFn, pixels: Tensor, labels: Tensor, count: int) -> list[Tensor]:
-    """The `count` likeliest wrong classes of each image, likeliest first, as tensors (N,); fewer if K is small."""
-    with torch.no_grad():
-        logits = logits_fn(pixels)
-    is_label = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
-    wrong = logits.float().masked_fill(is_label, -torch.inf)
-    return list(wrong.topk(min(count, logits.shape[1] - 1), dim=1).indices.unbind(1))
 
 
 def checked_ball(

@@ -101,7 +101,7 @@ class ApgdRun:
         ball: what the result must lie in.
         labels: (N,).
         start: (N, C, H, W), inside the first phase's ball; with `larger_eps`, the image itself or a random point.
-        targets: (N,) classes to aim at, for a targeted loss.
+        targets: (N,) classes to aim at, for a targeted loss; what to compare with (N, K), for one that does.
         warm: whether `start` is an earlier find (the sparse steps of L1 then begin with its support).
         first: what `evaluate_point` found at `start`, with gradients scaled by `FIRST_SCALE`; saves that visit.
     """

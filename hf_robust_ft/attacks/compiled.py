@@ -33,6 +33,7 @@ def compile_attack(
     def run(pixels: Tensor, labels: Tensor, eps: Tensor, x: Tensor, targets: Tensor | None) -> Point:
         return single_run(attack, logits_fn, threat_model.ball(pixels, eps), labels, x, targets)
 
+    attack.check_start(None)
     graph = torch.compile(run, fullgraph=True, **compile_options)
 
     def call(

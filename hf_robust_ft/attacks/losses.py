@@ -55,15 +55,33 @@ def margin(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Ten
     return others - logits.gather(1, labels[:, None])[:, 0]
 
 
+def kl_divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL(q ‖ p) of the answers p that are given from those q that were, (N,), in float32; exactly 0 where p is q.
+
+    Args:
+        logits: (N, K), of p.
+        reference: (N, K), the logarithm of q.
+    """
+    return F.kl_div(logits.float().log_softmax(1), reference, reduction="none", log_target=True).sum(1)
+
+
+def kl_from_clean(logits: Tensor, labels: Tensor, reference: Tensor) -> Tensor:
+    """How far answers have moved from the clean image's, whatever the label says: TRADES' attack (arXiv 1901.08573)."""
+    return kl_divergence(logits, reference)
+
+
 @dataclass(frozen=True)
 class AttackLoss:
     """A loss as an attack uses it.
 
     Attributes:
         name: its key in `LOSSES`.
-        objective: (logits, labels, targets) -> (N,), what is compared and differentiated.
+        objective: (logits, labels, targets) -> (N,), what is compared and differentiated; `targets` are classes (N,),
+            or with `needs_reference` the logarithm of the clean images' probabilities (N, K).
         value: objective -> the loss as it is reported, an increasing function.
         targeted: whether the objective needs target classes.
+        needs_reference: whether it compares with the clean image's answer: for training, where no label decides what
+            counts. At the clean image it has no gradient, so such an attack starts elsewhere.
         min_classes: how many classes it is defined for at least.
     """
 
@@ -71,6 +89,7 @@ class AttackLoss:
     objective: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     value: Callable[[Tensor], Tensor] = lambda objective: objective
     targeted: bool = False
+    needs_reference: bool = False
     min_classes: int = 2
 
     def check_num_classes(self, num_classes: int) -> None:
@@ -88,6 +107,7 @@ LOSSES: dict[str, AttackLoss] = {
         AttackLoss("ce", log_cross_entropy, value=torch.exp),
         AttackLoss("dlr", dlr, min_classes=3),
         AttackLoss("dlr_targeted", dlr_targeted, targeted=True, min_classes=3),
+        AttackLoss("kl", kl_from_clean, needs_reference=True),
     )
 }
 
@@ -104,3 +124,17 @@ def get_loss(name: str) -> AttackLoss:
     if name not in LOSSES:
         raise ValueError(f"Unknown attack loss {name!r}. Valid losses: {', '.join(LOSSES)}.")
     return LOSSES[name]
+
+
+def measuring_loss(name: str) -> str:
+    """What stands in for a training attack's loss where errors are looked for: "ce" for one that no label decides."""
+    return "ce" if get_loss(name).needs_reference else name
+
+
+def check_measures(name: str) -> None:
+    """Raise a ValueError for a loss that an evaluation cannot attack by."""
+    if measuring_loss(name) != name:
+        raise ValueError(
+            f"The loss {name!r} is for attacks in training: it moves answers, right or wrong, and looks for no errors. "
+            f"Evaluate with loss={measuring_loss(name)!r}."
+        )

@@ -1,9 +1,23 @@
 """How many forwards and gradients an attack took, by the number of images in each."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
+
+FORWARDS_PER_GRADIENT = 3
+
+
+class CountedForwards:
+    """A classifier (any callable from pixels to logits) that counts its forwards an image, a gradient as three."""
+
+    def __init__(self, logits_fn: Callable[[Tensor], Tensor]):
+        self.logits_fn, self.count = logits_fn, 0
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        self.count += len(pixels) * (FORWARDS_PER_GRADIENT if pixels.requires_grad else 1)
+        return self.logits_fn(pixels)
 
 
 class PassMeter(AbstractContextManager):

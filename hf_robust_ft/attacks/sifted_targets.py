@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_robust_ft.attacks.apgd import APGD, LogitsFn, target_classes
+from hf_robust_ft.attacks.aims import target_classes
+from hf_robust_ft.attacks.apgd import APGD, LogitsFn
 from hf_robust_ft.attacks.apgd_run import ApgdRun
 from hf_robust_ft.attacks.balls import Ball
 from hf_robust_ft.attacks.larger_eps import eps_phases

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hf_robust_ft.attacks import APGD, attack_mode, attack_until_fooled, use_fast_memory_format
 from hf_robust_ft.attacks.apgd import LogitsFn
+from hf_robust_ft.attacks.pass_meter import FORWARDS_PER_GRADIENT, CountedForwards
 from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.attacks.threat_model import ThreatModel, default_epsilons
 from hf_robust_ft.benchmarks.checkpoint_options import checkpoint_parser
@@ -26,19 +27,7 @@ from hf_robust_ft.evaluation.protocols import attack_on_grid, attack_to_the_mini
 from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.runs.fine_tune import at_most
 
-FORWARDS_PER_GRADIENT = 3
 FMN = {"Linf": "LInfFMNAttack", "L2": "L2FMNAttack", "L1": "L1FMNAttack"}
-
-
-class CountedForwards:
-    """A classifier that counts its forwards an image, a gradient as three."""
-
-    def __init__(self, logits_fn: LogitsFn):
-        self.logits_fn, self.count = logits_fn, 0
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        self.count += len(pixels) * (FORWARDS_PER_GRADIENT if pixels.requires_grad else 1)
-        return self.logits_fn(pixels)
 
 
 @dataclass(frozen=True)

@@ -140,10 +140,16 @@ def measure_eps0(subject: Subject, options: argparse.Namespace) -> dict:
 
 
 class BareSteps:
-    """The limit of a step at the full eps, with nothing around it."""
+    """The limit of a step at the full eps, with nothing around it.
 
-    def __init__(self, subject: Subject, count: int):
+    Args:
+        passes: training passes, of one loss after the other, before the one backward pass.
+        forwards: without a gradient.
+    """
+
+    def __init__(self, subject: Subject, count: int, passes: int = 1, forwards: int = 1):
         space, self.count = subject.pixel_space, count
+        self.passes, self.forwards = passes, forwards
         self.trained = PixelClassifier(subject.fresh_model("auto").train(), space)
         self.attacked = PixelClassifier(subject.fresh_model("auto").eval().requires_grad_(False), space)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -158,8 +164,9 @@ class BareSteps:
             x = self.pixels.detach().requires_grad_()
             torch.autograd.grad(F.cross_entropy(self.attacked(x), self.labels, reduction="sum"), x)
         with torch.no_grad():
-            self.attacked(self.pixels)
-        F.cross_entropy(self.trained(self.pixels), self.labels).backward()
+            for _ in range(self.forwards):
+                self.attacked(self.pixels)
+        sum(F.cross_entropy(self.trained(self.pixels), self.labels) for _ in range(self.passes)).backward()
         torch.nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

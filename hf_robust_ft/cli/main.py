@@ -94,7 +94,8 @@ def _says_all(error: Exception) -> bool:
 def train(argv: Sequence[str]) -> None:
     """Fine-tune a pretrained image classifier robustly, by default with the protocol of arXiv 2509.23325."""
     from hf_robust_ft.experiments.planning import PlanArguments, plan_run
-    from hf_robust_ft.runs.fine_tune import DataArguments, ModelArguments, fine_tune, refuse_to_overwrite
+    from hf_robust_ft.runs.continuing import refuse_to_overwrite
+    from hf_robust_ft.runs.fine_tune import DataArguments, ModelArguments, fine_tune
     from hf_robust_ft.runs.options import BASE_RECIPE, filled_in, parse_options
     from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 

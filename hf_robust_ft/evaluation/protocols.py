@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_robust_ft.attacks import APGD, Square, attack_until_fooled, smallest_fooling_eps
 from hf_robust_ft.attacks.apgd import LogitsFn
-from hf_robust_ft.attacks.losses import get_loss
+from hf_robust_ft.attacks.losses import check_measures, get_loss
 from hf_robust_ft.attacks.sifted_targets import SiftedTargets
 from hf_robust_ft.attacks.step_rules import take_rows
 from hf_robust_ft.attacks.threat_model import ThreatModel, default_epsilons, format_eps, parse_eps
@@ -41,7 +41,11 @@ def evaluation_attack(steps: int = 10, loss: str = "ce", norm: str = "Linf") -> 
 
     Under Linf it is the paper's. Under L1, of which the paper has nothing, it begins with larger eps as AutoAttack's
     does: without, it misses a fifth of the images or more.
+
+    Raises:
+        ValueError: a loss that looks for no errors.
     """
+    check_measures(loss)
     return APGD(steps=steps, loss=loss, random_start=False, select="fooled", larger_eps=norm == "L1")
 
 
@@ -215,8 +219,8 @@ PROTOCOLS = {
         attack_to_the_minimum,
         "Protocol *exact*: for each image the smallest budget found to fool it, an upper bound: an attack at twice the "
         "largest eps, a descent to the decision boundary with a budget of its own for each image, the attack again at "
-        "the next smaller points of the grid, and shrinking of what was found. Its curve is seldom above the paper "
-        "protocol's at any image, and the mean over eps has no quadrature error.",
+        "the next smaller points of the grid, shrinking of what was found, and a second descent. Its curve is "
+        "seldom above the paper protocol's at any image, and the mean over eps has no quadrature error.",
         by_distance=True,
     ),
     "reliable": Protocol(

@@ -17,6 +17,7 @@ from hf_robust_ft.reporting.diagnosis_text import chance_warning, render_diagnos
 from hf_robust_ft.reporting.drawing import drawn
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.probe_arguments import NO_PROBE
 from hf_robust_ft.training.schedule_arguments import CONSTANT_EPS
 
 PAPER_EPSILONS = tuple(f"{k}/255" if k else "0" for k in range(10))
@@ -240,6 +241,7 @@ def set_by_sweep(training: type = AdversarialTrainingArguments) -> dict[str, str
             *measures, "do_eval", "eval_strategy",
         ],
         "keeps the runs' curves, not their models": ["push_to_hub"],
+        "trains all of the model from the first step": [*NO_PROBE],
         "never measures the test split, which it would draw from; --validation_size sets how many images of train are "
         "measured on": ["max_eval_samples"],
     }  # fmt: skip

@@ -193,6 +193,11 @@ def _check_trainer(trainer: AdversarialTrainer, ranges: Mapping[str, Sequence[fl
         )
     if not trainer.scheduler_callback.follows_args:
         raise ValueError("The trainer has an EpsilonSchedulerCallback of your own, so eps cannot be held constant.")
+    if trainer.args.probe_epochs > 0:
+        raise ValueError(
+            f"A trial trains the model as model_init() returns it, and probe_epochs={trainer.args.probe_epochs:g} asks "
+            "for a head that was trained first: search without probe_epochs."
+        )
     if "head_learning_rate" in ranges and trainer.args.freeze == "backbone":
         raise ValueError("freeze='backbone' trains the head alone: search its learning_rate.")
 

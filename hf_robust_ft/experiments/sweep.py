@@ -25,12 +25,14 @@ from hf_robust_ft.runs.fine_tune import build_trainer, prepare_run
 from hf_robust_ft.runs.recipes import RUN_ARGUMENTS
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.base.checkpoints import newest_complete
+from hf_robust_ft.training.probe_arguments import NO_PROBE
 from hf_robust_ft.training.schedule_arguments import CONSTANT_EPS
 from hf_robust_ft.training.trainer import AdversarialTrainer
 
 # What every run changes in the user's arguments: a constant eps, clean accuracy and a checkpoint after each epoch.
 RUN_SETTINGS = {
     **CONSTANT_EPS,
+    **NO_PROBE,
     "eval_epsilons": None,
     "robust_eval": "no",
     "do_eval": True,

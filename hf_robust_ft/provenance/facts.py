@@ -26,6 +26,7 @@ class RunFacts(Mapping):
     head: str | None = field(default=None, metadata=OF_MODEL)
     augmentation: str | None = field(default=None, metadata=OF_MODEL)
     training: dict[str, Any] | None = field(default=None, metadata=OF_MODEL)
+    probe: dict[str, Any] | None = field(default=None, metadata=OF_MODEL)  # the head that training started from
     recipes: list[str] | None = field(default=None, metadata=OF_MODEL)
     seeds: dict[str, int] | None = field(default=None, metadata=OF_MODEL)
     license: str | None = field(default=None, metadata=OF_MODEL)

@@ -24,6 +24,8 @@ from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.comparability import UNNAMED_DATASET, attack_name, image_digests, measured_by
 from hf_robust_ft.reporting.licences import licence_metadata
 from hf_robust_ft.reporting.measured_table import measured_rows
+from hf_robust_ft.reporting.objective import objective_doubt
+from hf_robust_ft.reporting.probing import probe_doubt
 from hf_robust_ft.reporting.reach import LEAST, reach_of, reach_sentence
 from hf_robust_ft.reporting.verdict import verdict
 
@@ -119,6 +121,8 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         text=markdown,
         training=facts.get("training", {}),
         reach=None if reach is None else ("" if reach >= LEAST else "**Warning.** ") + reach_sentence(reach),
+        objective_doubt=objective_doubt(report),
+        probe_doubt=probe_doubt(facts.get("probe")),
         is_undertrained=_is_undertrained(facts.get("training", {})),
         norm=norm,
         eps=eps,

@@ -36,15 +36,15 @@ def verdict(report: RobustnessReport) -> Verdict | None:
     norm, clean, at_eps = report.threat_model["norm"], report.clean_accuracy, report.adversarial_accuracy
     if report.autoattack_accuracy is not None:
         at_eps = min(at_eps, report.autoattack_accuracy)
-    guessing = _guessing(report)
-    passed = [each >= BAR * clean and each > guessing for each in (*report.accuracies[:-1], at_eps)]
+    by_guessing = guessing(report)
+    passed = [each >= BAR * clean and each > by_guessing for each in (*report.accuracies[:-1], at_eps)]
     count = (*passed, False).index(False)  # points from 0 on that pass
     threat, up_to = (f"{norm} {format_eps(eps)}" for eps in (report.epsilons[-1], report.epsilons[max(count - 1, 0)]))
     if count == len(passed):
         return Verdict(threat, True, threat, f"Robust at {threat}: {at_eps:.1%} of the answers are right there.")
     limit = f"at least half of the {clean:.1%} without an attack"
-    if guessing >= BAR * clean:
-        limit = f"more than the {guessing:.1%} that naming the most frequent class gives"
+    if by_guessing >= BAR * clean:
+        limit = f"more than the {by_guessing:.1%} that naming the most frequent class gives"
     kept = "Nor is it at any smaller eps measured."
     if count > 1:
         kept = f"It still is at {up_to}, where {report.accuracies[count - 1]:.1%} are right."
@@ -52,6 +52,7 @@ def verdict(report: RobustnessReport) -> Verdict | None:
     return Verdict(threat, False, up_to if count > 1 else "", told)
 
 
-def _guessing(report: RobustnessReport) -> float:
+def guessing(report: RobustnessReport) -> float:
+    """The accuracy that naming the most frequent class gives, under every attack; 0 where the classes are not known."""
     counts = [row["samples"] for row in report.per_class]
     return max(counts) / sum(counts) if counts else 0.0

@@ -1,7 +1,8 @@
 """One robust fine-tuning run from names to a checkpoint with its evidence; what `hf-robust-ft train` does."""
 
+import copy
 import logging
-import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict
@@ -14,19 +15,17 @@ from hf_robust_ft.hub import BackgroundPushError
 from hf_robust_ft.hub.repository import check_repo_id
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.provenance.record import environment_facts, own_place, resolved_recipe, write_run_record
-from hf_robust_ft.reporting.artifacts import REPORT_NAME
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments, at_most
+from hf_robust_ft.runs.continuing import checkpoint_to_resume
 from hf_robust_ft.runs.model_names import describe_model
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
-from hf_robust_ft.training.base.checkpoints import checkpoints_in, newest_complete
 from hf_robust_ft.training.base.launching import check_launch
 from hf_robust_ft.training.base.resuming import TrainingRecord, check_resumed, run_settings, training_settings
+from hf_robust_ft.training.probed_head import ProbedHead, probe_folder
+from hf_robust_ft.training.roli import probe
 from hf_robust_ft.training.trainer import AdversarialTrainer
 
 logger = logging.getLogger(__name__)
-
-# Files of a finished run that another one would overwrite.
-RESULTS = ("model.safetensors", "model.safetensors.index.json", REPORT_NAME)
 
 
 class PreparedRun(NamedTuple):
@@ -110,6 +109,33 @@ def build_trainer(
     )
 
 
+def probe_first(
+    model_args: ModelArguments,
+    args: AdversarialTrainingArguments,
+    run: PreparedRun,
+    data_args: DataArguments | None = None,
+    *,
+    watched: Callable[[AdversarialTrainer], None] = lambda trainer: None,
+) -> ProbedHead:
+    """RoLI's first phase, or the head that it left before; the run's model then starts from that head.
+
+    Args:
+        data_args: as of `build_trainer`.
+        watched: called with the phase's trainer before it trains.
+    """
+
+    def on_a_copy(phase: AdversarialTrainingArguments) -> AdversarialTrainer:
+        trainer = build_trainer(model_args, phase, run._replace(model=copy.deepcopy(run.model)), data_args)
+        watched(trainer)
+        return trainer
+
+    head = probe(on_a_copy, args, run_settings(model_args, data_args) if data_args else {})
+    head.load_into(run.model)
+    if args.process_index == 0:
+        print(f"Training starts from the head in {probe_folder(args.output_dir)}: {head}", flush=True)
+    return head
+
+
 def fine_tune(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -121,29 +147,34 @@ def fine_tune(
     Accuracy during training is measured on the validation split; nothing is selected on the test split. Returns the
     trainer, whose `robustness_report` holds the result.
 
-    `recipe.yaml` and `provenance.json` are there from the start of training.
+    `recipe.yaml` and `provenance.json` are there from the start of training. With `probe_epochs` the head is trained
+    first, in `output_dir/probe` (`training.roli`).
 
     Raises:
-        ValueError: what `prepare_run` or `AdversarialTrainer` refuse, an `output_dir` with checkpoints of an earlier
-            run that is neither resumed nor empty, or a checkpoint to resume that was trained with other settings.
+        ValueError: what `prepare_run` or `AdversarialTrainer` refuse, an `output_dir` with checkpoints or a probe of an
+            earlier run that is neither resumed nor empty, or one to resume that was trained with other settings.
         PublishError: with `push_to_hub`, what could not be pushed; all of it is in `output_dir`.
     """
     check_launch(args)
     _check_publishable(args)
-    resume = _checkpoint_to_resume(args)
+    resume = checkpoint_to_resume(args)
     forced = []
     if resume is not None:  # before anything is loaded for it, or written
         forced = check_resumed(resume, run_settings(model_args, data_args) | training_settings(args), args)
     run = prepare_run(model_args, data_args, args)
-    trainer = build_trainer(model_args, args, run, data_args)
     seeds = {"seed": args.seed, "split_seed": data_args.split_seed}
     facts = {**run.facts, "seeds": seeds, "split": "test", **(metadata or {})}
     if forced:
         facts["resumed_with_changes"] = forced
     facts["recipe"] = resolved_recipe(model_args, data_args, args)
-    if trainer.is_world_process_zero():
-        own_recipe = resolved_recipe(model_args, data_args, args, place=own_place)
-        write_run_record(args.output_dir, own_recipe, facts | environment_facts())
+    if args.probe_epochs > 0:
+        _write_record(model_args, data_args, args, facts)
+        head = ProbedHead.in_folder(probe_folder(args.output_dir))
+        if resume is None:  # else all weights are the checkpoint's, and the head's file only tells of the first phase
+            head = probe_first(model_args, args, run, data_args)
+        facts |= {} if head is None else head.told(forced)
+    trainer = build_trainer(model_args, args, run, data_args)
+    _write_record(model_args, data_args, args, facts)
     failed = None
     try:
         trainer.train(resume_from_checkpoint=resume)
@@ -160,6 +191,14 @@ def fine_tune(
         if failed is not None:  # what they would have carried is in the repository now
             logger.warning("%s", failed)
     return trainer
+
+
+def _write_record(
+    model_args: ModelArguments, data_args: DataArguments, args: AdversarialTrainingArguments, facts: dict[str, Any]
+) -> None:
+    if args.process_index == 0:
+        own_recipe = resolved_recipe(model_args, data_args, args, place=own_place)
+        write_run_record(args.output_dir, own_recipe, facts | environment_facts())
 
 
 def _check_publishable(args: AdversarialTrainingArguments) -> None:
@@ -183,8 +222,10 @@ def check_stream(args: AdversarialTrainingArguments) -> None:
     """What a stream needs, checked before a pass over it is spent on holding images out.
 
     Raises:
-        ValueError: no number of steps, or an eps that would change by epochs.
+        ValueError: no number of steps, an eps that would change by epochs, or a first phase counted in epochs.
     """
+    if args.probe_epochs > 0:
+        raise ValueError("A stream has no epochs to probe for: leave probe_epochs out, or do not stream.")
     if args.max_steps < 1:
         raise ValueError(
             "A stream has no length, so num_train_epochs says nothing: give --max_steps N with --streaming."
@@ -192,44 +233,4 @@ def check_stream(args: AdversarialTrainingArguments) -> None:
     if args.schedule_granularity == "epoch":
         raise ValueError(
             "A stream has no epochs for eps to change at: give --schedule_granularity step with --streaming."
-        )
-
-
-def _checkpoint_to_resume(args: AdversarialTrainingArguments) -> str | None:
-    """The checkpoint that --resume_from_checkpoint names.
-
-    A folder, 'last' for the newest complete one in `output_dir`, or 'auto' for the same if there is one.
-    """
-    wanted = args.resume_from_checkpoint
-    if wanted is None:
-        if found := checkpoints_in(args.output_dir):
-            raise ValueError(
-                f"{args.output_dir} holds checkpoints of an earlier run ({found[0].name}). Continue it with "
-                "--resume_from_checkpoint last, or choose another --output_dir."
-            )
-        return None
-    if wanted in ("last", "True", "true", "auto"):
-        last = newest_complete(args.output_dir, tells=args.process_index == 0)
-        if last is None and wanted != "auto":
-            raise ValueError(f"There is no checkpoint to resume from in {args.output_dir}, or none that is complete.")
-        return last
-    if not os.path.isdir(wanted):
-        raise ValueError(f"resume_from_checkpoint={wanted!r} is not a folder. Name one, or 'last', or 'auto'.")
-    return wanted
-
-
-def refuse_to_overwrite(args: AdversarialTrainingArguments) -> None:
-    """Raise where `output_dir` holds an earlier run's model or results, and that run is not continued.
-
-    Raises:
-        ValueError: it does.
-    """
-    starts = args.resume_from_checkpoint == "auto" and newest_complete(args.output_dir, tells=False) is None
-    if args.resume_from_checkpoint is not None and not starts:
-        return
-    found = [name for name in RESULTS if os.path.exists(os.path.join(args.output_dir, name))]
-    if found:
-        raise ValueError(
-            f"{args.output_dir} holds the results of an earlier run ({', '.join(found)}). Choose another --output_dir, "
-            "continue that run with --resume_from_checkpoint last, or move them away."
         )

@@ -131,7 +131,7 @@ class Adversary:
             inputs, eps = first_images(inputs, first), eps[:first] if isinstance(eps, Tensor) else eps
         pixels = self.pixel_space.clipped_pixels(inputs["pixel_values"])
         with self.mode(model):
-            classifier = self.classifier(self._in_use(model), inputs)
+            classifier = self.classifier(self.in_use(model), inputs)
             return attack(
                 self.gradients.metered(classifier) if self.is_ready else classifier,
                 pixels,
@@ -146,8 +146,8 @@ class Adversary:
         adversarial = self.pixel_space.from_pixels(result.adversarial).to(inputs["pixel_values"].dtype)
         return {**inputs, "pixel_values": adversarial}
 
-    def _in_use(self, model: nn.Module) -> nn.Module:
-        """The compiled model; but not for the two images before `is_ready`, which need no graph."""
+    def in_use(self, model: nn.Module) -> nn.Module:
+        """What passes go through beside the wrapped model: it, compiled; but not for the images before `is_ready`."""
         if not self.is_ready:
             return model
         if self._compiled is None or self._compiled[0] is not model:

@@ -7,11 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_robust_ft.attacks import APGD, MEMORY_FORMATS
+from hf_robust_ft.attacks.losses import get_loss, measuring_loss
 from hf_robust_ft.evaluation.convergence import FIRST_STEPS, STEPS_LIMIT, check_steps_limit, first_attack, steps_under
 from hf_robust_ft.evaluation.protocols import check_on_grid, evaluation_attack, resolve_epsilons
 from hf_robust_ft.provenance.affects import WEIGHTS, stated_settings
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.training.base.launching import check_deepspeed, refuse_zero_3
+from hf_robust_ft.training.objectives.arguments import ObjectiveArguments
+from hf_robust_ft.training.objectives.structure_arguments import StructureArguments
+from hf_robust_ft.training.probe_arguments import ProbeArguments
 from hf_robust_ft.training.schedule_arguments import ScheduleArguments, check_can_observe
 from hf_robust_ft.training.tuning import TuningArguments
 from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER, BATCH_NORM, FROZEN
@@ -20,12 +24,15 @@ ROBUST_EVAL = ("end", "epoch", "no")
 
 
 @dataclass
-class AdversarialTrainingArguments(ScheduleArguments, TuningArguments):
+class AdversarialTrainingArguments(
+    ProbeArguments, ObjectiveArguments, ScheduleArguments, StructureArguments, TuningArguments
+):
     """`TrainingArguments` for `AdversarialTrainer`.
 
-    Groups: the threat model (`norm`, `eps`), its schedule (`eps_schedule`, `schedule_*`), the training attack
-    (`attack_*`), the schedule of its steps (`attack_steps_*`) and its guard (`attack_guard*`), the robust evaluation
-    (`eval_attack_steps*`, `eval_epsilons`, `robust_eval`), `memory_format`, and `TuningArguments`' own settings.
+    Groups: what is minimised (`objective*`, `twins_lambda`), the threat model (`norm`, `eps`), its schedule
+    (`eps_schedule`, `schedule_*`), the training attack (`attack_*`), the schedule of its steps (`attack_steps_*`) and
+    its guard (`attack_guard*`), the robust evaluation (`eval_attack_steps*`, `eval_epsilons`, `robust_eval`),
+    a first phase for the head alone (`probe_*`), `memory_format`, and `TuningArguments`' own settings.
     Everything else is `TrainingArguments`, with its defaults unchanged. Defaults are those of arXiv 2509.23325.
 
     What each affects is said on its field (`provenance.affects`), of a subclass's own, too; the rest follows from that.
@@ -45,7 +52,7 @@ class AdversarialTrainingArguments(ScheduleArguments, TuningArguments):
     attack_loss: str = field(
         default="ce",
         metadata={
-            "help": "Loss that the attacks climb: ce, dlr, dlr_targeted.",
+            "help": "Loss that the attacks climb: ce, dlr, dlr_targeted, kl (evaluation then takes ce).",
             "affects": ("weights", "measurement"),
             "stated": "always",
         },
@@ -146,12 +153,19 @@ class AdversarialTrainingArguments(ScheduleArguments, TuningArguments):
         self.eval_attack_steps = FIRST_STEPS if steps is None else steps
         check_steps_limit(self.eval_attack_steps_limit, "eval_attack_steps_limit")
         # Each of these raises on what it cannot be built from.
+        self.resolve_objective()
+        if get_loss(self.attack_loss).needs_reference and not self.attack_random_start:
+            raise ValueError(
+                f"attack_loss={self.attack_loss!r} has no gradient at the image itself: set attack_random_start=True."
+            )
         schedule = self.build_schedules(self.train_attack.steps, self.seed)
         _ = self.eval_attack, self.evaluation_grid
         refuse_zero_3(self.deepspeed)
         check_deepspeed(self.deepspeed)
         super().__post_init__()
+        self.check_structures()
         check_can_observe(schedule, self)
+        self.check_probe()
         if self.memory_format == "channels_last" and self._uses_fsdp:
             raise ValueError("FSDP shards contiguous weights only: set memory_format='auto' or 'keep'.")
         if is_robust_metric(self.metric_for_best_model) and (
@@ -190,7 +204,8 @@ class AdversarialTrainingArguments(ScheduleArguments, TuningArguments):
     @property
     def eval_attack(self) -> APGD:
         """The attack of a robust evaluation; with steps 'auto', of its first round."""
-        return first_attack(evaluation_attack(loss=self.attack_loss, norm=self.norm), self.eval_attack_steps)
+        attack = evaluation_attack(loss=measuring_loss(self.attack_loss), norm=self.norm)
+        return first_attack(attack, self.eval_attack_steps)
 
     @property
     def evaluation_grid(self) -> list[float]:

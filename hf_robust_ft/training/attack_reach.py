@@ -12,8 +12,8 @@ from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks import AttackResult
 from hf_robust_ft.attacks.losses import LOSSES
-from hf_robust_ft.attacks.pixels import extract_logits
 from hf_robust_ft.reporting.reach import LEAST, REACH, reach_sentence
+from hf_robust_ft.training.objectives.passes import logits_of
 from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER, batch_norms
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class AttackReach(TrainerCallback, ExportableState):
         """Take in what the training step made of that batch; nothing where it was not attacked.
 
         Args:
-            outputs: the model's, in training mode.
+            outputs: the model's, in training mode, of the whole batch or of its last images.
             labels: (N,) class indices.
             attack_loss: what the attack climbed, a key of `LOSSES`.
         """
@@ -59,11 +59,12 @@ class AttackReach(TrainerCallback, ExportableState):
         logits = None if attacked is None else _logits_in_training(outputs)
         if logits is None:
             return
+        labels, loss, fooled = (each[-len(logits) :] for each in (labels, attacked.loss, attacked.fooled))
         if attack_loss == "ce":
             ce = LOSSES["ce"]
-            found, seen = attacked.loss, ce.value(ce.objective(logits, labels))
+            found, seen = loss, ce.value(ce.objective(logits, labels))
         else:
-            found, seen = attacked.fooled.float(), (logits.argmax(1) != labels).float()
+            found, seen = fooled.float(), (logits.argmax(1) != labels).float()
         sums = torch.stack([found.sum(), seen.sum(), torch.ones_like(found).sum()])
         self._sums = sums if self._sums is None else self._sums + sums
 
@@ -121,16 +122,20 @@ class AttackReach(TrainerCallback, ExportableState):
 
 
 def _cure(args: Any, model: Any) -> str:
-    if getattr(args, "batch_norm", None) == AS_TRAINER and model is not None and batch_norms(model):
+    by_batch = getattr(args, "batch_norm", None) == AS_TRAINER and model is not None and batch_norms(model)
+    if by_batch and getattr(args, "twins_lambda", None) is not None:
+        return (
+            "The adaptive branch of TWINS normalises by the batch in training: set batch_norm='frozen_from_attack' "
+            "under a schedule that begins with eps 0, or leave twins_lambda out."
+        )
+    if by_batch:
         return "Its BatchNorm normalises by the batch in training: set batch_norm='frozen'."
     return "Lower what makes training mode another network than evaluation mode: dropout, stochastic depth."
 
 
 def _logits_in_training(outputs: Any) -> Tensor | None:
     """(N, K) in float32; None where training mode has no one set of them (auxiliary heads)."""
-    if isinstance(outputs, tuple) and outputs and isinstance(outputs[0], Tensor) and outputs[0].ndim == 0:
-        outputs = outputs[1:]  # a tuple that begins with the loss
     try:
-        return extract_logits(outputs).detach().float()
+        return logits_of(outputs).detach().float()
     except ValueError:
         return None

@@ -20,6 +20,8 @@ from hf_robust_ft.training.attack_reach import AttackReach
 from hf_robust_ft.training.base.launching import ZERO_3_REFUSED, check_launch, check_sharding
 from hf_robust_ft.training.compiled_model import settle_loss
 from hf_robust_ft.training.guard import OverfittingGuard
+from hf_robust_ft.training.objectives.parts import LossParts
+from hf_robust_ft.training.objectives.structures import check_structure
 from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
 from hf_robust_ft.training.tuning.batch_norm import BatchNormPolicy
 
@@ -75,6 +77,7 @@ def check_data(
 ) -> None:
     """Raise for data sets that give no images, and for a metric of the best model that nothing will measure."""
     check_best_metric(args, compute_metrics is not None, eval_dataset)
+    check_probe_data(args, eval_dataset)
     for dataset in data:
         check_dataset(dataset, args, has_collator=data_collator is not None)
 
@@ -82,6 +85,7 @@ def check_data(
 def check_built(trainer: Any, train_dataset: Any, eval_dataset: Any) -> None:
     """Raise for what the trainer's model, data and processes, now that they are known, cannot do together."""
     check_sharded(trainer.args, trainer.is_fsdp_enabled)
+    check_structure(trainer)
     check_model(trainer.model)
     num_labels = trainer.adversary.num_labels(trainer.model)
     check_labels(train_dataset, num_labels, at_least=2)
@@ -172,6 +176,15 @@ def check_best_metric(args: TrainingArguments, has_metrics: bool, eval_dataset: 
         raise ValueError(f"metric_for_best_model={metric!r} is not measured: {why} {', '.join(valid)}.")
 
 
+def check_probe_data(args: AdversarialTrainingArguments, eval_dataset: Any) -> None:
+    """Raise where the first phase that `probe_epochs` ask for has not one validation set to choose its head by."""
+    if args.probe_epochs > 0 and (eval_dataset is None or isinstance(eval_dataset, dict)):
+        raise ValueError(
+            f"probe_epochs={args.probe_epochs:g} chooses the head by its validation accuracy under attack: pass one "
+            f"eval_dataset, got {'none' if eval_dataset is None else f'{len(eval_dataset)} by name'}."
+        )
+
+
 def check_labels(dataset: Any, num_labels: int | None, at_least: int = 1) -> None:
     """Raise if a label column, where there is one, holds too few classes or others than 0..K-1.
 
@@ -221,8 +234,8 @@ def with_scheduler(callbacks: list | None, args: AdversarialTrainingArguments) -
 
 
 def with_watchers(callbacks: list | None, args: AdversarialTrainingArguments) -> list:
-    """The callbacks with what a training under attack has beside it: scheduler, guard, reach, BatchNorm's policy."""
-    callbacks = [BatchNormPolicy(args.batch_norm), AttackReach(), *with_scheduler(callbacks, args)]
+    """The callbacks with what a training under attack has beside it."""
+    callbacks = [BatchNormPolicy(args.batch_norm), AttackReach(), LossParts(), *with_scheduler(callbacks, args)]
     if args.attack_guard is None or any(isinstance(entry, OverfittingGuard) for entry in callbacks):
         return callbacks
     return [*callbacks, OverfittingGuard(args.attack_guard, args.attack_guard_every)]

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks import APGD, AttackResult
+from hf_robust_ft.attacks.losses import measuring_loss
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,8 @@ class OverfittingGuard(TrainerCallback, ExportableState):
         """
         if not self.is_due(step):
             return False
-        fully = find(attack=replace(full, random_start=False), first=CHECKED_IMAGES)
+        full = replace(full, random_start=False, loss=measuring_loss(full.loss))  # it counts errors
+        fully = find(attack=full, first=CHECKED_IMAGES)
         withstood = ~found.fooled[:CHECKED_IMAGES]
         counts = torch.stack([withstood.sum(), (withstood & ~fully.fooled).sum()])
         return self.judge(step, *accelerator.reduce(counts, "sum").tolist())

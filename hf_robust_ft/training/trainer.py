@@ -1,4 +1,4 @@
-"""`transformers.Trainer` on adversarial examples: only the pixels of a batch are exchanged."""
+"""`transformers.Trainer` on adversarial examples: its own loss, on other pixels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,10 +14,11 @@ from hf_robust_ft.schedules.sample_ids import without_ids
 from hf_robust_ft.training import checks
 from hf_robust_ft.training.adversary import Adversary
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
-from hf_robust_ft.training.attack_reach import AttackReach
 from hf_robust_ft.training.attack_watch import AttackWatch
 from hf_robust_ft.training.base.trainer import BaseTrainer
 from hf_robust_ft.training.compiled_model import model_for_attack
+from hf_robust_ft.training.objectives import Passes
+from hf_robust_ft.training.objectives.structures import step_objective
 from hf_robust_ft.training.pixel_space_sources import find_pixel_space
 from hf_robust_ft.training.robust_evaluation import RobustEvaluation
 from hf_robust_ft.training.tuning.batch_norm import BatchNormPolicy
@@ -89,32 +90,32 @@ class AdversarialTrainer(BaseTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.callback_of(AttackWatch).note(model.training)
         inputs, ids = without_ids(inputs)
-        labels = inputs.get("labels")  # Trainer takes them out where it computes the loss itself
         if model.training:
-            inputs = self._attacked(inputs, ids)
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if model.training:
-            self.callback_of(AttackReach).see(outputs, labels, self.args.attack_loss)
-        elif self.evaluation is not None:
-            self.evaluation.outputs = outputs
+            adversarial = self._attacked(inputs, ids)
+            passes = Passes.of(self, super().compute_loss, model, inputs, num_items_in_batch)
+            loss, outputs, _ = found = step_objective(self)(passes, inputs["pixel_values"], adversarial)
+            self.note_loss(found, inputs.get("labels"))
+        else:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            if self.evaluation is not None:
+                self.evaluation.outputs = outputs
         return (loss, outputs) if return_outputs else loss
 
-    def _attacked(self, inputs: dict[str, Any], ids: Tensor | None) -> dict[str, Any]:
-        """The batch with its images attacked at this step's eps; as it is where that is 0."""
+    def _attacked(self, inputs: dict[str, Any], ids: Tensor | None) -> Tensor | None:
+        """The batch's images (N, C, H, W), attacked at this step's eps and normalised again; None where that is 0."""
         if not self.adversary.is_ready:
             checks.check_first_batch(self, inputs)
         eps, guard, step = self.budget(inputs, ids), self.overfitting_guard, self.state.global_step
         self.callback_of(BatchNormPolicy).hold(self.model, attacks=eps is not None)
         if eps is None:
-            return inputs
+            return None
         key = self.args.seed, self.args.process_index, step  # of random starts
         find = partial(self.adversary.attack, self.model, inputs, self.args.threat_model, eps=eps, key=key)
         result = find(attack=self.args.train_attack_at(self.attack_share))
-        self.tell_schedule(ids, result.fooled)
-        self.callback_of(AttackReach).found(result)
+        self.note_attack(ids, result)
         if guard and guard.watch(step, result, find, self.args.train_attack, self.accelerator):
             self.log({"attack_guard_fell_back_at": step})
-        return self.adversary.exchange(inputs, result)
+        return self.adversary.exchange(inputs, result)["pixel_values"] if isinstance(eps, Tensor) or eps > 0 else None
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
@@ -143,8 +144,7 @@ class AdversarialTrainer(BaseTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         logs["eps"] = self.current_eps
         if "loss" in logs:
-            logs |= self.callback_of(AttackReach).once()
-            logs |= self.adversary.gradients.once(self.accelerator.mixed_precision)
+            logs |= self.noted() | self.adversary.gradients.once(self.accelerator.mixed_precision)
         super().log(logs, start_time)
         # evaluate() returns this dict, whose figures were not measured at the training eps.
         del logs["eps"]

@@ -3,7 +3,15 @@ import torch
 import torch.nn.functional as F
 
 from hf_robust_ft import ThreatModel, apgd
-from hf_robust_ft.attacks.losses import LOSSES, dlr, dlr_targeted, get_loss, log_cross_entropy
+from hf_robust_ft.attacks.losses import (
+    LOSSES,
+    check_measures,
+    dlr,
+    dlr_targeted,
+    get_loss,
+    log_cross_entropy,
+    measuring_loss,
+)
 
 
 def test_value_is_cross_entropy():
@@ -74,11 +82,17 @@ def test_dlr_tells_what_is_misclassified(num_classes):
     assert torch.equal(dlr(logits, labels) > 0, logits.argmax(1) != labels)
 
 
+def reference():
+    """The logarithm of two clean images' probabilities."""
+    return torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.0, 0.0, 3.0, 0.0]]).log_softmax(1)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("level", [0.0, 1e4])
 def test_equal_logits_have_finite_losses_and_gradients(name, level):
     logits = torch.full((2, 4), level, requires_grad=True)
-    losses = get_loss(name).objective(logits, torch.tensor([0, 1]), torch.tensor([1, 2]))
+    beside = reference() if get_loss(name).needs_reference else torch.tensor([1, 2])
+    losses = get_loss(name).objective(logits, torch.tensor([0, 1]), beside)
     (gradient,) = torch.autograd.grad(losses.sum(), logits)
     assert losses.isfinite().all() and gradient.isfinite().all()
 
@@ -86,7 +100,8 @@ def test_equal_logits_have_finite_losses_and_gradients(name, level):
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_scored_in_float32(name):
     logits = torch.tensor([[3.0, 1.0, 0.0, -1.0]]).bfloat16()
-    loss = get_loss(name).objective(logits, torch.tensor([0]), torch.tensor([1]))
+    beside = reference()[:1] if get_loss(name).needs_reference else torch.tensor([1])
+    loss = get_loss(name).objective(logits, torch.tensor([0]), beside)
     assert loss.shape == (1,) and loss.dtype == torch.float32
 
 
@@ -99,5 +114,22 @@ def test_two_classes_are_too_few_for_the_ratios(name, eps):
 
 
 def test_an_unknown_loss_lists_the_valid_ones():
-    with pytest.raises(ValueError, match=r"Unknown attack loss 'mse'\. Valid losses: ce, dlr, dlr_targeted"):
+    with pytest.raises(ValueError, match=r"Unknown attack loss 'mse'\. Valid losses: ce, dlr, dlr_targeted, kl"):
         get_loss("mse")
+
+
+def test_kl_is_the_divergence_from_the_clean_answer_whatever_the_label():
+    clean, moved = (torch.randn(16, 5, generator=torch.Generator().manual_seed(seed)) * 3 for seed in (0, 1))
+    p, q = moved.double().softmax(1), clean.double().softmax(1)
+    objective = get_loss("kl").objective
+    found = objective(moved, torch.zeros(16, dtype=torch.long), clean.log_softmax(1))
+    assert torch.allclose(found, (q * (q.log() - p.log())).sum(1).float(), rtol=1e-4)
+    assert torch.equal(found, objective(moved, torch.ones(16, dtype=torch.long), clean.log_softmax(1)))
+    assert torch.equal(objective(clean, torch.zeros(16), clean.log_softmax(1)), torch.zeros(16))
+
+
+def test_what_measures_looks_for_errors():
+    assert [measuring_loss(name) for name in LOSSES] == ["ce", "dlr", "dlr_targeted", "ce"]
+    with pytest.raises(ValueError, match=r"The loss 'kl' is for attacks in training: .* Evaluate with loss='ce'"):
+        check_measures("kl")
+    check_measures("dlr")

@@ -200,6 +200,7 @@ def test_finished_runs_are_diagnosed_without_training(kept_runs, trained, tmp_pa
         (["--attack_guard", "0.5"], "--attack_guard: {command} trains every run at a constant eps"),
         (["--load_best_model_at_end"], "--load_best_model_at_end: {command} saves after each epoch"),
         (["--push_to_hub"], "keeps the runs' curves, not their models"),
+        (["--probe_epochs", "2", "--probe_learning_rate", "1"], "trains all of the model from the first step"),
         (["--resume_from_checkpoint", "last"], "goes on by itself where it was interrupted"),
         (["--norm", "L2"], "give --epsilons for L2"),
         (["--max_steps", "5"], "counted in epochs"),

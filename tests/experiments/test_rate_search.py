@@ -129,6 +129,14 @@ def test_bad_searches_are_refused(make_trainer, options, message):
         search_learning_rates(make_trainer(), **options)
 
 
+def test_a_search_has_no_first_phase(make_trainer, make_model):
+    options = {"probe_epochs": 2, "probe_learning_rate": 1.0}
+    trainer = make_trainer(**options)
+    trainer.model_init = make_model
+    with pytest.raises(ValueError, match="probe_epochs=2 asks for a head that was trained first: search without"):
+        search_learning_rates(trainer, n_trials=1)
+
+
 def test_without_optuna_the_extra_is_named(make_trainer, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ImportError, match=r"pip install 'hf_robust_ft\[search\]'"):

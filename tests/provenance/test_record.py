@@ -26,7 +26,7 @@ from hf_robust_ft.runs.recipes import parse_recipe
 TYPES = (ModelArguments, DataArguments, AdversarialTrainingArguments)
 
 
-@pytest.mark.parametrize("recipe", ["paper_default", "quickstart", "lora", "linear_probe"])
+@pytest.mark.parametrize("recipe", ["paper_default", "quickstart", "lora", "linear_probe", "roli"])
 def test_a_resolved_recipe_gives_the_same_arguments(recipe, tmp_path):
     changes = {
         "output_dir": str(tmp_path / "run"), "use_cpu": True, "report_to": "none", "learning_rate": 3e-4,

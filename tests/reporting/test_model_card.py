@@ -10,6 +10,7 @@ from PIL import Image
 from hf_robust_ft import RobustnessReport
 from hf_robust_ft.evaluation.reliability import short_verdict
 from hf_robust_ft.reporting import plot_curves, plot_training, render_model_card, write_evidence
+from hf_robust_ft.reporting.probing import probe_doubt
 
 HISTORY = [
     {"epoch": 1.0, "step": 5, "loss": 1.0, "eps": 0.0},
@@ -104,7 +105,26 @@ DATA_FACTS = {
     "transforms": {"text": "Evaluation images: upright RGB. Training images: flip, then the same."},
     "recipes": ["paper_default", "lora"],
     "training": {"lora_rank": 8, "ema_decay": 0.999, "ema_use": "save"},
+    "probe": {
+        "epochs": 60.0,
+        "step": 90,
+        "eps": "8/255",
+        "validation_images": 500,
+        "clean_accuracy": 0.61,
+        "adversarial_accuracy": 0.23,
+        "guessing": 0.01,
+    },
 }
+
+
+def test_a_probed_head_that_only_guesses_is_warned_of_in_the_card(report):
+    probe = DATA_FACTS["probe"] | {"guessing": 0.22}
+    text = render_model_card(dataclasses.replace(report, metadata=report.metadata | DATA_FACTS | {"probe": probe}))
+    assert (
+        "**Warning.** Under attack at 8/255 the probed head is right on 23.0% of 500 validation images, within" in text
+    )
+    assert probe_doubt(probe) in text and probe_doubt(None) is None
+    assert probe_doubt(probe | {"validation_images": 50_000}) is None  # no noise
 
 
 def test_the_data_of_a_run_are_in_its_card(report):
@@ -120,9 +140,22 @@ def test_the_data_of_a_run_are_in_its_card(report):
         "Please cite: Maji et al. arXiv:1306.5151, 2013.\n"
     )
     assert "The low-rank updates are merged" in text and "are the average over training steps" in text
+    assert "(RoLI), for 60 epochs; training started from the best by validation: right on 61.00 % of 500 images" in text
+    assert "and on 23.00 % under attack at Linf 8/255." in text and "is right on 23.0%" not in text
     assert "Recipes: paper_default, lora." in text and "| lora_rank | 8 |" in text
     assert "\n\n\n" not in text and "None" not in text
     assert ModelCard(text).data.datasets == ["Donghyun99/FGVC-Aircraft"]
+
+
+def test_a_card_says_which_branch_of_a_method_its_weights_are(report):
+    def card(**training):
+        training = report.metadata["training"] | training
+        return render_model_card(dataclasses.replace(report, metadata=report.metadata | {"training": training}))
+
+    text = card(twins_lambda=0.4)
+    assert "In training (TWINS), half of each batch" in text and "| twins_lambda | 0.4 |" in text
+    assert "In training (AutoLoRA), low-rank updates" in card(autolora=True, autolora_rank=8)
+    assert "TWINS" not in card() and "AutoLoRA" not in card() and "\n\n\n" not in text
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,13 @@ from transformers import TrainerCallback
 
 from hf_robust_ft.data import with_pixel_values
 
+
+def class_weighted(outputs, labels, num_items_in_batch=None):
+    weight = torch.tensor([0.5, 1.0, 2.0, 1.0])
+    summed = torch.nn.functional.cross_entropy(outputs.logits, labels, weight=weight, reduction="sum")
+    return summed / num_items_in_batch
+
+
 # Each at a global batch of 8. Deterministic: the attack starts at the image.
 CASES = {
     "plain": {"eps_schedule": "constant"},
@@ -26,6 +33,13 @@ CASES = {
 # Under batch_norm="frozen", the default: a step depends on no other image of the batch.
 MODELS = {"batch_norm": "timm", "accumulated_batch_norm": "timm"}
 CASES |= {"batch_norm": CASES["plain"], "accumulated_batch_norm": CASES["accumulated"]}
+# Two passes a step, of which DDP's wrapper sees the first.
+CASES |= {
+    "trades": CASES["plain"] | {"objective": "trades", "label_smoothing_factor": 0.1},
+    "mart": CASES["accumulated"] | {"objective": "mart"},
+    "mart_of_a_users_loss": CASES["accumulated"] | {"objective": "mart", "compute_loss_func": class_weighted},
+}
+MODELS |= {"trades": "timm"}
 for longer in ("auto", "loss_driven"):
     CASES[longer] |= {"num_train_epochs": 4, "schedule_granularity": "step", "learning_rate": 0.1}
 EVALUATED = ("plain", "unequal")

@@ -36,7 +36,7 @@ SELECTED = [
     pytest.param("zero1", marks=[*SLOW, needs_deepspeed]),
     pytest.param("zero2", marks=[*SLOW, needs_deepspeed]),
 ]
-CASES = ("plain", "accumulated", "per_sample")
+CASES = ("plain", "accumulated", "per_sample", "mart")
 
 SCRIPT = """
 import json, os

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from hf_robust_ft.attacks.losses import get_loss
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
 
@@ -14,8 +15,8 @@ from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
 class PassCounter(TrainerCallback, ExportableState):
     """Counts images by kind of pass after each optimizer step; `trainer_state.json` keeps the counts.
 
-    An attack of n steps is n passes with the gradient of the pixels and one forward. Under a per-sample schedule a step
-    counts as attacked once any image of the dataset has a budget.
+    An attack of n steps is n passes with the gradient of the pixels and one forward, two if it compares with the clean
+    image's answer. Under a per-sample schedule a step counts as attacked once any image of the dataset has a budget.
 
     Args:
         train_images: images of an epoch.
@@ -52,10 +53,16 @@ class PassCounter(TrainerCallback, ExportableState):
         now = time.monotonic()
         self.seconds, self._since = self.seconds + now - self._since, now
         images = self._images(args, state.global_step - 1)
-        self.passes["training"] += images
-        if self._scheduler.current_eps > 0:
-            self.passes["attack"] += images * args.train_attack_at(self._scheduler.current_attack_share).steps
-            self.passes["forward"] += images
+        self.passes["training"] += images * args.passes_beside
+        if args.passes_beside and (state.global_step - 1) % self._scheduler.steps_per_epoch == 0:
+            self.passes["forward"] += self.train_images
+        if self._scheduler.current_eps == 0:
+            self.passes["training"] += images
+            return
+        attack = args.train_attack_at(self._scheduler.current_attack_share)
+        self.passes["training"] += images * args.passes_under_attack
+        self.passes["attack"] += images * attack.steps
+        self.passes["forward"] += images * (1 + get_loss(attack.loss).needs_reference)
 
     def _images(self, args: AdversarialTrainingArguments, step: int) -> int:
         """Images of an optimizer step; the last of an epoch may be smaller."""

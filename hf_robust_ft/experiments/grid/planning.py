@@ -74,7 +74,7 @@ def plan_grid(jobs: Sequence[Job], parsed: Sequence[CellArguments], plan_args: P
         if job.result.is_file():
             row["done"] += 1
             continue
-        row["images"] += plan.training.images
+        row["images"] += plan.training.images + sum(each.images for each in plan.phases if each.is_probes_training)
         row["attack"] += sum(phase.input_gradient for phase in plan.phases)
         row["flops"] += plan.flops()
         row["gpu_hours"] += plan.hours(plan.flops())

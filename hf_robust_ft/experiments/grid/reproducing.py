@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from hf_robust_ft.attacks.losses import measuring_loss
 from hf_robust_ft.experiments.grid.arguments import SET_BY_GRID, GridArguments, read_grid, shipped_grids
 from hf_robust_ft.experiments.grid.cells import Grid, Job
 from hf_robust_ft.experiments.grid.planning import GridPlan, plan_grid
@@ -130,6 +131,8 @@ def _check_measured_alike(jobs: Sequence[Job], configurations: Sequence[dict[str
     for job, configuration in zip(jobs, configurations, strict=True):
         for name in (*ATTACK_OPTIONS, *IMAGE_OPTIONS):
             value = configuration.get(name)
+            if name == "attack_loss":  # some are training's alone
+                value = measuring_loss(value)
             place = (name, job.cell.dataset if name in IMAGE_OPTIONS else None)
             other, seen = first.setdefault(place, (job.cell.name, value))
             if seen != value:

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from hf_robust_ft.provenance.atomic import write_whole
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.provenance.record import differences, environment_facts
 from hf_robust_ft.runs.arguments import at_most
-from hf_robust_ft.runs.fine_tune import PreparedRun, build_trainer, prepare_run
+from hf_robust_ft.runs.fine_tune import PreparedRun, build_trainer, prepare_run, probe_first
 from hf_robust_ft.runs.recipes import RUN_ARGUMENTS
-from hf_robust_ft.training.base.checkpoints import newest_complete
+from hf_robust_ft.training.base.checkpoints import STATE, newest_complete
+from hf_robust_ft.training.probed_head import ProbedHead, probe_folder
 from hf_robust_ft.training.trainer import AdversarialTrainer
 
 CONFIGURATION = "configuration.json"
@@ -164,16 +166,31 @@ def _check_begun(job: Job, configuration: dict[str, Any], writes: bool) -> None:
 
 
 def _train(job: Job, arguments: CellArguments, prepared: PreparedRun) -> tuple[AdversarialTrainer, PassCounter]:
+    checkpoint, images = newest_complete(job.work), len(prepared.splits["train"])
+    begins_with_probe = arguments.training.probe_epochs > 0 and checkpoint is None
+    if begins_with_probe:
+        probe_first(arguments.model, arguments.training, prepared, watched=partial(_counted, images))
     trainer = build_trainer(arguments.model, arguments.training, prepared)
-    counter = PassCounter(len(prepared.splits["train"]))
-    counter.follow(trainer.scheduler_callback)
-    trainer.add_callback(counter)
-    checkpoint = newest_complete(job.work)
-    if checkpoint:
-        state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
-        counter.go_on_from(state["stateful_callbacks"])
+    _counted(images, trainer)
+    counter = trainer.callback_of(PassCounter)
+    if begins_with_probe:  # whose counts its last state holds
+        _go_on(counter, probe_folder(job.work))
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer, counter
+
+
+def _counted(images: int, trainer: AdversarialTrainer) -> None:
+    """Let a counter of passes watch a training, from its newest checkpoint on."""
+    counter = PassCounter(images)
+    counter.follow(trainer.scheduler_callback)
+    trainer.add_callback(counter)
+    if checkpoint := newest_complete(trainer.args.output_dir, tells=False):
+        _go_on(counter, Path(checkpoint))
+
+
+def _go_on(counter: PassCounter, folder: Path) -> None:
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    counter.go_on_from(state["stateful_callbacks"])
 
 
 def _measure(
@@ -201,8 +218,9 @@ def _measure(
         class_names=class_names(trainer.model.config),
         progress=not args.disable_tqdm,
     )
-    training = trainer.described_training()
-    return report.with_metadata(**prepared.facts, split=how.split, training=training, **environment_facts())
+    training, head = trainer.described_training(), ProbedHead.in_folder(probe_folder(job.work))
+    facts = {**prepared.facts, **environment_facts(), "probe": None if head is None else head.facts}
+    return report.with_metadata(**facts, split=how.split, training=training)
 
 
 def _validation(log_history: list[dict[str, Any]]) -> dict[str, list[float]]:

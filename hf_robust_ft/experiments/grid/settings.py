@@ -46,7 +46,8 @@ def setting_options(setting: str) -> dict[str, Any]:
     Args:
         setting: "standard" (never an attack), "fix", "hinge" or "sched", another key of `SCHEDULES`, "hinge:T1,T2" with
             T1 and T2 in epochs of 50 as in the paper's Table 7, "auto:patience=2" and the like for a schedule with
-            arguments, a recipe (shipped, or a YAML file), or options themselves: "NAME=OPTION:VALUE;OPTION:VALUE".
+            arguments, a recipe (shipped, or a YAML file), or options themselves: "NAME=OPTION:VALUE;OPTION:VALUE",
+            where config:RECIPE stands for a recipe's; later ones override.
 
     Raises:
         ValueError: none of these, or options that the grid sets.
@@ -55,6 +56,8 @@ def setting_options(setting: str) -> dict[str, Any]:
     {'eps_schedule': 'hinge', 'schedule_start': 0.24, 'schedule_end': 0.74}
     >>> setting_options("short=attack_steps:3;schedule_args:bend=0.3 power=2")
     {'attack_steps': '3', 'schedule_args': ['bend=0.3', 'power=2']}
+    >>> setting_options("mart_fix=config:mart;eps_schedule:constant")["objective"]
+    'mart'
     """
     if setting in NAMED:
         return dict(NAMED[setting])
@@ -96,12 +99,12 @@ def _is_inline(setting: str) -> bool:
 
 
 def _inline(setting: str) -> dict[str, Any]:
-    options = {}
+    options: dict[str, Any] = {}
     for part in setting.partition("=")[2].split(";"):
         name, mark, value = part.strip().partition(":")
         if not mark or not name or not value:
             raise ValueError(f"{part!r} in the setting {setting!r} is not OPTION:VALUE, e.g. attack_steps:3.")
-        options[name] = value.split() if "=" in value else value
+        options |= read_recipe(value) if name == "config" else {name: value.split() if "=" in value else value}
     return options
 
 

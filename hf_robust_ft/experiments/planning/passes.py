@@ -38,6 +38,7 @@ class Phase:
         input_gradient: passes with the gradient of the pixels: attack steps.
         training: passes with the gradient of the weights.
         at_most: whether these are upper bounds, because images that are fooled are not attacked again.
+        head_alone: whether `training` passes have the gradient of the head's weights alone.
     """
 
     name: str
@@ -46,6 +47,12 @@ class Phase:
     input_gradient: int = 0
     training: int = 0
     at_most: bool = False
+    head_alone: bool = False
+
+    @property
+    def is_probes_training(self) -> bool:
+        """Whether it is RoLI's first training, of the head alone."""
+        return self.head_alone and self.training > 0
 
 
 @dataclass(frozen=True)
@@ -119,9 +126,10 @@ def attack_passes(attack: APGD | Square, num_classes: int) -> tuple[int, int]:
         return 0, attack.queries + 1
     if isinstance(attack, SiftedTargets):
         return attack.passes(num_classes)
-    targeted = get_loss(attack.loss).targeted
+    loss = get_loss(attack.loss)
+    targeted = loss.targeted
     runs = attack.restarts * (min(attack.num_targets, num_classes - 1) if targeted else 1)
-    return runs * attack.steps, runs * len(eps_phases(attack)) + targeted
+    return runs * attack.steps, runs * len(eps_phases(attack)) + targeted + loss.needs_reference
 
 
 def evaluations(args: AdversarialTrainingArguments, length: TrainingLength) -> int:
@@ -142,9 +150,14 @@ def phases(
     """The parts of `hf-robust-ft train`, in order.
 
     Args:
-        sizes: images of `validation` and `test`.
+        sizes: images of `validation` and `test`, and of `train` with `autolora`.
     """
-    yield Phase("training", length.images, training=length.images)
+    more = (args.passes_under_attack - 1) * length.attacked_images
+    training = (1 + args.passes_beside) * length.images + more
+    yield Phase("training", length.images, training=training, at_most=length.at_most and more > 0)
+    if args.passes_beside:
+        visits = length.epochs * sizes["train"]
+        yield Phase("accuracy of AutoLoRA's branch", visits, forward=visits)
     passes = [
         (attack_passes(replace(args.train_attack, steps=steps), num_classes), images)
         for steps, images in length.attack_steps.items()

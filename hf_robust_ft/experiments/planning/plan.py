@@ -1,5 +1,6 @@
 """A run's plan: what it would train on, how often images pass through the model, and how long that takes."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -17,6 +18,7 @@ from hf_robust_ft.experiments.planning.flops import PassFlops, count_flops
 from hf_robust_ft.experiments.planning.gpus import get_gpu
 from hf_robust_ft.experiments.planning.offline import offline
 from hf_robust_ft.experiments.planning.passes import Phase, TrainingLength, phases, training_length
+from hf_robust_ft.experiments.planning.probing import head_training_flops, probe_phases
 from hf_robust_ft.provenance.affects import MEASUREMENT, settings, stated_settings
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
 from hf_robust_ft.runs.fine_tune import check_stream
@@ -44,6 +46,7 @@ class Plan:
         configuration: every setting of the run that matters.
         training: optimizer steps and images, and those at eps > 0.
         flops_per_image: of a pass of each kind.
+        probe_flops_per_image: where the head alone is trained; None where it nowhere is so first.
         phases: the parts of the run.
         gpu: `name`, `precision`, `peak_tflops` and their `source`, `utilisation`.
         assumptions: what else the figures rest on.
@@ -57,14 +60,15 @@ class Plan:
     phases: list[Phase]
     gpu: dict[str, Any]
     assumptions: list[str]
+    probe_flops_per_image: PassFlops | None = None
 
     def flops(self, phase: Phase | None = None) -> int:
         """FLOPs of one part, or of the whole run."""
         if phase is None:
             return sum(self.flops(each) for each in self.phases)
+        per_image = self.probe_flops_per_image if phase.head_alone else self.flops_per_image
         return sum(
-            getattr(phase, kind) * getattr(self.flops_per_image, kind)
-            for kind in ("forward", "input_gradient", "training")
+            getattr(phase, kind) * getattr(per_image, kind) for kind in ("forward", "input_gradient", "training")
         )
 
     def hours(self, flops: int) -> float:
@@ -147,6 +151,7 @@ def plan_run(
             revision=model_args.model_revision,
             trust_remote_code=model_args.trust_remote_code,
         )
+        of_head = head_training_flops(copy.deepcopy(bare.model), args, bare.input_size) if args.probe_epochs else None
         model = adapted(bare.model, args)
     length = training_length(args, dataset["sizes"]["train"])
     parameters = [(entry.numel(), entry.requires_grad) for entry in model.parameters()]
@@ -163,7 +168,11 @@ def plan_run(
         configuration=configuration(model_args, data_args, args),
         training=length,
         flops_per_image=count_flops(model, bare.input_size),
-        phases=list(phases(args, length, dataset["sizes"], dataset["classes"])),
+        phases=[
+            *probe_phases(args, dataset["sizes"], dataset["classes"]),
+            *phases(args, length, dataset["sizes"], dataset["classes"]),
+        ],
+        probe_flops_per_image=of_head,
         gpu={
             "name": gpu.name,
             "precision": precision,

@@ -10,6 +10,7 @@ from hf_robust_ft.evaluation.convergence_text import convergence_sentence
 from hf_robust_ft.evaluation.reliability import OK, reliability_of_autoattack
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.reporting.comparability import Setting, attack_name
+from hf_robust_ft.reporting.objective import objective_text
 from hf_robust_ft.reporting.reach import REACH
 
 
@@ -47,12 +48,14 @@ def _facts(report: RobustnessReport) -> dict[str, Any]:
         **{f"expected robustness, eps ~ {name}": f"{value:.1%}" for name, value in report.distributions.items()},
         "trained from": subject if training else None,
         "model": None if training else subject,
+        "objective": objective_text(training),
         "schedule of eps": training.get("eps_schedule"),
         "trained at eps": training.get("eps"),
         "weights": f"of step {training['weights_step']}, trained at eps {training['weights_eps']}"
         if "weights_step" in training
         else None,
         "epochs": training.get("num_train_epochs"),
+        "head trained first": _probe_text(facts.get("probe")),
         "seed": training.get("seed"),
         "BatchNorm statistics": training.get("batch_norm"),
         "attack loss seen in training": _reach_text(training.get(REACH)),
@@ -68,6 +71,13 @@ def _autoattack_text(report: RobustnessReport) -> str | None:
     interval = "" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})"
     doubt = "" if reliability_of_autoattack(report.reliability)["verdict"] == OK else " (doubtful)"
     return f"{report.autoattack_accuracy:.1%}{interval} of {report.autoattack_set}{doubt}"
+
+
+def _probe_text(probe: dict[str, Any] | None) -> str | None:
+    if probe is None:
+        return None
+    right = f"{probe['clean_accuracy']:.1%}, under attack {probe['adversarial_accuracy']:.1%}"
+    return f"for {probe['epochs']:g} epochs, to {right} (validation)"
 
 
 def _reach_text(reach: dict[str, float] | None) -> str | None:

@@ -16,6 +16,7 @@ from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.reporting.comparability import Setting
 from hf_robust_ft.reporting.consistency import check_consistent
 from hf_robust_ft.reporting.example_pairs import ExamplePairs, drawable
+from hf_robust_ft.reporting.objective import objective_doubt
 from hf_robust_ft.reporting.page import figures
 from hf_robust_ft.reporting.page.assets import read_asset, render_template
 from hf_robust_ft.reporting.page.protocol_table import protocol_rows
@@ -71,6 +72,7 @@ def _describe(run: Run, index: int) -> figures.Shown:
         "pictures": [{"alt": f"{run.name}: {strip.stem}", "uri": _png_uri(strip.read_bytes())} for strip in run.strips],
         "notes": facts.get("notes") or [],
         "reach": None if reach is None else {"sentence": reach_sentence(reach), "passed": reach >= LEAST},
+        "objective_doubt": objective_doubt(report),
         "verdict": verdict(report),
         "reliability": {**report.reliability, "sentence": reliability_sentence(report)},
         "interval_method": interval_method(report.confidence_intervals),

@@ -23,13 +23,14 @@ def lone_images_refused(
     Args:
         model: the unwrapped model.
         loader: the training data's.
-        args: their batch size, accumulation and devices.
+        args: their batch size, accumulation and devices, and in how many parts a batch goes through BatchNorm.
         max_steps: of the training.
 
     Raises:
         ValueError: in the block, naming the layer and the cure.
     """
-    found = _lone_batch(loader, args.n_gpu)
+    parts = getattr(args, "parts_of_batch", 1)
+    found = _lone_batch(loader, args.n_gpu, parts)
     if found is None or found[0] > max_steps * args.gradient_accumulation_steps:
         yield
         return
@@ -39,12 +40,14 @@ def lone_images_refused(
     def refuse(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         shape = inputs[0].shape
         if module.training and shape[2:].numel() == 1 and not isinstance(module, SyncBatchNorm):
-            drop = "or " if number == 1 else "dataloader_drop_last=True, or "
+            cures = ["another batch size, such as per_device_train_batch_size="]
+            cures = ["dataloader_drop_last=True"] * (number > 1) + cures
+            cures = ["batch_norm='frozen'"] * (parts == 1) + cures
             raise ValueError(
-                f"Batch {number} of each epoch leaves one image to a device ({images} images, {size} at a time), and "
-                f"{watched[module]} (BatchNorm behind a pooling) cannot normalise by one value a channel: training "
-                f"would fail there. Set batch_norm='frozen', {drop}another batch size, such as "
-                f"per_device_train_batch_size={_other_size(images, size, args.n_gpu)}."
+                f"Batch {number} of each epoch leaves one image to {'a device' if parts == 1 else 'a half of it'} "
+                f"({images} images, {size} at a time), and {watched[module]} (BatchNorm behind a pooling) cannot "
+                f"normalise by one value a channel: training would fail there. Set {', or '.join(cures)}"
+                f"{_other_size(images, size, args.n_gpu, parts)}."
             )
 
     hooks = [module.register_forward_pre_hook(refuse) for module in watched]
@@ -55,7 +58,7 @@ def lone_images_refused(
             hook.remove()
 
 
-def _lone_batch(loader: Any, devices: int) -> tuple[int, int, int] | None:
+def _lone_batch(loader: Any, devices: int, parts: int) -> tuple[int, int, int] | None:
     """Number of the first batch with one image for a device, images of an epoch and of a batch; None without such."""
     batches = getattr(loader, "batch_sampler", None)
     size = getattr(batches, "batch_size", None)
@@ -66,26 +69,33 @@ def _lone_batch(loader: Any, devices: int) -> tuple[int, int, int] | None:
         images = len(batches.sampler)
     except (AttributeError, TypeError):  # a stream
         return None
-    if _leaves_one(size, devices) and images >= size:
+    if _leaves_one(size, devices, parts) and images >= size:
         return 1, images, size
-    if getattr(batches, "drop_last", False) or not _leaves_one(images % size, devices):
+    if getattr(batches, "drop_last", False) or not _leaves_one(images % size, devices, parts):
         return None
     return images // size + 1, images, size
 
 
-def _leaves_one(images: int, devices: int) -> bool:
-    """Whether DataParallel, which deals out a batch in equal parts but for the last, gives a device a single image."""
+def _leaves_one(images: int, devices: int, parts: int) -> bool:
+    """Whether DataParallel, which deals out a batch in equal parts but for the last, gives a device a single image.
+
+    Args:
+        parts: that the batch was divided into before; the largest counts, as the others may be of layers that stand
+            still.
+    """
+    images = ceil(images / parts)
     part = ceil(images / max(devices, 1))
     return images > 0 and images - part * (ceil(images / part) - 1) == 1
 
 
-def _other_size(images: int, size: int, devices: int) -> int:
+def _other_size(images: int, size: int, devices: int, parts: int) -> int:
     """The nearest batch size, a device, that leaves none alone."""
     devices = max(devices, 1)
     choices = range(2, size // devices + 3)
     fitting = [
         each
         for each in choices
-        if not _leaves_one(each * devices, devices) and not _leaves_one(images % (each * devices), devices)
+        if not _leaves_one(each * devices, devices, parts)
+        and not _leaves_one(images % (each * devices), devices, parts)
     ]
     return min(fitting or list(choices), key=lambda each: abs(each - size // devices))

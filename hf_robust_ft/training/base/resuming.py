@@ -90,6 +90,23 @@ def check_resumed(checkpoint: str | bool, wanted: Mapping[str, Any], args: Adver
     if not record.get("training"):
         logger.warning("%s does not say what it was trained with, so changed settings would go unnoticed.", checkpoint)
         return []
+    return refuse_other_settings(checkpoint, record, wanted, args)
+
+
+def refuse_other_settings(
+    place: str, record: Mapping[str, Any], wanted: Mapping[str, Any], args: AdversarialTrainingArguments
+) -> list[str]:
+    """Raise where what is kept in `place` was trained with other settings than `wanted`, unless `args.force_resume`.
+
+    Args:
+        record: what is kept there: `settings` of model and data, those of `training`, and earlier `changes`.
+
+    Returns:
+        The changes that were forced so far, this one included.
+
+    Raises:
+        ValueError: settings that both know differ; each is named with both values.
+    """
     older = {each.name: each.before for each in arguments(type(args)) if each.before != each.default}
     before = older | record["settings"] | record["training"]
     both = [name for name in before if name in wanted]
@@ -98,10 +115,10 @@ def check_resumed(checkpoint: str | bool, wanted: Mapping[str, Any], args: Adver
         return record["changes"]
     if not args.force_resume:
         raise ValueError(
-            f"{checkpoint} was trained with other settings: {changed}. Give the same values again, train anew in "
+            f"{place} was trained with other settings: {changed}. Give the same values again, train anew in "
             "another output_dir, or go on all the same with --force_resume (in Python force_resume=True)."
         )
-    logger.warning("%s was trained with other settings and goes on all the same: %s.", checkpoint, changed)
+    logger.warning("%s was trained with other settings and goes on all the same: %s.", place, changed)
     return [*record["changes"], changed]
 
 

@@ -8,7 +8,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from hf_robust_ft.attacks import use_memory_format
+from hf_robust_ft.attacks import AttackResult, use_memory_format
 from hf_robust_ft.attacks.threat_model import readable_eps
 from hf_robust_ft.provenance.facts import RunFacts
 from hf_robust_ft.provenance.record import environment_facts
@@ -19,6 +19,10 @@ from hf_robust_ft.training.base.batch_sizes import batch_sizes
 from hf_robust_ft.training.base.best_model import SelectingTrainer
 from hf_robust_ft.training.base.resuming import TrainingRecord, check_resumed, training_settings, with_record
 from hf_robust_ft.training.guard import OverfittingGuard
+from hf_robust_ft.training.objectives import Loss
+from hf_robust_ft.training.objectives.parts import LossParts
+from hf_robust_ft.training.objectives.structures import extended, structure_callbacks
+from hf_robust_ft.training.probed_head import check_starts_from_probe
 from hf_robust_ft.training.readable_logs import print_readable_eps
 
 
@@ -32,9 +36,14 @@ class BaseTrainer(SelectingTrainer):
 
     def __init__(self, *args: Any, callbacks: list | None = None, **kwargs: Any):
         super().__init__(*args, callbacks=with_record(callbacks or []), **kwargs)
+        for callback in structure_callbacks(self):
+            self.add_callback(callback)
         print_readable_eps(self.callback_handler, self.args.norm)
         if self.model_init is None:
             use_memory_format(self.model, self.args.memory_format_in_use)
+
+    def _extended(self, model: nn.Module, args: Any) -> nn.Module:
+        return extended(model, args)
 
     def callback_of(self, kind: type[TrainerCallback]) -> Any:
         """The live callback of a kind, or None. Resuming may rebuild callbacks, so it is looked up each time."""
@@ -56,11 +65,14 @@ class BaseTrainer(SelectingTrainer):
     # ---- Training ----------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
-        """As `Trainer.train`; a checkpoint that was trained with other settings is refused, see `check_resumed`."""
+        """As `Trainer.train`; a checkpoint of other settings is refused (`check_resumed`), and so is a run
+        that is to start from a probed head and does not (`check_starts_from_probe`)."""
         if resume_from_checkpoint:
             record = self.training_record
             wanted = record.settings | training_settings(self.args, self.train_dataset)
             record.changes = check_resumed(resume_from_checkpoint, wanted, self.args)
+        else:
+            check_starts_from_probe(self.model, self.args.output_dir, self.args.probe_epochs)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -106,6 +118,24 @@ class BaseTrainer(SelectingTrainer):
         if self.scheduler_callback.has_own_budgets:
             own = [(str(number), ended) for number, ended in zip(ids.tolist(), fooled.tolist(), strict=True)]
             self.scheduler_callback.record(*zip(*gather_object(own), strict=True))
+
+    # ---- What is noted of a training batch, and logged ----------------------------------
+
+    def note_attack(self, ids: Tensor | None, result: AttackResult) -> None:
+        """What the attack on a batch achieved, for its schedule, and for what the loss will show of it."""
+        self.tell_schedule(ids, result.fooled)
+        self.callback_of(AttackReach).found(result)
+
+    def note_loss(self, loss: Loss, labels: Tensor | None) -> None:
+        """What the objective made of the batch."""
+        self.callback_of(AttackReach).see(loss.outputs, labels, self.args.attack_loss)
+        batches = getattr(self, "current_gradient_accumulation_steps", 1)  # none is known outside of train()
+        is_scaled = self.compute_loss_func is not None  # by the user's function, as a rule
+        self.callback_of(LossParts).add(loss.parts, 1.0 if is_scaled else 1 / batches)
+
+    def noted(self) -> dict[str, float]:
+        """For the log of a loss that is due."""
+        return self.callback_of(AttackReach).once() | self.callback_of(LossParts).once()
 
     # ---- What a report says of the training ---------------------------------------------
 

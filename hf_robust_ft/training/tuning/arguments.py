@@ -77,7 +77,8 @@ class TuningArguments(DeclaredArguments, TrainingArguments):
         default="none",
         metadata={
             "help": "What is not trained: none, backbone (linear probing), a number of first stages (blocks of a ViT) "
-            "with the stem, or patterns of parameter names separated by commas.",
+            "with the stem, or patterns of parameter names separated by commas. No dropout, drop path or new BatchNorm "
+            "statistics there.",
             "affects": "weights",
             "stated": "always",
         },

@@ -102,7 +102,8 @@ class WeightAveraging(TrainerCallback):
 
 def _averaged_tensors(model: nn.Module) -> dict[str, Tensor]:
     stored = model.state_dict().keys()
-    parameters = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+    trained = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+    parameters = {name: tensor for name, tensor in trained.items() if name in stored}  # not what is hidden
     statistics = {
         name: tensor for name, tensor in model.named_buffers() if tensor.is_floating_point() and name in stored
     }

@@ -73,11 +73,45 @@ def freeze_parameters(model: nn.Module, freeze: str) -> None:
             parameter.requires_grad_(False)
 
 
+def still_modules(model: nn.Module) -> list[nn.Module]:
+    """The parts of a model that `freeze` keeps in evaluation mode in training: no dropout, no drop path, no statistics.
+
+    Every module whose parameters are all frozen. One without parameters goes by the smallest module around it that has
+    some; where that is partly trained, it stands still if it comes before a frozen layer and after no trained one, in
+    order of registration (the dropout behind a ViT's position embedding does, the one in front of its head does not).
+    Of nested modules the outermost.
+    """
+    still: list[nn.Module] = []
+    inside: str | None = None
+    leading = _last_leading_frozen(model)
+    for number, (name, module) in enumerate(model.named_modules()):
+        if inside is not None and name.startswith(inside):
+            continue
+        gradients = [parameter.requires_grad for parameter in module.parameters()]
+        if (gradients and not any(gradients)) or (not gradients and number < leading):
+            still.append(module)
+            inside = f"{name}."
+    return still
+
+
+def _last_leading_frozen(model: nn.Module) -> int:
+    """The place of the last module with frozen parameters of its own before any with trained ones; -1 without one."""
+    last = -1
+    for number, module in enumerate(model.modules()):
+        gradients = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
+        if any(gradients):
+            break
+        if gradients:
+            last = number
+    return last
+
+
 def frozen_norms(model: nn.Module) -> list[nn.Module]:
-    """The norm layers with running statistics (BatchNorm) whose weights are frozen.
+    """The norm layers with running statistics (BatchNorm) whose weights are frozen, as LoRA freezes them.
 
     They must stay in evaluation mode in training: else their statistics move with every batch, and what was to be
-    kept is not. One without weights goes by the smallest module around it that has some.
+    kept is not; dropout and drop path stay on, as in training the whole. One without weights goes by the smallest
+    module around it that has some.
     """
 
     def is_frozen(name: str) -> bool:

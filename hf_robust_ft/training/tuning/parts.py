@@ -6,6 +6,8 @@ from timm.models import group_parameters
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_robust_ft.training.objectives.hidden import CHILDREN
+
 # Of transformers' backbones: `layers.3`, `stages.0.layers.2`, `layers.1.blocks.0` (stage and block), `blocks.7`, ...
 BLOCK = re.compile(r"(?:^|\.)(?:layers?|stages|blocks|resblocks)\.(\d+)(?:\.(?:layers|blocks)\.(\d+))?(?=\.)")
 
@@ -25,7 +27,8 @@ def head_modules(model: nn.Module) -> list[str]:
         named = [(name, module) for name, module in model.named_children() if module is not model.base_model]
     else:
         named = [(name, module) for name, module in model.named_children() if name in ("classifier", "head", "fc")]
-    names = [name for name, module in named if next(module.parameters(), None) is not None]
+    hidden = getattr(model, CHILDREN, ())
+    names = [name for name, module in named if next(module.parameters(), None) is not None and name not in hidden]
     if not names:
         raise ValueError(
             f"The classification head of {type(model).__name__} cannot be told from its backbone. "

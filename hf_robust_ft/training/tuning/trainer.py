@@ -10,10 +10,11 @@ from torch import nn
 from transformers.trainer_optimizer import is_optimizer_factory
 
 from hf_robust_ft.training.base.upstream_fixes import MendedTrainer
+from hf_robust_ft.training.objectives.hidden import load_hidden, save_hidden
 from hf_robust_ft.training.tuning.adapting import adapted
 from hf_robust_ft.training.tuning.arguments import TuningArguments
 from hf_robust_ft.training.tuning.averaging import WeightAveraging
-from hf_robust_ft.training.tuning.freezing import frozen_norms
+from hf_robust_ft.training.tuning.freezing import frozen_norms, still_modules
 from hf_robust_ft.training.tuning.lora import check_adapters, merged
 from hf_robust_ft.training.tuning.parameter_groups import parameter_groups, spared_by_decay
 
@@ -24,12 +25,13 @@ WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod."
 class TuningTrainer(MendedTrainer):
     """`MendedTrainer` that freezes, adapts, groups and averages weights as `TuningArguments` say.
 
-    - The model is frozen or given LoRA adapters before training (`self.model` is then a `PeftModel`); BatchNorm layers
-      whose weights are frozen stay in evaluation mode, so their statistics do not move.
+    - The model is frozen or given LoRA adapters before training (`self.model` is then a `PeftModel`). What
+      `freeze` names stands still: its dropout and drop path are off and its BatchNorm statistics do not move; with
+      LoRA only the latter.
     - Averaged weights are updated after every optimizer step, stored in every checkpoint and restored from it;
       training goes on with the raw ones.
-    - Checkpoints hold what training needs to resume: raw weights, or the adapters. `save_model` and `push_to_hub`
-      publish a plain classifier: averaged if asked, and with the adapters merged.
+    - Checkpoints hold what training needs to resume: raw weights, or the adapters, and what a method hides.
+      `save_model` and `push_to_hub` publish a plain classifier: averaged if asked, and with the adapters merged.
 
     Raises:
         ValueError: settings the model, the optimizer or the distributed set-up cannot follow.
@@ -70,10 +72,15 @@ class TuningTrainer(MendedTrainer):
         return self._adapt(super().call_model_init(trial), self.args)
 
     def _adapt(self, model: nn.Module, args: TuningArguments) -> nn.Module:
-        model = adapted(model, args)
+        model = self._extended(adapted(model, args), args)
         self._spared_by_decay = spared_by_decay(model)  # by name, before FSDP flattens parameters
-        is_partial = args.freeze != "none" or args.lora_rank is not None
-        self._frozen_norms = frozen_norms(model) if is_partial else []
+        self._still = still_modules(model) if args.freeze != "none" else []
+        if args.lora_rank is not None:
+            self._still = frozen_norms(model)
+        return model
+
+    def _extended(self, model: nn.Module, args: TuningArguments) -> nn.Module:
+        """The model with the hidden modules that a method trains beside it (`training.objectives.hidden`)."""
         return model
 
     # ---- Optimizer ---------------------------------------------------------------
@@ -113,7 +120,7 @@ class TuningTrainer(MendedTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
         if model.training:  # which Trainer sets again before each batch
-            for module in self._frozen_norms:
+            for module in self._still:
                 module.eval()
         return super().compute_loss(model, inputs, *args, **kwargs)
 
@@ -142,6 +149,8 @@ class TuningTrainer(MendedTrainer):
         """
         if _internal_call and output_dir is not None:
             super().save_model(output_dir, _internal_call)
+            if self.args.should_save:
+                save_hidden(self.model, output_dir)
             if self.weight_averaging is not None and self.args.should_save:
                 self.weight_averaging.save(output_dir)
             return
@@ -164,7 +173,7 @@ class TuningTrainer(MendedTrainer):
         if self.args.lora_rank is not None:
             check_adapters(resume_from_checkpoint, self.model)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_averages(resume_from_checkpoint)
+        self._load_beside(resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Refuses other rates than the checkpoint's, which would silently stand in for those of the arguments.
@@ -190,9 +199,21 @@ class TuningTrainer(MendedTrainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._load_averages(self.state.best_model_checkpoint)
+        self._load_beside(self.state.best_model_checkpoint)
 
-    def _load_averages(self, checkpoint: str) -> None:
+    def go_back_to(self, checkpoint: str) -> None:
+        """Take up a checkpoint's weights in the midst of training, and all beside them; not the optimizer's state.
+
+        Raises:
+            RuntimeError: it is not there.
+        """
+        if not self._load_all_weights(checkpoint):
+            raise RuntimeError(f"There is no checkpoint {checkpoint} to go back to.")
+        self._load_beside(checkpoint)
+
+    def _load_beside(self, checkpoint: str) -> None:
+        """Read what a checkpoint holds beside the model's own weights."""
+        load_hidden(checkpoint, self.model)
         if self.weight_averaging is not None:
             self.weight_averaging.load(checkpoint, self.model)
 

@@ -10,6 +10,7 @@ import hf_robust_ft.experiments.grid.run_cell as cell_runs
 from hf_robust_ft.cli.main import main
 from hf_robust_ft.experiments.grid.run_cell import CellInProgress, is_in_progress, run_cell
 from hf_robust_ft.runs.fine_tune import build_trainer, prepare_run
+from hf_robust_ft.training.probed_head import ProbedHead
 
 TRAINED = 2 * 43  # images: two epochs of 48, of which 5 are split off for validation
 STANDARD, FIX = (f"tinyvit.colours.Linf.16_255.{setting}.seed0" for setting in ("standard", "fix"))
@@ -61,6 +62,29 @@ def test_a_cell_is_what_train_gives(make_options, flags, tmp_path):
     trainer.train()
     losses = [entry["eval_clean_accuracy"] for entry in trainer.state.log_history if "eval_clean_accuracy" in entry]
     assert result.validation["accuracies"] == losses
+
+
+def test_a_cell_with_a_probe_counts_both_phases_and_goes_on_between_them(make_options, flags, monkeypatch):
+    probe = ["--probe_epochs", "2", "--probe_learning_rate", "0.5"]
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    (job,) = make_options(settings=["fix"]).grid([*flags, *probe]).jobs()
+    with monkeypatch.context() as patched:
+        patched.setattr(ProbedHead, "load_into", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(job)
+    written = (job.work / "probe" / "head.safetensors").stat().st_mtime_ns
+    with monkeypatch.context() as patched:
+        patched.setattr(cell_runs, "_measure", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(job)
+    assert (job.work / "probe" / "head.safetensors").stat().st_mtime_ns == written
+    (job.work / "probe" / "trainer_state.json").unlink()  # counted in phase 2's checkpoint since
+    result = run_cell(job)
+    assert result.passes == dict.fromkeys(("training", "attack", "forward"), 2 * TRAINED)
+    assert result.report.metadata["probe"]["epochs"] == 2 and result.report.metadata["training"]["probe_epochs"] == 2
 
 
 def test_a_failed_cell_stops_no_other_and_is_tried_again(grid_argv, kept, tmp_path, monkeypatch, capsys):

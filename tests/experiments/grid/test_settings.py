@@ -3,6 +3,7 @@
 import pytest
 
 from hf_robust_ft.experiments.grid.settings import setting_name, setting_options
+from hf_robust_ft.runs.recipes import read_recipe
 from hf_robust_ft.schedules import SCHEDULES, build_schedule
 
 
@@ -32,6 +33,16 @@ def test_arguments_recipes_and_options(tmp_path):
     inline = "short=attack_steps:3;schedule_args:bend=0.3"
     assert setting_name(inline) == "short" and setting_name("auto:patience=2") == "auto:patience=2"
     assert setting_options(inline) == {"attack_steps": "3", "schedule_args": ["bend=0.3"]}
+
+
+def test_options_may_begin_with_a_recipes(tmp_path):
+    found = setting_options("mine=config:trades;objective_beta:1;eps_schedule:hinge")
+    assert found == read_recipe("trades") | {"objective_beta": "1", "eps_schedule": "hinge"}
+    recipe = tmp_path / "short.yaml"
+    recipe.write_text("attack_steps: 3\n")
+    assert setting_options(f"both=config:mart;config:{recipe}") == read_recipe("mart") | {"attack_steps": 3}
+    with pytest.raises(ValueError, match=r"There is no recipe 'trade'.*Did you mean trades"):
+        setting_options("mine=config:trade")
 
 
 @pytest.mark.parametrize(

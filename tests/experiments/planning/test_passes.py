@@ -10,6 +10,7 @@ from hf_robust_ft.attacks.sifted_targets import SiftedTargets
 from hf_robust_ft.attacks.until_fooled import FollowUp
 from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.evaluation.protocols import attack_standing, closing_attacks
+from hf_robust_ft.experiments.grid.pass_counter import PassCounter
 from hf_robust_ft.experiments.planning.passes import (
     _grid_attack,
     attack_passes,
@@ -47,18 +48,44 @@ def visited():
         {"attack_loss": "dlr_targeted", "num_train_epochs": 2, "schedule_end": 0.5, "schedule_start": 0.1},
         {"eps": "0", "eval_epsilons": None, "num_train_epochs": 1},
         {"eps_schedule": "uniform", "attack_steps": 4, "attack_steps_schedule": "cosine", "schedule_overshoot": 1.1},
+        {"objective": "trades", "attack_loss": "kl", "attack_random_start": True},
+        {"objective": "trades", "objective_beta": 0.0, "eps_schedule": "constant", "num_train_epochs": 1},
+        {"objective": "mart", "gradient_accumulation_steps": 2, "num_train_epochs": 3},
+        {"twins_lambda": 0.4, "batch_norm": "trainer", "objective": "trades", "per_device_train_batch_size": 7},
+        {"autolora": True, "autolora_rate": "off", "gradient_accumulation_steps": 2, "num_train_epochs": 3},
+        {"autolora": True, "autolora_rate": "off", "max_steps": 8, "eps_schedule": "constant"},
     ],
-    ids=["hinge", "fix", "step_accumulated", "max_steps_drop_last", "targeted", "eps_0", "attack_steps"],
+    ids=[
+        "hinge",
+        "fix",
+        "step_accumulated",
+        "max_steps_drop_last",
+        "targeted",
+        "eps_0",
+        "attack_steps",
+        "trades_kl",
+        "trades_0",
+        "mart",
+        "twins_trades",
+        "autolora",
+        "autolora_cut_off",
+    ],
 )
-def test_the_plan_of_a_training_is_what_passes_through_the_model(make_trainer, make_args, visited, changes):
+def test_the_plan_of_a_training_is_what_passes_through_the_model(make_trainer, make_model, make_args, visited, changes):
     args = make_args(per_device_eval_batch_size=16, eval_strategy="no", robust_eval="no", **changes)
-    trainer = make_trainer(args=args)
-    seen = visited(trainer.model)
+    trainer = make_trainer(make_model("resnet" if args.twins_lambda else "vit"), args=args)
+    seen, counter = visited(trainer.model), PassCounter(48)
+    counter.follow(trainer.scheduler_callback)
+    trainer.add_callback(counter)
     trainer.train()
     length = training_length(args, 48)
-    planned = list(phases(args, length, {"validation": 48, "test": 0}, num_classes=4))
+    planned = list(phases(args, length, {"train": 48, "validation": 48, "test": 0}, num_classes=4))
     for kind in ("training", "input_gradient", "forward"):
         assert seen[kind] == sum(getattr(phase, kind) for phase in planned), kind
+    counted = counter.passes
+    if args.attack_loss != "dlr_targeted":  # one forward that nobody counts
+        assert counted["training"] == seen["training"] and 0 <= seen["input_gradient"] - counted["attack"] <= 2 * 2
+        assert 0 <= seen["forward"] - counted["forward"] <= 2 * 2  # of the check of the first batch
     assert length.steps == trainer.state.max_steps and not any(phase.at_most for phase in planned)
     assert (length.attacked_images > 0) == (args.threat_model.eps > 0)
 
@@ -70,9 +97,10 @@ def test_the_plan_of_a_training_is_what_passes_through_the_model(make_trainer, m
         ({"eps_schedule": "auto", "schedule_args": {"patience": 1}, "eval_strategy": "epoch"}, 48),
         ({"eps_schedule": "loss_driven", "schedule_granularity": "epoch"}, 3 * 48),
         ({"eps_schedule": "per_sample", "attack_steps": 3}, 4 * 48),
+        ({"eps_schedule": "per_sample", "objective": "mart"}, 4 * 48),
         ({"eps_schedule": "per_sample", "eps": "0", "eval_epsilons": None}, 0),
     ],
-    ids=["auto", "loss_driven", "per_sample", "eps_0"],
+    ids=["auto", "loss_driven", "per_sample", "per_sample_mart", "eps_0"],
 )
 def test_the_plan_bounds_what_a_schedule_that_follows_training_attacks(
     make_trainer, make_args, images, processor, visited, changes, attacked
@@ -83,9 +111,9 @@ def test_the_plan_bounds_what_a_schedule_that_follows_training_attacks(
     trainer.train()
     length = training_length(args, 48)
     planned = list(phases(args, length, {"validation": 48, "test": 0}, num_classes=4))
-    assert length.attacked_images == attacked and seen["training"] == length.images
+    assert length.attacked_images == attacked and seen["training"] >= length.images
     assert [phase.at_most for phase in planned if "attack in training" in phase.name] == [True]
-    for kind in ("input_gradient", "forward"):
+    for kind in ("training", "input_gradient", "forward"):
         assert seen[kind] <= sum(getattr(phase, kind) for phase in planned), kind
 
 

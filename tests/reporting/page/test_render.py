@@ -136,6 +136,9 @@ def test_settings_that_differ_are_marked():
     assert found["threat model"] == (["Linf 8/255", "L2 0.5"], True) and found["dataset"] == (["digits"] * 2, False)
     assert found["grid"][0] == ["9 eps, every 1/255", "9 eps, every 0.0625"] and found["command"] == (["one", ""], True)
     assert "seed" not in found
+    probe = {"epochs": 60.0, "clean_accuracy": 0.61, "adversarial_accuracy": 0.23}
+    rows = {row["name"]: row["values"] for row in protocol_rows([make_report(), make_report(probe=probe)])}
+    assert rows["head trained first"] == ["", "for 60 epochs, to 61.0%, under attack 23.0% (validation)"]
 
 
 def test_examples_left_out_are_counted():

@@ -67,7 +67,7 @@ def test_files_that_are_no_recipe_are_refused(tmp_path, content, message):
 
 
 def test_a_recipe_that_is_not_there_lists_the_shipped():
-    with pytest.raises(ValueError, match="linear_probe, lora, paper_default, quickstart"):
+    with pytest.raises(ValueError, match="linear_probe, lora, mart, paper_default, quickstart, roli, trades"):
         read_recipe("papre_default")
 
 
@@ -81,11 +81,17 @@ def test_later_recipes_override_earlier_ones(tmp_path):
 
 
 OVERLAYS = {
+    "autolora": {"autolora": True, "autolora_rate": "authors", "lr_scheduler_type": "constant", "robust_eval": "epoch"},
     "best_expected": {"eps_schedule": "linear_warmup"},
     "efficientnet_lite": {"learning_rate": 2e-3, "head_learning_rate": None},
     "fast": {"attack_guard": 0.3},
     "linear_probe": {"freeze": "backbone"},
     "lora": {"lora_rank": 16},
+    "mart": {"objective": "mart", "objective_beta": 5.0, "attack_loss": "ce"},
+    "roli": {"probe_epochs": 60, "eps_schedule": "hinge"},
+    "trades": {"objective": "trades", "objective_beta": 6.0, "attack_loss": "kl", "attack_random_start": True},
+    "twins_at": {"twins_lambda": 0.4, "batch_norm": "trainer", "objective": "at", "optim": "sgd"},
+    "twins_trades": {"twins_lambda": 0.4, "objective": "trades", "objective_beta": 3.0, "attack_loss": "ce"},
 }
 
 
@@ -94,6 +100,13 @@ def test_shipped_overlays_go_with_the_papers_protocol(overlay, tmp_path):
     recipe = {**compose_recipes(["paper_default", overlay]), **NEEDED, "output_dir": str(tmp_path)}
     _, _, args = build_parser(TYPES, recipe).parse_args_into_dataclasses([], look_for_args_file=False)
     assert OVERLAYS[overlay].items() <= vars(args).items()
+
+
+def test_of_two_methods_the_later_holds_and_is_whole(tmp_path):
+    composed = compose_recipes(["paper_default", "trades", "best_expected", "mart"])
+    recipe = {**composed, **NEEDED, "output_dir": str(tmp_path)}
+    _, _, args = build_parser(TYPES, recipe).parse_args_into_dataclasses([], look_for_args_file=False)
+    assert (OVERLAYS["mart"] | OVERLAYS["best_expected"]).items() <= vars(args).items()
 
 
 def test_a_flag_can_unset_a_number_of_a_recipe(tmp_path):

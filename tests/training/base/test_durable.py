@@ -44,7 +44,9 @@ class DieAt(TrainerCallback):
 
 def arm(moment):
     if moment == "mid-step":
-        kill_and_resume.build = lambda folder, schedule, callbacks: build(folder, schedule, [*callbacks, DieAt()])
+        kill_and_resume.build = lambda folder, schedule, watchers: build(
+            folder, schedule, lambda before: [*watchers(before), DieAt()]
+        )
     elif moment == "half a file":
         save = torch.save
         def half(content, path):
@@ -73,7 +75,7 @@ kill_and_resume.build = lambda *args: build_whole(*args, num_train_epochs=3)
 build = kill_and_resume.build
 runs, found = Runs(folder, seed=0), {}
 for schedule, moment in [("auto", "mid-step"), ("hinge", "half a file"), ("per_sample", "before the rename"),
-                         ("hinge", "after the rename")]:
+                         ("trades", "after the rename")]:
     place = folder / moment
     process = runs.context.Process(target=killed, args=(place, schedule, runs.context.Value("i", 0), moment))
     process.start()

@@ -57,6 +57,19 @@ def test_single_images_are_told_too_and_ends_that_are_never_reached_are_not(buil
     assert steps_of(build(images=8 * 2 * accumulation + 1, max_steps=2, **options)) == 2
 
 
+def test_a_half_of_one_image_is_told_too(build):
+    """TWINS passes halves through BatchNorm: it is batches of two that leave one image there."""
+    options = {"twins_lambda": 0.5, "images": 18}
+    told = r"Batch 3 of each epoch leaves one image to a half of it .*Set dataloader_drop_last=True, or another.*=7\."
+    with pytest.raises(ValueError, match=told):
+        build(**options).train()
+    assert [steps_of(build(**options | cure)) for cure in ({"per_device_train_batch_size": 7}, {"images": 19})] == [
+        3,
+        3,
+    ]
+    assert steps_of(build(images=18)) == 3
+
+
 class KeptInEval(AdversarialTrainer):
     def compute_loss(self, model, *args, **kwargs):
         for module in model.modules():
