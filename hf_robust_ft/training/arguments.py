@@ -26,7 +26,7 @@ ROBUST_EVAL = ("end", "epoch", "no")
 class AdversarialTrainingArguments(ObjectiveArguments, ScheduleArguments, StructureArguments, TuningArguments):
     """`TrainingArguments` for `AdversarialTrainer`.
 
-    Groups: what is minimised (`objective*`, `twins_lambda`), the threat model (`norm`, `eps`), its schedule
+    Groups: what is minimised (`objective*`, `twins_*`, `autolora*`), the threat model (`norm`, `eps`), its schedule
     (`eps_schedule`, `schedule_*`), the training attack (`attack_*`), the schedule of its steps (`attack_steps_*`) and
     its guard (`attack_guard*`), the robust evaluation (`eval_attack_steps*`, `eval_epsilons`, `robust_eval`),
     `memory_format`, and `TuningArguments`' own settings.
