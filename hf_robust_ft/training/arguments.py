@@ -29,7 +29,7 @@ class AdversarialTrainingArguments(
 ):
     """`TrainingArguments` for `AdversarialTrainer`.
 
-    Groups: what is minimised (`objective*`, `twins_lambda`), the threat model (`norm`, `eps`), its schedule
+    Groups: what is minimised (`objective*`, `twins_*`, `autolora*`), the threat model (`norm`, `eps`), its schedule
     (`eps_schedule`, `schedule_*`), the training attack (`attack_*`), the schedule of its steps (`attack_steps_*`) and
     its guard (`attack_guard*`), the robust evaluation (`eval_attack_steps*`, `eval_epsilons`, `robust_eval`),
     a first phase for the head alone (`probe_*`), `memory_format`, and `TuningArguments`' own settings.

@@ -15,16 +15,15 @@ class StructureArguments(DeclaredArguments):
     twins_lambda: float | None = field(
         default=None,
         metadata={
-            "help": "TWINS: half of each batch goes through BatchNorm layers that keep their pretrained statistics, at "
-            "this weight (0.4 for Caltech-256, 1.0 for CIFAR in the paper). Needs BatchNorm and batch_norm=trainer.",
+            "help": "TWINS: half of each batch, at this weight (e.g. 0.4), goes through BatchNorm that keeps its "
+            "pretrained statistics. Needs batch_norm=trainer.",
             "affects": "weights",
         },
     )
     autolora: bool = field(
         default=False,
         metadata={
-            "help": "AutoLoRA: the loss on the images trains low-rank updates that are thrown away, the loss on "
-            "adversarial images the network.",
+            "help": "AutoLoRA: the loss on unattacked images trains low-rank updates, which are thrown away.",
             "affects": "weights",
         },
     )
@@ -34,7 +33,7 @@ class StructureArguments(DeclaredArguments):
     autolora_scale: float = field(
         default=6.0,
         metadata={
-            "help": "Weight of its KL term, times the updated network's accuracy on the training images.",
+            "help": "Weight of its KL term, times the training accuracy.",
             "affects": "weights",
             "of": "autolora",
         },
@@ -42,8 +41,7 @@ class StructureArguments(DeclaredArguments):
     autolora_rate: str = field(
         default="authors",
         metadata={
-            "help": "When its learning rate is halved, and the best weights go on: 'authors' (as their code), 'apgd' "
-            "(as their text), 'off' (never).",
+            "help": "How its learning rate is halved: 'authors' (as their code), 'apgd' (their text), 'off'.",
             "affects": "weights",
             "of": "autolora",
         },
