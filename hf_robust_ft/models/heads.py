@@ -91,7 +91,7 @@ def _shortened(names: Sequence[str]) -> str:
     return ", ".join([*names[:4], "..."] if len(names) > 4 else names) or "without names"
 
 
-def head_modules(model: nn.Module) -> dict[str, nn.Module]:
+def last_linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The last linear layers of an image classifier by name: one, or two for a distilled model.
 
     Raises:
@@ -117,13 +117,14 @@ def head_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 def head_parameter_names(model: nn.Module) -> set[str]:
     """Names of the parameters that map features to classes; every other one belongs to the backbone."""
-    return {f"{name}.{entry}" for name, module in head_modules(model).items() for entry, _ in module.named_parameters()}
+    layers = last_linear_layers(model).items()
+    return {f"{name}.{entry}" for name, module in layers for entry, _ in module.named_parameters()}
 
 
 def reinitialise_head(model: PreTrainedModel) -> None:
     """Draw new head weights N(0, `initializer_range`) and zero biases from the global generator."""
     std = getattr(model.config, "initializer_range", 0.02)
-    for module in head_modules(model).values():
+    for module in last_linear_layers(model).values():
         nn.init.normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

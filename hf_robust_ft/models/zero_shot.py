@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_robust_ft.models.heads import head_modules
+from hf_robust_ft.models.heads import last_linear_layers
 
 DEFAULT_PROMPTS = ("a photo of a {}.",)
 
@@ -98,7 +98,7 @@ def fold_zero_shot(
     Raises:
         ValueError: the folded head does not reproduce the zero-shot logits.
     """
-    (head,) = head_modules(model).values()
+    (head,) = last_linear_layers(model).values()
     norms = features.norm(dim=-1, keepdim=True)
     factor = zero_shot.scale / norms.mean()
     with torch.no_grad():

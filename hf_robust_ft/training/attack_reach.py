@@ -1,6 +1,5 @@
 """Whether what an attack achieves reaches the network that learns: the loss that training sees over the loss found."""
 
-import copy
 import logging
 from typing import Any
 
@@ -14,6 +13,7 @@ from hf_robust_ft.attacks import AttackResult
 from hf_robust_ft.attacks.losses import LOSSES
 from hf_robust_ft.reporting.reach import LEAST, REACH, reach_sentence
 from hf_robust_ft.training.objectives.passes import logits_of
+from hf_robust_ft.training.remembered import remembered
 from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER, batch_norms
 
 logger = logging.getLogger(__name__)
@@ -88,9 +88,7 @@ class AttackReach(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._forget()
-        saved = (state.stateful_callbacks or {}).get(type(self).__name__) if state.global_step > 0 else None
-        if saved:
-            vars(self).update(copy.deepcopy(saved["attributes"]))
+        vars(self).update(remembered(self, state))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if control.should_log or control.should_save:  # a checkpoint holds what was seen until then

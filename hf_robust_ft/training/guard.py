@@ -1,6 +1,5 @@
 """Few attack steps until they fool themselves: the guard against catastrophic overfitting."""
 
-import copy
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks import APGD, AttackResult
 from hf_robust_ft.attacks.losses import measuring_loss
+from hf_robust_ft.training.remembered import remembered
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +110,7 @@ class OverfittingGuard(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._forget()
-        saved = (state.stateful_callbacks or {}).get(type(self).__name__) if state.global_step > 0 else None
-        if saved:
-            vars(self).update(copy.deepcopy(saved["attributes"]))
+        vars(self).update(remembered(self, state))
 
 
 def check_guard(share: float, every: int) -> None:

@@ -5,7 +5,7 @@ import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, TimmWrapperForImageClassification
 
 from hf_robust_ft import load_image_classifier
-from hf_robust_ft.models.heads import class_labels, head_modules, head_parameter_names, replaces_head
+from hf_robust_ft.models.heads import class_labels, head_parameter_names, last_linear_layers, replaces_head
 
 NAMES = ["red", "green", "blue", "yellow"]
 OTHERS = ["cat", "dog", "hen", "cow"]
@@ -28,7 +28,7 @@ def fine_tuned(make_model, processor, tmp_path):
 
 
 def head_weight(model):
-    (module,) = head_modules(model).values()
+    (module,) = last_linear_layers(model).values()
     return module.weight
 
 

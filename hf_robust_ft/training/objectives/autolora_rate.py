@@ -1,12 +1,13 @@
 """AutoLoRA's learning rate: APGD's rule for step sizes, over epochs of validation robust accuracy."""
 
-import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+
+from hf_robust_ft.training.remembered import remembered
 
 RULES = ("authors", "apgd", "off")
 ENOUGH_RISES = 0.75  # share of a window's epochs
@@ -59,6 +60,4 @@ class AutoLoraRecord(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self._forget()
-        saved = (state.stateful_callbacks or {}).get(type(self).__name__) if state.global_step > 0 else None
-        if saved:
-            vars(self).update(copy.deepcopy(saved["attributes"]))
+        vars(self).update(remembered(self, state))

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.provenance.choices import check_choice
+from hf_robust_ft.training.remembered import remembered
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,7 @@ class BatchNormPolicy(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs
     ):
-        saved = (state.stateful_callbacks or {}).get(type(self).__name__) if state.global_step > 0 else None
-        self.has_attacked = bool(saved and saved["attributes"]["has_attacked"])
+        self.has_attacked = remembered(self, state).get("has_attacked", False)
         self.policy = getattr(args, "batch_norm", self.policy)  # a hyper-parameter search changes it
         self._held = None
         if state.is_world_process_zero:
