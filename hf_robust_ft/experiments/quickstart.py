@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -14,10 +13,10 @@ from hf_robust_ft.data import align_labels, with_pixel_values
 from hf_robust_ft.evaluation.convergence_text import first_round
 from hf_robust_ft.evaluation.evaluate import RobustnessReport, evaluate_robustness
 from hf_robust_ft.evaluation.reliability import count_reliable
+from hf_robust_ft.experiments.kept_runs import finished_report
 from hf_robust_ft.models import load_image_classifier
-from hf_robust_ft.provenance.affects import unsaid
 from hf_robust_ft.provenance.file_names import check_output_dir
-from hf_robust_ft.provenance.record import differences, resolved_recipe
+from hf_robust_ft.provenance.record import resolved_recipe
 from hf_robust_ft.reporting import plot_curves, plot_training
 from hf_robust_ft.reporting.artifacts import REPORT_NAME
 from hf_robust_ft.reporting.drawing import drawn
@@ -106,7 +105,7 @@ def _run(
         "command": f"hf-robust-ft quickstart --seeds {seed}" + ("" if name == "hinge" else " --compare"),
         "recipe": resolved_recipe(model_args, data_args, args),
     }
-    report = _finished(folder, metadata["recipe"])
+    report = finished_report(folder, metadata["recipe"])
     if report is None:
         report = fine_tune(model_args, data_args, args, metadata).robustness_report
     beside = None
@@ -116,22 +115,6 @@ def _run(
         beside.to_json(folder / "autoattack" / REPORT_NAME)
     history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     return report, history, beside
-
-
-def _finished(folder: Path, recipe: dict[str, Any]) -> RobustnessReport | None:
-    """The report of a run that is over, which is written last.
-
-    Raises:
-        ValueError: it is another run's.
-    """
-    if not (folder / REPORT_NAME).is_file():
-        return None
-    report = RobustnessReport.from_json(folder / REPORT_NAME)
-    before = report.metadata.get("recipe", {})
-    changed = differences(before, json.loads(json.dumps(recipe)), unsaid(*RUN_ARGUMENTS))
-    if changed:
-        raise ValueError(f"{folder} holds another run: {changed}. Give another --output_dir, or move it away.")
-    return report
 
 
 def _beside_autoattack(folder: Path, images: Dataset, args: AdversarialTrainingArguments) -> RobustnessReport:

@@ -67,7 +67,7 @@ def test_files_that_are_no_recipe_are_refused(tmp_path, content, message):
 
 
 def test_a_recipe_that_is_not_there_lists_the_shipped():
-    with pytest.raises(ValueError, match="linear_probe, lora, mart, paper_default, quickstart, roli, trades"):
+    with pytest.raises(ValueError, match="lora, mart, notebook, notebook_hub, paper_default, quickstart, roli, trades"):
         read_recipe("papre_default")
 
 
@@ -80,6 +80,7 @@ def test_later_recipes_override_earlier_ones(tmp_path):
     assert compose_recipes([]) == {}
 
 
+WHOLE_RUNS = ("paper_default", "quickstart", "notebook", "notebook_hub")
 OVERLAYS = {
     "autolora": {"autolora": True, "autolora_rate": "authors", "lr_scheduler_type": "constant", "robust_eval": "epoch"},
     "best_expected": {"eps_schedule": "linear_warmup"},
@@ -95,7 +96,7 @@ OVERLAYS = {
 }
 
 
-@pytest.mark.parametrize("overlay", [name for name in shipped_recipes() if name not in ("paper_default", "quickstart")])
+@pytest.mark.parametrize("overlay", [name for name in shipped_recipes() if name not in WHOLE_RUNS])
 def test_shipped_overlays_go_with_the_papers_protocol(overlay, tmp_path):
     recipe = {**compose_recipes(["paper_default", overlay]), **NEEDED, "output_dir": str(tmp_path)}
     _, _, args = build_parser(TYPES, recipe).parse_args_into_dataclasses([], look_for_args_file=False)
