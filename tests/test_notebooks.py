@@ -130,8 +130,9 @@ def claims_05(notebook):
 
 def claims_06(notebook):
     found = figures(notebook)
-    for name in ("at", "trades", "mart"):
-        assert found[name, "clean"] > 90 and found[name, "reliable"] > 20
+    for name in ("at", "trades"):
+        assert found[name, "clean"] > 90 and found[name, "reliable"] > 40
+    assert found["mart", "clean"] == found["mart", "reliable"] < 20  # it names one class
     cost = next(table for table in tables(notebook) if table[0][0] == "method")
     costs = {row[0]: [int(cell.replace(",", "")) for cell in row[1:]] for row in cost[2:]}
     assert costs["at"][0] < costs["trades"][0] == costs["mart"][0] < 2 * costs["at"][0]
