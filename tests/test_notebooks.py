@@ -35,9 +35,11 @@ example.COMPARED["hinge"] |= {"num_train_epochs": 4, "max_train_samples": 96, "m
 SHORT = {
     "num_train_epochs": 3,
     "max_train_samples": 48,
-    "max_eval_samples": 10,
+    "max_eval_samples": 8,
     "attack_steps": 1,
     "eval_epsilons": ["0", "8/255"],
+    "eval_protocol": "paper",
+    "eval_attack_steps": "auto",
     "eval_attack_steps_limit": 20,
 }
 
