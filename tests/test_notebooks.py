@@ -70,7 +70,8 @@ def texts(notebook: nbformat.NotebookNode) -> list[str]:
 def tables(notebook: nbformat.NotebookNode) -> list[list[list[str]]]:
     """The cells of each table that came out, its header first."""
     found = [
-        [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("|")] for text in texts(notebook)
+        [[cell.strip() for cell in line[2:-2].split(" | ")] for line in text.splitlines() if line[:1] == "|"]
+        for text in texts(notebook)
     ]
     return [table for table in found if table]
 
