@@ -22,6 +22,7 @@ from hf_robust_ft.training.guard import OverfittingGuard
 from hf_robust_ft.training.objectives import Loss
 from hf_robust_ft.training.objectives.parts import LossParts
 from hf_robust_ft.training.objectives.structures import extended, structure_callbacks
+from hf_robust_ft.training.objectives.teacher import teacher_of
 from hf_robust_ft.training.probed_head import check_starts_from_probe
 from hf_robust_ft.training.readable_logs import print_readable_eps
 
@@ -73,6 +74,8 @@ class BaseTrainer(SelectingTrainer):
             record.changes = check_resumed(resume_from_checkpoint, wanted, self.args)
         else:
             check_starts_from_probe(self.model, self.args.output_dir, self.args.probe_epochs)
+            if self.model_init is None and (teacher := teacher_of(self.model)) is not None:
+                teacher.start_from(self.model)  # which may have got a head since it was made
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
