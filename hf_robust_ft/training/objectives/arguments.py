@@ -79,12 +79,19 @@ class ObjectiveArguments(DeclaredArguments):
         if not self.asks_features:
             return
         if self.threat_model.eps == 0:
-            raise ValueError("objective='fare' at eps 0 has nothing to learn: features are where they were. Set an eps.")
+            raise ValueError(
+                "objective='fare' at eps 0 has nothing to learn: features are where they were. Set an eps."
+            )
         for name, excluded, because in (
             ("freeze", self.freeze == "backbone", "the head stands still, so the backbone must not"),
             ("lora_rank", self.lora_rank is not None, "peft trains the head in full, which stands still here"),
             ("head_learning_rate", self.head_learning_rate is not None, "the head stands still"),
             ("probe_epochs", self.probe_epochs > 0, "the head stands still; train it in a run of its own"),
+            (
+                "torch_compile",
+                self.torch_compile,
+                "its features are read by a hook, which compiled graphs may leave out",
+            ),
             ("label_smoothing_factor", self.label_smoothing_factor != 0, "no label has a say"),
         ):
             if excluded:

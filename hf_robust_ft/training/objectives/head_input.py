@@ -25,7 +25,7 @@ class HeadInput:
     """
 
     def __init__(self, model: nn.Module):
-        self._given: dict[str, Tensor] = {}
+        self._given = _Given()
         self._hooks = [
             model.get_submodule(name).register_forward_pre_hook(_Note(self._given, name), with_kwargs=True)
             for name in head_modules(model)
@@ -44,14 +44,18 @@ class HeadInput:
         self._given.clear()
 
 
-class _Note:
-    """A head's hook; a copy of the model notes for itself, and takes no tensors with it."""
+class _Given(dict):
+    """By head; a copy of the model begins with none, for a tensor with a graph cannot be copied."""
 
-    def __init__(self, given: dict[str, Tensor], name: str):
+    def __deepcopy__(self, memo: dict) -> "_Given":
+        return _Given()
+
+
+class _Note:
+    """A head's hook."""
+
+    def __init__(self, given: _Given, name: str):
         self._given, self._name = given, name
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._given[self._name] = args[0] if args else next(iter(kwargs.values()))
-
-    def __deepcopy__(self, memo: dict) -> "_Note":
-        return _Note({}, self._name)
