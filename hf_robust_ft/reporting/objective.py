@@ -12,10 +12,14 @@ def objective_text(training: Mapping[str, Any]) -> str | None:
 
     >>> objective_text({"objective": "trades", "objective_beta": 6.0})
     'trades, beta 6'
+    >>> objective_text({"objective": "pmg_aft", "objective_alpha": 1.0, "objective_beta": 1.0})
+    'pmg_aft, alpha 1, beta 1'
     >>> objective_text({"twins_lambda": 0.4})
     'at, by TWINS, lambda 0.4'
     """
     text = training.get("objective", "at")
+    if (alpha := training.get("objective_alpha")) is not None:
+        text += f", alpha {alpha:g}"
     if (beta := training.get("objective_beta")) is not None:
         text += f", beta {beta:g}"
     if (weight := training.get("twins_lambda")) is not None:

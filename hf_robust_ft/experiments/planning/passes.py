@@ -154,7 +154,9 @@ def phases(
     """
     more = (args.passes_under_attack - 1) * length.attacked_images
     training = (1 + args.passes_beside) * length.images + more
-    yield Phase("training", length.images, training=training, at_most=length.at_most and more > 0)
+    taught = _teachers_forwards(args, length)
+    bounded = length.at_most and (more > 0 or taught > 0)
+    yield Phase("training", length.images, forward=taught, training=training, at_most=bounded)
     if args.passes_beside:
         visits = length.epochs * sizes["train"]
         yield Phase("accuracy of AutoLoRA's branch", visits, forward=visits)
@@ -185,6 +187,14 @@ def phases(
     if args.robust_eval != "no":
         yield from _grid_attack("attack in test", args, sizes["test"], num_classes)
         yield from _trust_checks(args, sizes["test"], num_classes)
+
+
+def _teachers_forwards(args: AdversarialTrainingArguments, length: TrainingLength) -> int:
+    """Of all training images; where it is open how many are attacked, as if all took the dearer way."""
+    attacked, others = args.teachers_passes(attacked=True), args.teachers_passes(attacked=False)
+    if length.at_most:
+        return max(attacked, others) * length.images
+    return attacked * length.attacked_images + others * (length.images - length.attacked_images)
 
 
 def _grid_attack(name: str, args: AdversarialTrainingArguments, visits: int, num_classes: int) -> Iterator[Phase]:

@@ -79,9 +79,7 @@ class ObjectiveArguments(DeclaredArguments):
         if not self.asks_features:
             return
         if self.threat_model.eps == 0:
-            raise ValueError(
-                "objective='fare' at eps 0 has nothing to learn: features are where they were. Set an eps."
-            )
+            raise ValueError("objective='fare' at eps 0 has nothing to learn: no feature moves. Set an eps.")
         for name, excluded, because in (
             ("freeze", self.freeze == "backbone", "the head stands still, so the backbone must not"),
             ("lora_rank", self.lora_rank is not None, "peft trains the head in full, which stands still here"),
@@ -90,7 +88,7 @@ class ObjectiveArguments(DeclaredArguments):
             (
                 "torch_compile",
                 self.torch_compile,
-                "its features are read by a hook, which compiled graphs may leave out",
+                "a hook reads its features, which compiled graphs may leave out",
             ),
             ("label_smoothing_factor", self.label_smoothing_factor != 0, "no label has a say"),
         ):

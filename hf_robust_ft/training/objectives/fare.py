@@ -2,12 +2,13 @@
 
     mean ‖phi(xa) - phi_0(x)‖²,   xa climbing the same distance
 
-phi are the features that the head is given, phi_0 those of the network that training starts from. No label has a say, and
-the head stands still, so what stood on the encoder before (a zero-shot head, another model) stands on it afterwards.
-Checked against the authors' code (train/adversarial_training_clip.py, and the command in their README): the square summed
-over features and not divided by their number, features that are not normalised, the frozen ones of clean images in
-evaluation mode, an attack in evaluation mode from a uniform start. Theirs is PGD with momentum, ours APGD; their phi is
-CLIP's embedding, which a head that the projection is folded into is not given: then ours are the features before it.
+phi are the features that the head is given, phi_0 those of the network that training starts from. No label has a say,
+and the head stands still: what stood on the encoder before (a zero-shot head, another model) stands on it afterwards.
+
+Checked against the authors' code (train/adversarial_training_clip.py, and the command in their README): the square is
+summed over features and not divided by their number; features are not normalised; the frozen ones are of clean images,
+in evaluation mode; the attack is in evaluation mode, from a uniform start. Theirs is PGD with momentum, ours APGD.
+Their phi is CLIP's embedding; ours, where the last projection is folded into the head, the features before it.
 """
 
 from torch import Tensor

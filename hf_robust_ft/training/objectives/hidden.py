@@ -85,8 +85,8 @@ def load_hidden(folder: str | Path, model: nn.Module) -> None:
         return
     if not path.is_file():
         raise ValueError(
-            f"{folder} holds no {FILE_NAME}: it was trained without twins_lambda, autolora or an objective with a teacher "
-            "(pmg_aft, fare). Resume it without them, or start anew."
+            f"{folder} holds no {FILE_NAME}: it was trained without twins_lambda, autolora or a teacher (objectives "
+            "pmg_aft and fare). Resume it without them, or start anew."
         )
     saved = load_file(path)
     wrong = [name for name in tensors.keys() | saved.keys() if _shape(saved, name) != _shape(tensors, name)]

@@ -1,6 +1,6 @@
 """A frozen teacher: the network that training starts from, kept beside the one that trains and asked in each step.
 
-It is hidden (`objectives.hidden`): no part of `state_dict()`, and never published. Each checkpoint keeps it whole in its
+It is hidden (`objectives.hidden`): no part of `state_dict()`, and never published. Each checkpoint keeps it whole in
 `hidden_weights.safetensors`, so a run that goes on has the teacher it began with, whatever model it is given.
 """
 
