@@ -20,6 +20,7 @@ from hf_robust_ft.training.base.best_model import SelectingTrainer
 from hf_robust_ft.training.base.resuming import TrainingRecord, check_resumed, training_settings, with_record
 from hf_robust_ft.training.guard import OverfittingGuard
 from hf_robust_ft.training.objectives import Loss
+from hf_robust_ft.training.objectives.awp import WeightPerturbation
 from hf_robust_ft.training.objectives.parts import LossParts
 from hf_robust_ft.training.objectives.structures import extended, structure_callbacks
 from hf_robust_ft.training.objectives.teacher import teacher_of
@@ -34,6 +35,8 @@ class BaseTrainer(SelectingTrainer):
     (`tuning.trainer`), published (`publishing`), the best model chosen (`best_model`). This one speaks with the
     schedule, and tells what a report says of the training.
     """
+
+    weight_perturbation: WeightPerturbation | None = None  # of the training step at hand
 
     def __init__(self, *args: Any, callbacks: list | None = None, **kwargs: Any):
         super().__init__(*args, callbacks=with_record(callbacks or []), **kwargs)
@@ -84,7 +87,14 @@ class BaseTrainer(SelectingTrainer):
         return model
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.args.perturbs_at(self.state.global_step, self.scheduler_callback.steps_per_epoch):
+            self.weight_perturbation = WeightPerturbation(self.args.awp_gamma, self.accelerator)
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            if self.weight_perturbation is not None:
+                self.weight_perturbation.restore()
+                self.weight_perturbation = None
         scheduler = self.scheduler_callback
         if scheduler.alpha.observes == "loss":
             scheduler.step_loss = scheduler.step_loss + loss

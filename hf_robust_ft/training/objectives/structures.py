@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from hf_robust_ft.training.objectives.autolora import add_branch, autolora
 from hf_robust_ft.training.objectives.autolora_epochs import AutoLoraEpochs
 from hf_robust_ft.training.objectives.autolora_rate import AutoLoraRecord
+from hf_robust_ft.training.objectives.awp import perturbed
 from hf_robust_ft.training.objectives.hidden import remove_hidden
 from hf_robust_ft.training.objectives.passes import Objective
 from hf_robust_ft.training.objectives.teacher import add_teacher, release_head, teacher_of
@@ -49,7 +50,15 @@ def extended(model: nn.Module, args: Any) -> nn.Module:
 
 
 def step_objective(trainer: Any) -> Objective:
-    """What a step of an `AdversarialTrainer` minimises: the arguments' objective, as its hidden modules have it."""
+    """What a step of an `AdversarialTrainer` minimises, at the weights as they are or, under AWP, as they are worst."""
+    objective, perturbation = _with_hidden(trainer), trainer.weight_perturbation
+    if perturbation is None:
+        return objective
+    return perturbed(objective, perturbation, trainer.model, trainer.adversary.in_use(trainer.model))
+
+
+def _with_hidden(trainer: Any) -> Objective:
+    """The arguments' objective, as the model's hidden modules have it."""
     args, model, objective = trainer.args, trainer.model, trainer.args.build_objective()
     if args.has_teacher:
         return partial(objective, teacher=teacher_of(model))
@@ -72,6 +81,11 @@ def check_structure(trainer: Any) -> None:
     args, name = trainer.args, trainer.args.structure
     if args.has_teacher:
         _check_taught(trainer)
+    if args.awp_gamma > 0:
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ValueError("awp_gamma is not verified with sharded weights: train with DDP, or in one process.")
+        if args.threat_model.eps == 0:
+            raise ValueError("awp_gamma at eps 0 does nothing: weights are perturbed where images are. Set an eps.")
     if name is None:
         return
     if args.threat_model.eps == 0:

@@ -57,6 +57,7 @@ def visited():
         {"objective": "pmg_aft"},
         {"objective": "pmg_aft", "objective_beta": 0.0, "gradient_accumulation_steps": 2},
         {"objective": "fare", "attack_loss": "features", "attack_random_start": True},
+        {"objective": "pmg_aft", "awp_gamma": 0.01, "awp_warmup": 2.0},
         {"autolora": True, "autolora_rate": "off", "max_steps": 8, "eps_schedule": "constant"},
     ],
     ids=[
@@ -75,6 +76,7 @@ def visited():
         "pmg_aft",
         "pmg_aft_without_clean",
         "fare",
+        "pmg_aft_awp",
         "autolora_cut_off",
     ],
 )
