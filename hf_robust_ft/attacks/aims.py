@@ -9,9 +9,20 @@ from hf_robust_ft.attacks.losses import AttackLoss
 
 
 def reference_of(loss: AttackLoss, logits_fn: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor | None:
-    """What the loss compares with, for one forward: the logarithm of the probabilities at the images, (N, K)."""
+    """What the loss compares with: the logarithm of the probabilities at the images, (N, K), for one forward.
+
+    Raises:
+        ValueError: it is of features, and the function has none to compare with.
+    """
     if not loss.needs_reference:
         return None
+    if loss.of_features:
+        if (reference := getattr(logits_fn, "reference", None)) is None:
+            raise ValueError(
+                f"The loss {loss.name!r} compares features with a frozen encoder's, which training with "
+                "objective='fare' has and this function has not: attack with loss='ce'."
+            )
+        return reference
     with torch.no_grad():
         return logits_fn(pixels).float().log_softmax(1)
 

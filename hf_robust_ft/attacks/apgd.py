@@ -224,8 +224,8 @@ def apgd(
         labels: int64 (N,), the classes to move away from.
         threat_model: the ball: Linf, L2, or L1 (with the sparse steps of arXiv 2103.01208).
         steps: gradient steps n.
-        loss: a key of `hf_robust_ft.attacks.losses.LOSSES`: "ce", "dlr", "dlr_targeted" or "kl", which climbs the
-            divergence from the clean image's answer (for training; one forward more).
+        loss: a key of `hf_robust_ft.attacks.losses.LOSSES`: "ce", "dlr", "dlr_targeted"; for training also
+            "kl", the divergence from the clean image's answer (one forward more), and "features" (objective fare).
         random_start: start from a random point of the ball instead of the image itself.
         restarts: independent runs, of which each image keeps its worst case (only useful with `random_start`).
         select: "loss" returns the point of highest loss visited, as training wants; "fooled" prefers misclassified

@@ -72,7 +72,8 @@ def evaluate_point(
         x = x.detach().requires_grad_(scale is not None)
         logits = logits_fn(x)
         loss.check_num_classes(logits.shape[1])
-        objective = loss.objective(logits, labels, targets)
+        judged = logits_fn.features if loss.of_features else logits
+        objective = loss.objective(judged, labels, targets)
         gradient = None if scale is None else torch.autograd.grad((objective * scale).sum(), x)[0]
     predictions = logits.detach().argmax(1)
     return Point(x.detach(), objective.detach(), predictions != labels, predictions, gradient)

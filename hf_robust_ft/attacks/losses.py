@@ -70,6 +70,16 @@ def kl_from_clean(logits: Tensor, labels: Tensor, reference: Tensor) -> Tensor:
     return kl_divergence(logits, reference)
 
 
+def squared_distance(features: Tensor, reference: Tensor) -> Tensor:
+    """The squared L2 distance of features (N, D) from those that they should be, summed over D, (N,), in float32."""
+    return (features.float() - reference).square().sum(1)
+
+
+def features_from_reference(features: Tensor, labels: Tensor, reference: Tensor) -> Tensor:
+    """How far an encoder's features have moved, whatever the label says: FARE's attack (arXiv 2402.12336)."""
+    return squared_distance(features, reference)
+
+
 @dataclass(frozen=True)
 class AttackLoss:
     """A loss as an attack uses it.
@@ -77,11 +87,13 @@ class AttackLoss:
     Attributes:
         name: its key in `LOSSES`.
         objective: (logits, labels, targets) -> (N,), what is compared and differentiated; `targets` are classes (N,),
-            or with `needs_reference` the logarithm of the clean images' probabilities (N, K).
+            or with `needs_reference` what is compared with, as the logarithm of the clean images' probabilities (N, K).
         value: objective -> the loss as it is reported, an increasing function.
         targeted: whether the objective needs target classes.
         needs_reference: whether it compares with the clean image's answer: for training, where no label decides what
             counts. At the clean image it has no gradient, so such an attack starts elsewhere.
+        of_features: whether it is of the features (N, D) that the head makes the logits of, in their place, compared
+            with others (N, D); then the function that is attacked has both as its `features` and `reference`.
         min_classes: how many classes it is defined for at least.
     """
 
@@ -90,6 +102,7 @@ class AttackLoss:
     value: Callable[[Tensor], Tensor] = lambda objective: objective
     targeted: bool = False
     needs_reference: bool = False
+    of_features: bool = False
     min_classes: int = 2
 
     def check_num_classes(self, num_classes: int) -> None:
@@ -108,6 +121,7 @@ LOSSES: dict[str, AttackLoss] = {
         AttackLoss("dlr", dlr, min_classes=3),
         AttackLoss("dlr_targeted", dlr_targeted, targeted=True, min_classes=3),
         AttackLoss("kl", kl_from_clean, needs_reference=True),
+        AttackLoss("features", features_from_reference, needs_reference=True, of_features=True),
     )
 }
 

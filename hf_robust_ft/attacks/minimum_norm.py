@@ -1,6 +1,6 @@
 """The smallest budget that fools each image, as far as attacks can tell: an upper bound per image.
 
-It costs at most 0.4 of the naive grid's forwards (README; a grid of 8 points or more):
+It costs at most 0.4 of the naive grid's forwards (the guide on measuring; a grid of 8 points or more):
 
 1. an attack at 2 eps_g, which few images withstand, and soon fools the others;
 2. on those a descent: gradient steps on a ball whose radius is where a straight way to the boundary would end. It gets

@@ -30,6 +30,8 @@ SETTINGS = {
     "per_sample": {"eps_schedule": "per_sample", "schedule_args": {"levels": 3}},
     "trades": {"schedule_granularity": "step", "objective": "trades", "attack_loss": "kl"},
     "mart": {"schedule_granularity": "step", "objective": "mart"},
+    "pmg_aft": {"schedule_granularity": "step", "objective": "pmg_aft"},
+    "fare": {"eps_schedule": "constant", "objective": "fare", "attack_loss": "features"},
     "twins": {"schedule_granularity": "step", "twins_lambda": 0.5, "batch_norm": "trainer"},
     "autolora": {  # which may go back to its best weights after each epoch
         "eps_schedule": "constant", "autolora": True, "autolora_rank": 2, "autolora_window": 1, "robust_eval": "epoch",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from hf_robust_ft.attacks.losses import get_loss
 from hf_robust_ft.benchmarks.attack_cost import positive
 from hf_robust_ft.benchmarks.training_cost import FULL, STEPS, TARGETS, BareSteps, in_turn, shown, spread, timed
 from hf_robust_ft.benchmarks.training_subjects import MODELS, Subject, load_subject
@@ -24,6 +25,8 @@ OBJECTIVES = {
     "trades, attack on cross-entropy": {"objective": "trades"},
     "trades": read_recipe("trades"),
     "mart": read_recipe("mart"),
+    "pmg_aft": {"objective": "pmg_aft"},
+    "fare": {"objective": "fare", "attack_loss": "features", "attack_random_start": True},
     "twins_at": {"twins_lambda": 0.4, "batch_norm": "trainer"},
     "autolora": {"autolora": True, "autolora_rate": "off"},
 }
@@ -34,7 +37,7 @@ def measure(subject: Subject, name: str, rounds: int, steps_a_round: int) -> dic
     settings = FULL | {"attack_steps": STEPS, "max_steps": steps_a_round} | OBJECTIVES[name]
     ours = timed(subject.adversarial_trainer, **settings)
     args = ours.trainer.args
-    forwards = 2 if args.attack_loss == "kl" else 1
+    forwards = 1 + get_loss(args.attack_loss).needs_reference + args.teachers_passes(attacked=True)
     limit = BareSteps(subject, steps_a_round, args.passes_under_attack + args.passes_beside, forwards)
     tools = {"ours": ours, "limit": limit}
     in_turn(tools, 1)

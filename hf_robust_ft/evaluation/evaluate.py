@@ -146,16 +146,7 @@ def evaluate_as(
         repeats = rounds is not None or settings.autoattack > 0
         repeatable = processes.world_size > 1 or results_dir is not None or repeats
         batches = NumberedBatches(dataset_or_loader, batch_size, repeatable)
-        work = EvaluationWork(
-            classifier,
-            pixel_space,
-            settings.threat_model,
-            settings.epsilons,
-            settings.attack,
-            settings.protocol,
-            settings.seed,
-            settings.autoattack,
-        )
+        work = EvaluationWork(classifier, pixel_space, settings, settings.attack)
         work.examples = None if examples_dir is None else ExampleFolder(examples_dir)
         if device is not None:
             classifier.to(device)
@@ -198,8 +189,8 @@ def _measured(
     """All batches, and what still stands of them in each further round, then the trust checks: its rows, the checks."""
     first_work = work
     if checks and not batches.looks_up:
-        work.drawn = ClassReservoir(CHECKED_IMAGES, work.seed)
-    repeated = rounds is not None or work.autoattack > 0
+        work.drawn = ClassReservoir(CHECKED_IMAGES, work.settings.seed)
+    repeated = rounds is not None or work.settings.autoattack > 0
 
     def once_more(work: EvaluationWork, records: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
         with work.stored_in(results_dir, batches, processes) as store:
@@ -210,13 +201,13 @@ def _measured(
         rows = _of_all_processes(processes, records)
         if rounds is not None:
             num_labels = max(each or 0 for each in processes.gather(first_work.num_labels))  # 0 where one had no batch
-            rounds.closing = closing_attacks(work.protocol, work.threat_model.norm, num_labels)
+            rounds.closing = closing_attacks(work.settings.protocol, work.settings.threat_model.norm, num_labels)
         while rounds is not None and (next_attack := rounds.after(rows["smallest_eps"])) is not None:
             work = dataclasses.replace(work, attack=next_attack, rounds_done=rounds.rounds_done)
             records = once_more(work, records)
             rows = _of_all_processes(processes, records)
-        if work.autoattack:
-            drawn = draw_by_class(rows["labels"], work.autoattack, work.seed)
+        if work.settings.autoattack:
+            drawn = draw_by_class(rows["labels"], work.settings.autoattack, work.settings.seed)
             work = dataclasses.replace(work, asked=frozenset(drawn), rounds_done=work.rounds_done + 1)
             records = once_more(work, records)
             rows = _of_all_processes(processes, records) | {"autoattack_images": drawn}

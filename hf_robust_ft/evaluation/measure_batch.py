@@ -20,7 +20,6 @@ from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.attacks.precision import autocast_dtype
 from hf_robust_ft.attacks.random_state import seeded_generator
 from hf_robust_ft.attacks.rehearsal import count_classes
-from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.evaluation.batch_artifacts import EVIDENCE_KEYS, BatchEvidence
 from hf_robust_ft.evaluation.batches import NumberedBatches
 from hf_robust_ft.evaluation.checked_images import CHECKED_IMAGES, ClassReservoir, draw_by_class
@@ -29,6 +28,7 @@ from hf_robust_ft.evaluation.distributed import SharedWork
 from hf_robust_ft.evaluation.progress import progress_bar
 from hf_robust_ft.evaluation.protocols import Outcome, attack_standing, get_protocol
 from hf_robust_ft.evaluation.results_store import ResultsStore
+from hf_robust_ft.evaluation.settings import EvaluationSettings
 from hf_robust_ft.evaluation.stored_examples import ExampleFolder
 from hf_robust_ft.evaluation.trust_checks import run_trust_checks
 from hf_robust_ft.evaluation.trust_verdicts import TrustCheck
@@ -40,16 +40,12 @@ KEYS = ("labels", "smallest_eps", "wrong_classes", "autoattack", *EVIDENCE_KEYS)
 
 @dataclass
 class EvaluationWork:
-    """One evaluation's settings, and what is done with a batch."""
+    """One evaluation, and what is done with a batch."""
 
     classifier: PixelClassifier
     pixel_space: PixelSpace
-    threat_model: ThreatModel
-    epsilons: list[float]
-    attack: APGD | Square
-    protocol: str
-    seed: int
-    autoattack: int
+    settings: EvaluationSettings
+    attack: APGD | Square  # of this round
     asked: frozenset[int] | None = None  # in the last round, the images that AutoAttack is asked about
     num_labels: int | None = None
     rounds_done: int = 0  # of `Convergence`
@@ -73,12 +69,12 @@ class EvaluationWork:
         if folder is None:
             return nullcontext()
         autocast = autocast_dtype(self.device)
-        settings = {
-            "protocol": self.protocol,
-            "threat_model": str(self.threat_model),
-            "epsilons": self.epsilons,
+        recorded = {
+            "protocol": self.settings.protocol,
+            "threat_model": str(self.settings.threat_model),
+            "epsilons": self.settings.epsilons,
             "attack": dataclasses.asdict(self.attack),
-            "seed": self.seed,
+            "seed": self.settings.seed,
             "batch_size": batches.batch_size,
             "pixel_space": self.pixel_space.settings(),
             "normalisation": self.classifier.pixel_space.settings(),
@@ -90,8 +86,8 @@ class EvaluationWork:
             "kept": [*KEYS, *(["examples"] if self.examples else [])],
         } | ({"rounds_done": self.rounds_done} if self.rounds_done else {})
         if self.asked is not None:
-            settings["autoattack"] = sorted(self.asked)
-        return ResultsStore(folder, settings, processes.rank)
+            recorded["autoattack"] = sorted(self.asked)
+        return ResultsStore(folder, recorded, processes.rank)
 
     def all_of(
         self,
@@ -144,7 +140,7 @@ class EvaluationWork:
                 if self.drawn is not None and earlier is None:
                     self.drawn.add(pixels, labels, first)
                 smallest = np.array(_with_inf(record["smallest_eps"]))
-                counts += len(smallest), (smallest > 0).sum(), (smallest > self.epsilons[-1]).sum()
+                counts += len(smallest), (smallest > 0).sum(), (smallest > self.settings.epsilons[-1]).sum()
                 bar.set_postfix(clean=f"{counts[1] / counts[0]:.1%}", adversarial=f"{counts[2] / counts[0]:.1%}")
                 bar.update(len(smallest))
         return records
@@ -155,10 +151,10 @@ class EvaluationWork:
         check(batch, self.pixel_space, self.num_labels, first=first)
         pixels = self.pixel_space.clipped_pixels(batch["pixel_values"].to(self.device))
         if self.num_labels is None:  # a plain module tells its number of classes only by its logits
-            self.num_labels = count_classes(self.classifier, pixels[:1], attacked=self.threat_model.eps > 0)
+            self.num_labels = count_classes(self.classifier, pixels[:1], attacked=self.settings.threat_model.eps > 0)
             check_batch(batch, self.pixel_space, self.num_labels, first=first)
             get_loss(self.attack.loss).check_num_classes(self.num_labels)
-            if self.autoattack:
+            if self.settings.autoattack:
                 check_num_classes(self.num_labels)
         return pixels, batch["labels"].to(self.device)
 
@@ -166,12 +162,12 @@ class EvaluationWork:
         """What is kept of a batch; it depends on nothing that happened before."""
         evidence = BatchEvidence(self.classifier, pixels, labels, first)
         with evidence.meter, nan_refused(self.classifier, f"an image of batch {number}"):
-            outcome = get_protocol(self.protocol).measure(
+            outcome = get_protocol(self.settings.protocol).measure(
                 self.classifier,
                 pixels,
                 labels,
-                threat_model=self.threat_model,
-                epsilons=self.epsilons,
+                threat_model=self.settings.threat_model,
+                epsilons=self.settings.epsilons,
                 attack=self.attack,
                 generator=self._generator(number),
             )
@@ -191,10 +187,10 @@ class EvaluationWork:
                 labels,
                 smallest_eps=torch.tensor(_with_inf(before["smallest_eps"]), dtype=torch.float64, device=pixels.device),
                 wrong_classes=torch.tensor(before["wrong_classes"], device=pixels.device),
-                threat_model=self.threat_model,
-                epsilons=self.epsilons,
+                threat_model=self.settings.threat_model,
+                epsilons=self.settings.epsilons,
                 attack=self.attack,
-                by_distance=get_protocol(self.protocol).by_distance,
+                by_distance=get_protocol(self.settings.protocol).by_distance,
                 generator=self._generator(number),
             )
         return self._record(number, labels, outcome, evidence, before)
@@ -209,11 +205,11 @@ class EvaluationWork:
             "wrong_classes": outcome.wrong_classes.tolist(),
         }
         where = (number, self.rounds_done)
-        return record | evidence.of(record, outcome.adversarial, self.threat_model.eps, self.examples, where)
+        return record | evidence.of(record, outcome.adversarial, self.settings.threat_model.eps, self.examples, where)
 
     def _generator(self, number: int) -> torch.Generator:
         """Random starts depend on (seed, batch, round) alone."""
-        key = (self.seed, number, self.rounds_done) if self.rounds_done else (self.seed, number)
+        key = (self.settings.seed, number, self.rounds_done) if self.rounds_done else (self.settings.seed, number)
         return seeded_generator(self.device, *key)
 
     def _ask_autoattack(
@@ -228,7 +224,9 @@ class EvaluationWork:
         evidence = BatchEvidence(self.classifier, pixels, labels, first, before)
         with evidence.meter:
             if len(rows):
-                found = autoattack(self.classifier, pixels[rows], labels[rows], self.threat_model, seed=self.seed)
+                found = autoattack(
+                    self.classifier, pixels[rows], labels[rows], self.settings.threat_model, seed=self.settings.seed
+                )
                 fallen = rows[found.fooled]
                 withstood = withstood.index_fill(0, fallen, False)
                 wrong_classes = wrong_classes.index_copy(0, fallen, found.predictions[found.fooled])
@@ -241,7 +239,7 @@ class EvaluationWork:
     ) -> list[TrustCheck]:
         """The checks on images drawn by class, of these on those as large as the first, given what all rows hold."""
         if batches.looks_up:
-            positions = draw_by_class(rows["labels"], CHECKED_IMAGES, self.seed)
+            positions = draw_by_class(rows["labels"], CHECKED_IMAGES, self.settings.seed)
             found = [(self.prepare(batch, position), position) for position, batch in batches.examples(positions)]
             found = [entry for entry in found if entry[0][0].shape == found[0][0][0].shape]
             positions = [position for _, position in found]
@@ -253,14 +251,14 @@ class EvaluationWork:
             self.classifier,
             pixels,
             labels,
-            self.threat_model,
+            self.settings.threat_model,
             self.attack,
-            seed=self.seed,
+            seed=self.settings.seed,
             batch_size=self.largest_batch,
             check_converged=check_converged,
-            standing=(smallest[positions] > self.epsilons[-1]).to(pixels.device),
+            standing=(smallest[positions] > self.settings.epsilons[-1]).to(pixels.device),
             classes=torch.tensor([*{*rows["labels"], *rows["wrong_classes"]}], device=pixels.device),
-            protocol=self.protocol,
+            protocol=self.settings.protocol,
         )
 
 

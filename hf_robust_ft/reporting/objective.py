@@ -12,17 +12,23 @@ def objective_text(training: Mapping[str, Any]) -> str | None:
 
     >>> objective_text({"objective": "trades", "objective_beta": 6.0})
     'trades, beta 6'
+    >>> objective_text({"objective": "pmg_aft", "objective_alpha": 1.0, "objective_beta": 1.0})
+    'pmg_aft, alpha 1, beta 1'
     >>> objective_text({"twins_lambda": 0.4})
     'at, by TWINS, lambda 0.4'
     """
-    text = training.get("objective", "at")
+    text, gamma = training.get("objective", "at"), training.get("awp_gamma")
+    if (alpha := training.get("objective_alpha")) is not None:
+        text += f", alpha {alpha:g}"
     if (beta := training.get("objective_beta")) is not None:
         text += f", beta {beta:g}"
+    if gamma:
+        text += f", AWP {gamma:g}"
     if (weight := training.get("twins_lambda")) is not None:
         return f"{text}, by TWINS, lambda {weight:g}"
     if training.get("autolora"):
         return f"AutoLoRA, rank {training.get('autolora_rank')}, scale {training.get('autolora_scale'):g}"
-    return text if "objective" in training else None
+    return text if "objective" in training or gamma else None
 
 
 def objective_doubt(report: RobustnessReport) -> str | None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hf_robust_ft.attacks import APGD, AttackResult, attack_mode
 from hf_robust_ft.attacks.batch_checks import check_batch, check_first_batch
+from hf_robust_ft.attacks.losses import get_loss
 from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.attacks.precision import GradientReport, check_input_precision
 from hf_robust_ft.attacks.random_state import KeyedGenerator, random_state_kept
@@ -15,6 +16,7 @@ from hf_robust_ft.attacks.rehearsal import count_classes, stated_classes
 from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.evaluation.batches import first_images
 from hf_robust_ft.schedules.sample_ids import SAMPLE_ID
+from hf_robust_ft.training.objectives.teacher import with_features
 
 
 class Adversary:
@@ -132,8 +134,12 @@ class Adversary:
         pixels = self.pixel_space.clipped_pixels(inputs["pixel_values"])
         with self.mode(model):
             classifier = self.classifier(self.in_use(model), inputs)
+            logits_fn = self.gradients.metered(classifier) if self.is_ready else classifier
+            if get_loss(attack.loss).of_features:
+                batch = {"pixel_values": inputs["pixel_values"], **classifier.model_inputs}
+                logits_fn = with_features(logits_fn, model, batch)
             return attack(
-                self.gradients.metered(classifier) if self.is_ready else classifier,
+                logits_fn,
                 pixels,
                 inputs["labels"],
                 threat_model,

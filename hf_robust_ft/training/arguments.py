@@ -52,7 +52,7 @@ class AdversarialTrainingArguments(
     attack_loss: str = field(
         default="ce",
         metadata={
-            "help": "Loss that the attacks climb: ce, dlr, dlr_targeted, kl (evaluation then takes ce).",
+            "help": "Loss that the attacks climb: ce, dlr, dlr_targeted; kl, features (evaluation then takes ce).",
             "affects": ("weights", "measurement"),
             "stated": "always",
         },
@@ -164,6 +164,7 @@ class AdversarialTrainingArguments(
         check_deepspeed(self.deepspeed)
         super().__post_init__()
         self.check_structures()
+        self.check_taught()
         check_can_observe(schedule, self)
         self.check_probe()
         if self.memory_format == "channels_last" and self._uses_fsdp:

@@ -79,6 +79,8 @@ def first_phase(args: AdversarialTrainingArguments) -> AdversarialTrainingArgume
         "eval_epsilons": ["0", str(args.eps)],
         "eval_attack_steps": FIRST_STEPS if args.eval_attack_steps == AUTO else args.eval_attack_steps,
     }
+    if args.has_teacher:  # of phase 2, with the head that comes out of this one
+        changes |= {"objective": "at", "objective_alpha": None, "objective_beta": None}
     for name, value in changes.items():
         setattr(phase, name, value)
     return phase

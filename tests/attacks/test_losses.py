@@ -129,7 +129,8 @@ def test_kl_is_the_divergence_from_the_clean_answer_whatever_the_label():
 
 
 def test_what_measures_looks_for_errors():
-    assert [measuring_loss(name) for name in LOSSES] == ["ce", "dlr", "dlr_targeted", "ce"]
-    with pytest.raises(ValueError, match=r"The loss 'kl' is for attacks in training: .* Evaluate with loss='ce'"):
-        check_measures("kl")
+    assert [measuring_loss(name) for name in LOSSES] == ["ce", "dlr", "dlr_targeted", "ce", "ce"]
+    for name in ("kl", "features"):
+        with pytest.raises(ValueError, match=rf"The loss '{name}' is for attacks in training: .* with loss='ce'"):
+            check_measures(name)
     check_measures("dlr")

@@ -36,7 +36,8 @@ def test_each_objective_is_set_beside_its_own_passes(subject, monkeypatch, tmp_p
     passes = {name: tuple(each["passes"].values()) for name, each in found.items()}
     assert passes == {
         "at": (1, 1, STEPS), "trades, attack on cross-entropy": (2, 1, STEPS), "trades": (2, 2, STEPS),
-        "mart": (2, 1, STEPS), "twins_at": (1, 1, STEPS), "autolora": (2, 1, STEPS),
+        "mart": (2, 1, STEPS), "pmg_aft": (2, 2, STEPS), "fare": (1, 2, STEPS),
+        "twins_at": (1, 1, STEPS), "autolora": (2, 1, STEPS),
     }  # fmt: skip
     assert all(each["ratio"]["median"] > 0 for each in found.values())
     assert "| efficientnet_lite0 | mart |" in capsys.readouterr().out

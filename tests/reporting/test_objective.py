@@ -32,6 +32,9 @@ def test_page_names_the_method_that_trains_modules_beside_the_model(make_args):
     settings = make_args(autolora=True, autolora_rate="off").training_settings()
     assert objective_text(settings) == "AutoLoRA, rank 8, scale 6"
     assert objective_text(make_args().training_settings()) is None
+    settings = make_args(objective="pmg_aft", awp_gamma=0.005).training_settings()
+    assert objective_text(settings) == "pmg_aft, alpha 1, beta 1, AWP 0.005"
+    assert objective_text(make_args(awp_gamma=0.005).training_settings()) == "at, AWP 0.005"
 
 
 def test_mart_under_attacks_on_cross_entropy_alone_is_doubted():

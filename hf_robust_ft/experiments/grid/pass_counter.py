@@ -16,7 +16,8 @@ class PassCounter(TrainerCallback, ExportableState):
     """Counts images by kind of pass after each optimizer step; `trainer_state.json` keeps the counts.
 
     An attack of n steps is n passes with the gradient of the pixels and one forward, two if it compares with the clean
-    image's answer. Under a per-sample schedule a step counts as attacked once any image of the dataset has a budget.
+    image's answer; a teacher's passes are forwards. Under a per-sample schedule a step counts as attacked once any
+    image of the dataset has a budget.
 
     Args:
         train_images: images of an epoch.
@@ -56,11 +57,16 @@ class PassCounter(TrainerCallback, ExportableState):
         self.passes["training"] += images * args.passes_beside
         if args.passes_beside and (state.global_step - 1) % self._scheduler.steps_per_epoch == 0:
             self.passes["forward"] += self.train_images
-        if self._scheduler.current_eps == 0:
+        is_attacked = self._scheduler.current_eps > 0
+        self.passes["forward"] += images * args.teachers_passes(is_attacked)
+        if not is_attacked:
             self.passes["training"] += images
             return
         attack = args.train_attack_at(self._scheduler.current_attack_share)
         self.passes["training"] += images * args.passes_under_attack
+        if args.perturbs_at(state.global_step - 1, self._scheduler.steps_per_epoch):
+            self.passes["training"] += images * args.passes_under_attack
+            self.passes["forward"] += images * args.teachers_passes(attacked=True)
         self.passes["attack"] += images * attack.steps
         self.passes["forward"] += images * (1 + get_loss(attack.loss).needs_reference)
 

@@ -70,6 +70,7 @@ class TrainingLength:
     attacked_images: int
     attack_steps: dict[int, int]
     at_most: bool = False
+    perturbed_images: int = 0  # of the attacked ones, under AWP
 
     @property
     def epochs(self) -> int:
@@ -94,13 +95,14 @@ def training_length(args: AdversarialTrainingArguments, train_images: int) -> Tr
         raise ValueError(f"num_train_epochs must be positive, got {args.num_train_epochs}.")
     scheduler = EpsilonSchedulerCallback.from_args(args)
     scheduler.steps_per_epoch = steps_per_epoch
-    images = attacked_steps = 0
+    images = attacked_steps = perturbed = 0
     attack_steps: Counter[int] = Counter()
     for step in range(steps):
         count = min(per_step, per_epoch - step % steps_per_epoch * per_step)
         images += count
         if scheduler.may_attack_at(step, steps):
             attacked_steps += 1
+            perturbed += count * args.perturbs_at(step, steps_per_epoch)
             attack_steps[args.train_attack_at(scheduler.attack_share_at(step, steps)).steps] += count
         # An accuracy that never rises and a loss of 0 make eps rise at once.
         if scheduler.alpha.observes == "loss" or (scheduler.alpha.observes and (step + 1) % steps_per_epoch == 0):
@@ -113,6 +115,7 @@ def training_length(args: AdversarialTrainingArguments, train_images: int) -> Tr
         attacked_images=sum(attack_steps.values()),
         attack_steps=dict(attack_steps),
         at_most=scheduler.alpha.has_memory,
+        perturbed_images=perturbed,
     )
 
 
@@ -152,9 +155,11 @@ def phases(
     Args:
         sizes: images of `validation` and `test`, and of `train` with `autolora`.
     """
-    more = (args.passes_under_attack - 1) * length.attacked_images
+    more = (args.passes_under_attack - 1) * length.attacked_images + args.passes_under_attack * length.perturbed_images
     training = (1 + args.passes_beside) * length.images + more
-    yield Phase("training", length.images, training=training, at_most=length.at_most and more > 0)
+    taught = _teachers_forwards(args, length)
+    bounded = length.at_most and (more > 0 or taught > 0)
+    yield Phase("training", length.images, forward=taught, training=training, at_most=bounded)
     if args.passes_beside:
         visits = length.epochs * sizes["train"]
         yield Phase("accuracy of AutoLoRA's branch", visits, forward=visits)
@@ -185,6 +190,15 @@ def phases(
     if args.robust_eval != "no":
         yield from _grid_attack("attack in test", args, sizes["test"], num_classes)
         yield from _trust_checks(args, sizes["test"], num_classes)
+
+
+def _teachers_forwards(args: AdversarialTrainingArguments, length: TrainingLength) -> int:
+    """Of all training images; where it is open how many are attacked, as if all took the dearer way."""
+    attacked, others = args.teachers_passes(attacked=True), args.teachers_passes(attacked=False)
+    again = attacked * length.perturbed_images
+    if length.at_most:
+        return max(attacked, others) * length.images + again
+    return again + attacked * length.attacked_images + others * (length.images - length.attacked_images)
 
 
 def _grid_attack(name: str, args: AdversarialTrainingArguments, visits: int, num_classes: int) -> Iterator[Phase]:

@@ -20,8 +20,10 @@ from hf_robust_ft.training.base.best_model import SelectingTrainer
 from hf_robust_ft.training.base.resuming import TrainingRecord, check_resumed, training_settings, with_record
 from hf_robust_ft.training.guard import OverfittingGuard
 from hf_robust_ft.training.objectives import Loss
+from hf_robust_ft.training.objectives.awp import WeightPerturbation
 from hf_robust_ft.training.objectives.parts import LossParts
 from hf_robust_ft.training.objectives.structures import extended, structure_callbacks
+from hf_robust_ft.training.objectives.teacher import teacher_of
 from hf_robust_ft.training.probed_head import check_starts_from_probe
 from hf_robust_ft.training.readable_logs import print_readable_eps
 
@@ -33,6 +35,8 @@ class BaseTrainer(SelectingTrainer):
     (`tuning.trainer`), published (`publishing`), the best model chosen (`best_model`). This one speaks with the
     schedule, and tells what a report says of the training.
     """
+
+    weight_perturbation: WeightPerturbation | None = None  # of the training step at hand
 
     def __init__(self, *args: Any, callbacks: list | None = None, **kwargs: Any):
         super().__init__(*args, callbacks=with_record(callbacks or []), **kwargs)
@@ -73,6 +77,8 @@ class BaseTrainer(SelectingTrainer):
             record.changes = check_resumed(resume_from_checkpoint, wanted, self.args)
         else:
             check_starts_from_probe(self.model, self.args.output_dir, self.args.probe_epochs)
+            if self.model_init is None and (teacher := teacher_of(self.model)) is not None:
+                teacher.start_from(self.model)  # which may have got a head since it was made
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -81,7 +87,14 @@ class BaseTrainer(SelectingTrainer):
         return model
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.args.perturbs_at(self.state.global_step, self.scheduler_callback.steps_per_epoch):
+            self.weight_perturbation = WeightPerturbation(self.args.awp_gamma, self.accelerator)
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            if self.weight_perturbation is not None:
+                self.weight_perturbation.restore()
+                self.weight_perturbation = None
         scheduler = self.scheduler_callback
         if scheduler.alpha.observes == "loss":
             scheduler.step_loss = scheduler.step_loss + loss

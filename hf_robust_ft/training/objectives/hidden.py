@@ -4,6 +4,7 @@ So whatever saves, loads, hashes or publishes the model by its `state_dict` need
 keeps them in a file of their own, which is never published.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -37,6 +38,13 @@ def hide(parent: nn.Module, name: str) -> None:
 
     parent.register_state_dict_post_hook(drop)
     parent.register_load_state_dict_pre_hook(fill_in)
+
+
+def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """`named_modules()` without what is hidden."""
+    hidden = [f"{name}.{child}." for name, each in model.named_modules() for child in getattr(each, CHILDREN, ())]
+    hidden = tuple(prefix.removeprefix(".") for prefix in hidden)
+    return ((name, each) for name, each in model.named_modules() if not f"{name}.".startswith(hidden))
 
 
 def remove_hidden(model: nn.Module) -> None:
@@ -77,8 +85,8 @@ def load_hidden(folder: str | Path, model: nn.Module) -> None:
         return
     if not path.is_file():
         raise ValueError(
-            f"{folder} holds no {FILE_NAME}: it was trained without twins_lambda and autolora. Resume it without them, "
-            "or start anew."
+            f"{folder} holds no {FILE_NAME}: it was trained without twins_lambda, autolora or a teacher (objectives "
+            "pmg_aft and fare). Resume it without them, or start anew."
         )
     saved = load_file(path)
     wrong = [name for name in tensors.keys() | saved.keys() if _shape(saved, name) != _shape(tensors, name)]

@@ -117,6 +117,15 @@ class Passes:
         """Passes over the batch through another model than the wrapped one; not the first of a batch."""
         return Passes(self._compute_loss, itertools.repeat(model), self._inputs, self._per_item)
 
+    def inputs_of(self, pixel_values: Tensor) -> dict[str, Any]:
+        """What a model is given for images that stand for the batch's own, without labels."""
+        inputs = {name: value for name, value in self._inputs.items() if name != "labels"}
+        return {**inputs, "pixel_values": pixel_values}
+
+    def outputs_of(self, model: nn.Module, pixel_values: Tensor) -> Any:
+        """Another model's outputs on images that stand for the batch's own; no pass of Trainer's."""
+        return model(**self.inputs_of(pixel_values))
+
     def rows(self, part: slice) -> "Passes":
         """Passes over some of the batch's images; the first of either is the batch's first."""
         size = len(self.labels)

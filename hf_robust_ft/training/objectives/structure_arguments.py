@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass, field, fields
 
-from hf_robust_ft.provenance.affects import DeclaredArguments
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.training.objectives.autolora_rate import RULES
+from hf_robust_ft.training.objectives.awp_arguments import PerturbationArguments
 from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER, FROZEN, FROZEN_FROM_ATTACK
 
 
 @dataclass
-class StructureArguments(DeclaredArguments):
-    """TWINS (`twins_lambda`) and AutoLoRA (`autolora*`); both off by default."""
+class StructureArguments(PerturbationArguments):
+    """TWINS (`twins_lambda`), AutoLoRA (`autolora*`) and AWP (`awp_*`); all off by default."""
 
     twins_lambda: float | None = field(
         default=None,
@@ -85,6 +85,7 @@ class StructureArguments(DeclaredArguments):
                 raise ValueError(f"{', '.join(given)} do nothing without autolora: set it (autolora=True).")
         if self.structure is not None:
             self._check_what_both_exclude(self.structure)
+        self.check_awp()
 
     def _check_twins(self) -> None:
         if not (is_number(self.twins_lambda) and 0 <= self.twins_lambda < float("inf")):

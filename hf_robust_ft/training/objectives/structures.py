@@ -1,16 +1,20 @@
 """Which modules of its own a method trains beside the model, and what these make of the objective."""
 
 import logging
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerCallback
 
 from hf_robust_ft.training.objectives.autolora import add_branch, autolora
 from hf_robust_ft.training.objectives.autolora_epochs import AutoLoraEpochs
 from hf_robust_ft.training.objectives.autolora_rate import AutoLoraRecord
+from hf_robust_ft.training.objectives.awp import perturbed
 from hf_robust_ft.training.objectives.hidden import remove_hidden
 from hf_robust_ft.training.objectives.passes import Objective
+from hf_robust_ft.training.objectives.teacher import add_teacher, release_head, teacher_of
 from hf_robust_ft.training.objectives.twins import add_twins, remove_twins, twins
 from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER, FROZEN_FROM_ATTACK, batch_norms, is_untouched
 
@@ -26,7 +30,11 @@ def extended(model: nn.Module, args: Any) -> nn.Module:
         ValueError: they need layers that the model does not have, or cannot go with how it runs.
     """
     remove_twins(model)
+    release_head(model)
     remove_hidden(model)
+    if args.has_teacher:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
+        return add_teacher(model, dtype, of_features=args.asks_features)
     if args.structure is None:
         return model
     _refuse_recomputation(model, args.structure)
@@ -42,8 +50,18 @@ def extended(model: nn.Module, args: Any) -> nn.Module:
 
 
 def step_objective(trainer: Any) -> Objective:
-    """What a step of an `AdversarialTrainer` minimises: the arguments' objective, as its hidden modules have it."""
+    """What a step of an `AdversarialTrainer` minimises, at the weights as they are or, under AWP, as they are worst."""
+    objective, perturbation = _with_hidden(trainer), trainer.weight_perturbation
+    if perturbation is None:
+        return objective
+    return perturbed(objective, perturbation, trainer.model, trainer.adversary.in_use(trainer.model))
+
+
+def _with_hidden(trainer: Any) -> Objective:
+    """The arguments' objective, as the model's hidden modules have it."""
     args, model, objective = trainer.args, trainer.model, trainer.args.build_objective()
+    if args.has_teacher:
+        return partial(objective, teacher=teacher_of(model))
     if args.autolora:
         return autolora(objective, trainer.callback_of(AutoLoraRecord).accuracy, args.autolora_scale, model)
     return objective if args.twins_lambda is None else twins(objective, args.twins_lambda, model)
@@ -61,6 +79,13 @@ def check_structure(trainer: Any) -> None:
         ValueError: naming it.
     """
     args, name = trainer.args, trainer.args.structure
+    if args.has_teacher:
+        _check_taught(trainer)
+    if args.awp_gamma > 0:
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ValueError("awp_gamma is not verified with sharded weights: train with DDP, or in one process.")
+        if args.threat_model.eps == 0:
+            raise ValueError("awp_gamma at eps 0 does nothing: weights are perturbed where images are. Set an eps.")
     if name is None:
         return
     if args.threat_model.eps == 0:
@@ -82,6 +107,22 @@ def check_structure(trainer: Any) -> None:
         raise ValueError(
             "autolora measures its branch on all training images before each epoch, and this train_dataset has no "
             "length (a stream?). Load it as a whole, or leave autolora out."
+        )
+
+
+def _check_taught(trainer: Any) -> None:
+    """As `check_structure`, for an objective that asks a frozen teacher."""
+    name = f"objective={trainer.args.objective!r}"
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError(f"{name} is not verified with sharded weights: train with DDP, or in one process.")
+    if not trainer.args.asks_features:
+        return
+    if trainer.compute_loss_func is not None:
+        raise ValueError(f"{name} has no use for compute_loss_func: no label has a say in it. Leave it out.")
+    if trainer.args.n_gpu > 1:
+        raise ValueError(
+            f"{name} reads features inside the model, which DataParallel copies for each of {trainer.args.n_gpu} "
+            "devices: start it by torchrun, one process a device, or show it one device only."
         )
 
 

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.provenance.choices import check_choice
+from hf_robust_ft.training.objectives.hidden import own_modules
 from hf_robust_ft.training.remembered import remembered
 
 logger = logging.getLogger(__name__)
@@ -25,9 +26,10 @@ BATCH_NORM = (FROZEN, FROZEN_FROM_ATTACK, AS_TRAINER)
 def batch_norms(model: nn.Module) -> list[nn.Module]:
     """The modules that in training normalise by the batch: BatchNorm of any dimension, synchronised, lazy, timm's.
 
-    Not those that never do: FrozenBatchNorm of torchvision, timm and DETR, GroupNorm, LayerNorm, InstanceNorm.
+    Not those that never do: FrozenBatchNorm of torchvision, timm and DETR, GroupNorm, LayerNorm, InstanceNorm; and not
+    those of modules that are hidden in the model.
     """
-    return [module for module in model.modules() if isinstance(module, _BatchNorm) or _is_like_one(module)]
+    return [module for _, module in own_modules(model) if isinstance(module, _BatchNorm) or _is_like_one(module)]
 
 
 def _is_like_one(module: nn.Module) -> bool:

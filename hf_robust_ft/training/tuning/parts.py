@@ -39,10 +39,16 @@ def head_modules(model: nn.Module) -> list[str]:
 
 def head_parameters(model: nn.Module) -> set[str]:
     """Names of the head's parameters; of a PEFT model, those of the head it trains in full."""
-    names = [name for name, _ in model.named_parameters()]
+    names = _own_parameters(model)
     if hasattr(model, "peft_config"):
         return {name for name in names if ".modules_to_save." in name}
     return {name for name in names if name.startswith(tuple(f"{module}." for module in head_modules(model)))}
+
+
+def _own_parameters(model: nn.Module) -> list[str]:
+    """Names of a model's parameters without those of modules that are hidden in it."""
+    hidden = tuple(f"{name}." for name in getattr(model, CHILDREN, ()))
+    return [name for name, _ in model.named_parameters() if not name.startswith(hidden)]
 
 
 def layer_numbers(model: nn.Module, *, by_stage: bool = False) -> dict[str, int]:
@@ -83,7 +89,7 @@ def _numbers_of_timm(timm_model: nn.Module, by_stage: bool) -> dict[str, int] | 
 def _numbers_by_name(model: nn.Module, by_stage: bool) -> dict[str, int]:
     """Depths in order of registration, which in transformers is the order of computation."""
     head = head_parameters(model)
-    names = [name for name, _ in model.named_parameters()]
+    names = _own_parameters(model)
     places = {name: match.groups() for name in names if name not in head and (match := BLOCK.search(name))}
     in_blocks = set() if by_stage else {stage for stage, block in places.values() if block is not None}
     numbers: dict[str, int] = {}

@@ -18,14 +18,15 @@ from hf_robust_ft.experiments.planning.passes import (
     phases,
     training_length,
 )
+from hf_robust_ft.training.objectives.teacher import teacher_of
 
 
 @pytest.fixture
 def visited():
     """Counts the images that pass through a model, by kind of pass."""
 
-    def count(model) -> Counter:
-        seen = Counter()
+    def count(model, seen=None) -> Counter:
+        seen = Counter() if seen is None else seen
 
         def note(module, args, kwargs):
             pixels = args[0] if args else kwargs["pixel_values"]
@@ -53,6 +54,10 @@ def visited():
         {"objective": "mart", "gradient_accumulation_steps": 2, "num_train_epochs": 3},
         {"twins_lambda": 0.4, "batch_norm": "trainer", "objective": "trades", "per_device_train_batch_size": 7},
         {"autolora": True, "autolora_rate": "off", "gradient_accumulation_steps": 2, "num_train_epochs": 3},
+        {"objective": "pmg_aft"},
+        {"objective": "pmg_aft", "objective_beta": 0.0, "gradient_accumulation_steps": 2},
+        {"objective": "fare", "attack_loss": "features", "attack_random_start": True},
+        {"objective": "pmg_aft", "awp_gamma": 0.01, "awp_warmup": 2.0},
         {"autolora": True, "autolora_rate": "off", "max_steps": 8, "eps_schedule": "constant"},
     ],
     ids=[
@@ -68,6 +73,10 @@ def visited():
         "mart",
         "twins_trades",
         "autolora",
+        "pmg_aft",
+        "pmg_aft_without_clean",
+        "fare",
+        "pmg_aft_awp",
         "autolora_cut_off",
     ],
 )
@@ -75,6 +84,8 @@ def test_the_plan_of_a_training_is_what_passes_through_the_model(make_trainer, m
     args = make_args(per_device_eval_batch_size=16, eval_strategy="no", robust_eval="no", **changes)
     trainer = make_trainer(make_model("resnet" if args.twins_lambda else "vit"), args=args)
     seen, counter = visited(trainer.model), PassCounter(48)
+    if args.has_teacher:
+        visited(teacher_of(trainer.model).model, seen)
     counter.follow(trainer.scheduler_callback)
     trainer.add_callback(counter)
     trainer.train()

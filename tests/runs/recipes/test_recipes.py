@@ -67,7 +67,8 @@ def test_files_that_are_no_recipe_are_refused(tmp_path, content, message):
 
 
 def test_a_recipe_that_is_not_there_lists_the_shipped():
-    with pytest.raises(ValueError, match="lora, mart, notebook, notebook_hub, paper_default, quickstart, roli, trades"):
+    listed = "mart, notebook, notebook_hub, paper_default, pmg_aft, quickstart, roli, trades"
+    with pytest.raises(ValueError, match=listed):
         read_recipe("papre_default")
 
 
@@ -89,6 +90,8 @@ OVERLAYS = {
     "linear_probe": {"freeze": "backbone"},
     "lora": {"lora_rank": 16},
     "mart": {"objective": "mart", "objective_beta": 5.0, "attack_loss": "ce"},
+    "pmg_aft": {"objective": "pmg_aft", "objective_alpha": 1.0, "objective_beta": 1.0, "optim": "sgd"},
+    "fare": {"objective": "fare", "attack_loss": "features", "eps_schedule": "constant", "head_learning_rate": None},
     "roli": {"probe_epochs": 60, "eps_schedule": "hinge"},
     "trades": {"objective": "trades", "objective_beta": 6.0, "attack_loss": "kl", "attack_random_start": True},
     "twins_at": {"twins_lambda": 0.4, "batch_norm": "trainer", "objective": "at", "optim": "sgd"},

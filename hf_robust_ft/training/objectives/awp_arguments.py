@@ -1,0 +1,61 @@
+"""The arguments of adversarial weight perturbation."""
+
+from dataclasses import dataclass, field
+
+from hf_robust_ft.provenance.affects import DeclaredArguments
+
+
+@dataclass
+class PerturbationArguments(DeclaredArguments):
+    """AWP (`awp_gamma`, `awp_warmup`), which goes round the training step of any objective; off by default."""
+
+    awp_gamma: float = field(
+        default=0.0,
+        metadata={
+            "help": "AWP: each step learns at the weights at which the loss is worst within this share of each layer's "
+            "norm (the authors' with trades: 0.005; 0: off).",
+            "affects": "weights",
+        },
+    )
+    awp_warmup: float = field(
+        default=0.0,
+        metadata={
+            "help": "Epochs before weights are perturbed (the authors' with trades: 10).",
+            "affects": "weights",
+            "of": "awp_gamma",
+        },
+    )
+
+    def perturbs_at(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether an attacked step perturbs the weights, too.
+
+        Args:
+            step: optimizer steps done before it.
+        """
+        return self.awp_gamma > 0 and step >= self.awp_warmup * steps_per_epoch
+
+    def check_awp(self) -> None:
+        """Raise for values out of range, and for what AWP cannot go with; once all arguments are settled.
+
+        Raises:
+            ValueError: naming both, and what to do.
+        """
+        for name, valid in (("awp_gamma", "e.g. 0.005"), ("awp_warmup", "in epochs")):
+            value = getattr(self, name)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (is_number and 0 <= value < float("inf")):
+                raise ValueError(f"{name} must be finite and not negative, {valid}; got {value!r}.")
+        if self.awp_gamma == 0:
+            if self.awp_warmup != 0:
+                raise ValueError(f"awp_warmup={self.awp_warmup:g} does nothing without awp_gamma: set it (e.g. 0.005).")
+            return
+        for name, excluded, because in (
+            ("lora_rank", self.lora_rank is not None, "adapters begin at 0, so a share of their norm is nothing"),
+            ("autolora", self.autolora, "its two losses train two sets of weights"),
+            ("eps_schedule", self.eps_schedule == "per_sample", "processes would not perturb in the same steps"),
+            ("fp16", self.mixed_precision == "fp16", "gradients by GradScaler may overflow; set bf16=True"),
+            ("torch_compile", self.torch_compile, "it has not been verified"),
+        ):
+            if excluded:
+                value = getattr(self, name)
+                raise ValueError(f"awp_gamma and {name}={value!r} exclude each other: {because}. Leave one out.")
