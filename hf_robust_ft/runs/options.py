@@ -19,7 +19,8 @@ from hf_robust_ft.runs.option_help import group_options, show_essentials
 from hf_robust_ft.runs.recipes import build_parser, compose_recipes, shipped_recipes
 from hf_robust_ft.schedules import SCHEDULES
 
-BASE_RECIPE = "paper_default"  # of train and search, unless --config names others
+BASE_RECIPE = "paper_default"  # of train and search, unless --config names a whole run's
+WHOLE_RECIPES = (BASE_RECIPE, "quickstart")  # the other shipped ones only add to a run's
 OWN_RECIPES = dict.fromkeys(EMBEDDED_MODELS, "efficientnet_lite")  # over the base, by --model
 RUNS = Path("runs")
 SWEEPS = ("diagnose", "calibrate")  # many runs in one folder
@@ -59,7 +60,8 @@ def parse_options(
         types: dataclasses whose fields are the options.
         titles: what `--help` puts above the options of each.
         description: what the command does.
-        base_recipe: read where no `--config` is given, and over it the model's own, if it has one.
+        base_recipe: read where no `--config` is given, or only shipped ones that add to a run's; over it the
+            model's own, if it has one.
         hidden: options that `--help` does not offer, for what the command does anyway or has no use for.
 
     Raises:
@@ -75,7 +77,8 @@ def parse_options(
     known, arguments = before.parse_known_args(argv)
     if trains and known.schedule is not None:
         arguments = _with_schedule(known.schedule, arguments)
-    recipes = known.config or (_base_recipes(base_recipe, arguments) if base_recipe else [])
+    named_recipes = known.config or []
+    recipes = [*_recipes_below(named_recipes, base_recipe, arguments), *named_recipes]
     recipe = compose_recipes(recipes, types)
     parser = build_parser(
         types,
@@ -120,6 +123,17 @@ def filled_in(options: Options, model: str, dataset: str) -> str:
         spec = SPECS[dataset]
         lines.append(f"Dataset {dataset}: {spec.hub_id}, revision {spec.revision}, {spec.num_classes} classes.")
     return "\n".join(lines)
+
+
+def _recipes_below(named: Sequence[str], base: str | None, arguments: Sequence[str]) -> list[str]:
+    """What is read before the recipes named: nothing where one of them may be a whole run's, as a file may.
+
+    `--config trades` alone would otherwise train at Trainer's own rate, batch size and epochs.
+    """
+    additions = set(shipped_recipes()).difference(WHOLE_RECIPES)
+    if base is None or any(name not in additions or os.path.isfile(name) for name in named):
+        return []
+    return [name for name in _base_recipes(base, arguments) if name not in named]
 
 
 def _base_recipes(base: str, arguments: Sequence[str]) -> list[str]:
@@ -190,7 +204,7 @@ def _unknown_option(unknown: Sequence[str], parser: HfArgumentParser) -> str:
 
 def _add_for_help(parser: HfArgumentParser, base_recipe: str | None, trains: bool, hidden: Collection[str]) -> None:
     """Options that were taken out of the arguments before, and belong to no dataclass: for --help alone."""
-    without = f" (without any: {base_recipe})" if base_recipe else ""
+    without = f" (without any, or under a shipped one that only adds: {base_recipe})" if base_recipe else ""
     parser.add_argument(
         "--config",
         default=argparse.SUPPRESS,

@@ -55,6 +55,22 @@ def test_a_config_takes_the_place_of_the_base(parse, tmp_path):
     assert both.recipes == ["paper_default", "mine"] and "num_train_epochs" not in both.from_recipes
 
 
+@pytest.mark.parametrize("recipe", ["trades", "mart", "best_expected"])
+@pytest.mark.parametrize("model", ["swin", "efficientnet_lite0"])
+def test_a_shipped_recipe_that_only_adds_comes_over_the_base(parse, recipe, model):
+    without, alone = parse("--model", model), parse("--model", model, "--config", recipe)
+    assert alone.recipes == [*without.recipes, recipe]
+    for name in ("learning_rate", "per_device_train_batch_size", "num_train_epochs", "weight_decay"):
+        assert getattr(alone.parsed[2], name) == getattr(without.parsed[2], name), name
+
+
+def test_a_whole_runs_recipe_and_a_file_have_no_base_below(parse, tmp_path):
+    (tmp_path / "trades").write_text("objective: trades\n")
+    for named in (["quickstart", "mart"], ["trades"], ["paper_default", "mart"]):
+        flags = [word for name in named for word in ("--config", name)]
+        assert parse(*flags).recipes == named
+
+
 @pytest.mark.parametrize("flag", ["--learning_rate", "--learning-rate", "--learning_rate=3e-4"])
 def test_a_flag_is_one_however_it_is_written(parse, flag):
     options = parse(*([flag] if "=" in flag else [flag, "3e-4"]))
