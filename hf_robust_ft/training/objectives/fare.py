@@ -11,14 +11,18 @@ in evaluation mode; the attack is in evaluation mode, from a uniform start. Thei
 Their phi is CLIP's embedding; ours, where the last projection is folded into the head, the features before it.
 """
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from hf_robust_ft.attacks.losses import squared_distance
 from hf_robust_ft.training.objectives.passes import Loss, Passes
-from hf_robust_ft.training.objectives.teacher import Teacher
+
+if TYPE_CHECKING:  # it reads models, and `tuning`, which does that, is imported before this package
+    from hf_robust_ft.training.objectives.teacher import Teacher
 
 
-def fare(passes: Passes, clean: Tensor, adversarial: Tensor | None, *, teacher: Teacher) -> Loss:
+def fare(passes: Passes, clean: Tensor, adversarial: Tensor | None, *, teacher: "Teacher") -> Loss:
     """mean ‖phi(xa) - phi_0(x)‖²; with x in the place of xa without an attack, for there is no loss of labels.
 
     See `Objective`.

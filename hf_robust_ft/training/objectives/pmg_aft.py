@@ -8,15 +8,19 @@ ways that no weight makes up for: its KL is summed over the batch of 256, and it
 CLIP's temperature. Ours are means of the model's own probabilities, as of every objective here.
 """
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from hf_robust_ft.attacks.losses import kl_divergence
 from hf_robust_ft.training.objectives.passes import Loss, Passes, logits_of
-from hf_robust_ft.training.objectives.teacher import Teacher
+
+if TYPE_CHECKING:  # it reads models, and `tuning`, which does that, is imported before this package
+    from hf_robust_ft.training.objectives.teacher import Teacher
 
 
 def pmg_aft(
-    passes: Passes, clean: Tensor, adversarial: Tensor | None, *, alpha: float, beta: float, teacher: Teacher
+    passes: Passes, clean: Tensor, adversarial: Tensor | None, *, alpha: float, beta: float, teacher: "Teacher"
 ) -> Loss:
     """L(xa) + alpha * mean KL(p(xa) ‖ p_0(xa)) + beta * mean KL(p(xa) ‖ p(x)); L(x) without an attack. See `Objective`.
 
