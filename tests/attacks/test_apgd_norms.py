@@ -12,7 +12,8 @@ from hf_robust_ft.attacks.losses import LOSSES, get_loss
 
 RADII = {"Linf": 8 / 255, "L2": 1.0, "L1": 8.0}
 EVERY_NORM = pytest.mark.parametrize("norm", list(BALLS))
-EVERY_LOSS = pytest.mark.parametrize("loss", list(LOSSES))
+# What is of features is attacked by training alone, whose function has them: test_fare.py.
+EVERY_LOSS = pytest.mark.parametrize("loss", [name for name in LOSSES if not get_loss(name).of_features])
 
 
 def threat(norm, factor=1.0):
