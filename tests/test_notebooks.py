@@ -208,6 +208,7 @@ def test_the_texts_hold_for_a_whole_run(name, shared):
     run(notebook, folder)
     CLAIMS[name](notebook)
     stronger_attacks_find_no_less(figures(notebook))
+    assert pictures(notebook)
 
 
 @pytest.mark.parametrize("name", NAMES[1:])

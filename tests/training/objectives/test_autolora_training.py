@@ -5,6 +5,7 @@ import torch
 from conftest import assert_same_weights, run_script, weights
 from pretrained_norms import pretrained, still
 from safetensors import safe_open
+from trained_alike import assert_goes_on_to_the_bit, assert_train_the_same
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from hf_robust_ft.training.objectives.autolora import BRANCH, NaturalNetwork
@@ -120,11 +121,8 @@ def test_a_run_that_was_cut_off_goes_on_to_the_bit(make, tmp_path, step):
     whole, watch = watched(make, output_dir=str(tmp_path / "whole"), **settings)
     whole.train()
     resumed, seen = watched(make, seed=5, output_dir=str(tmp_path / "other"), **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+    assert_goes_on_to_the_bit(whole, resumed, tmp_path / "whole" / f"checkpoint-{step}")
     assert seen.accuracies == watch.accuracies[step:]
-    assert_same_weights(resumed.model, whole.model)
-    assert_same_weights(hidden_tensors(resumed.model), hidden_tensors(whole.model))
-    assert_same_weights(resumed.weight_averaging.averages, whole.weight_averaging.averages)
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
@@ -212,11 +210,9 @@ def test_a_run_cut_off_between_the_evaluation_and_going_back_goes_on_to_the_bit(
     whole, watch = make_ruled(output_dir=str(tmp_path / "whole"))
     whole.train()
     resumed, seen = make_ruled(seed=5, output_dir=str(tmp_path / "whole"))
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+    assert_goes_on_to_the_bit(whole, resumed, tmp_path / "whole" / f"checkpoint-{step}")
     assert seen.rates == watch.rates[step:] and seen.accuracies == watch.accuracies[step:]
     assert record_of(resumed).robust_accuracies == SCRIPTED
-    assert_same_weights(resumed.model, whole.model)
-    assert_same_weights(hidden_tensors(resumed.model), hidden_tensors(whole.model))
 
 
 def test_training_ends_below_the_least_rate(make_ruled):
@@ -283,10 +279,5 @@ def test_two_processes_equal_one_that_accumulates(make_trainer, make_model, tmp_
 
 @pytest.mark.parametrize("changes", [{"bf16": True}, {"torch_compile": True, "torch_compile_backend": "eager"}])
 def test_other_ways_to_compute_train_the_same(make, changes):
-    plain, other = make(max_steps=3), make(max_steps=3, **changes)
-    for trainer in (plain, other):
-        trainer.train()
     tolerance = 5e-2 if "bf16" in changes else 1e-5
-    for tensors in (weights, hidden_tensors):
-        first, second = tensors(plain.model), tensors(other.model)
-        assert all(torch.allclose(first[name].float(), second[name].float(), atol=tolerance) for name in first)
+    assert_train_the_same(make(max_steps=3), make(max_steps=3, **changes), tolerance)

@@ -8,7 +8,9 @@ import torch
 from conftest import assert_same_weights, run_script, weights
 from pretrained_norms import pretrained, still
 from safetensors import safe_open
+from trained_alike import assert_goes_on_to_the_bit, assert_train_the_same
 
+from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.training.objectives.hidden import FILE_NAME, hidden_tensors
 from hf_robust_ft.training.objectives.teacher import TEACHER, teacher_of
 from hf_robust_ft.training.tuning.parts import head_parameters, layer_numbers
@@ -61,10 +63,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_bit(make, tmp_path, method):
     whole = make(output_dir=str(tmp_path / "whole"), **settings)
     whole.train()
     resumed = make(seed=5, output_dir=str(tmp_path / "other"), **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
-    assert_same_weights(resumed.model, whole.model)
-    assert_same_weights(hidden_tensors(resumed.model), hidden_tensors(whole.model))
-    assert_same_weights(resumed.weight_averaging.averages, whole.weight_averaging.averages)
+    assert_goes_on_to_the_bit(whole, resumed, tmp_path / "whole" / "checkpoint-5")
     for path in (tmp_path / "whole").rglob("*.safetensors"):
         with safe_open(path, "pt") as file:
             assert any(TEACHER in name for name in file.keys()) == (path.name == FILE_NAME), path  # noqa: SIM118
@@ -147,6 +146,49 @@ def test_depths_of_layers_are_the_models_own(make, make_model, kind):
     make(kind, layer_decay=0.5, max_steps=1, **PMG_AFT).train()
 
 
+@TAUGHT
+@pytest.mark.parametrize("schedule", ["uniform", "loss_driven", "per_sample", "auto"])
+def test_every_kind_of_schedule_trains_the_model_and_leaves_the_teacher(
+    make_trainer, make_model, images, processor, method, schedule
+):
+    settings = {"eps_schedule": schedule}
+    if schedule == "auto":
+        patient = {"patience": 1, "tolerance": 1.0}
+        settings |= {"eval_strategy": "epoch", "num_train_epochs": 4, "schedule_args": patient}
+    data = with_pixel_values(images, processor, sample_ids=schedule == "per_sample")
+    trainer = make_trainer(make_model("vit"), train_dataset=data, **{**QUICK, **settings, **method})
+    before, teacher = weights(trainer.model), copied(hidden_tensors(trainer.model))
+    trainer.train()
+    assert any(not torch.equal(before[name], each) for name, each in weights(trainer.model).items())
+    assert_same_weights(hidden_tensors(trainer.model), teacher)
+
+
+@TAUGHT
+def test_activation_checkpointing_trains_the_same(make, method):
+    assert_train_the_same(make("vit", **method), make("vit", activation_checkpointing=True, **method), 2e-5)
+
+
+def test_of_a_model_without_one_set_of_logits_only_features_can_be_held(make_trainer):
+    class TwoHeads(torch.nn.Module):
+        """Two sets of logits in training, in a tuple that says not which."""
+
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 4)
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, pixel_values, labels=None):
+            logits = self.head(self.scale * self.body(pixel_values))
+            loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+            return (loss, logits, logits + 1) if self.training else {"loss": loss, "logits": logits}
+
+    with pytest.raises(ValueError, match=r"In training mode: .*is unclear.*Or set objective='at'"):
+        make_trainer(TwoHeads(), **QUICK, **PMG_AFT).train()
+    trainer = make_trainer(TwoHeads(), **QUICK, **FARE)
+    trainer.train()
+    assert trainer.model.scale != 1
+
+
 def test_lora_trains_adapters_against_the_whole_start(make):
     trainer = make("vit", lora_rank=2, max_steps=2, **PMG_AFT)
     before = copied(hidden_tensors(trainer.model))
@@ -159,8 +201,12 @@ def test_copies_of_the_model_hold_no_features_of_others(make):
     """A tensor with a graph could not be copied at all."""
     trainer = make(max_steps=1, **FARE)
     trainer.train()
-    trainer.model(torch.rand(2, 3, 16, 16))
-    copy.deepcopy(trainer.model)
+    images = torch.rand(2, 3, 16, 16)
+    logits = trainer.model(images).logits
+    copied_model = copy.deepcopy(trainer.model)
+    assert torch.equal(copied_model(images).logits, logits)
+    students = teacher_of(copied_model).students
+    assert students is not teacher_of(trainer.model).students and students.take().shape[0] == len(images)
 
 
 UNDER_DDP = """

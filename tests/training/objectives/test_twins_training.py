@@ -9,6 +9,7 @@ from conftest import assert_same_weights, run_script, weights
 from pretrained_norms import pretrained, still
 from safetensors import safe_open
 from torch import nn
+from trained_alike import assert_goes_on_to_the_bit, assert_train_the_same
 from transformers import TrainerCallback
 
 from hf_robust_ft.training.attack_reach import _cure
@@ -141,10 +142,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_bit(make, tmp_path):
     whole = make(output_dir=str(tmp_path / "whole"), **settings)
     whole.train()
     resumed = make(seed=5, output_dir=str(tmp_path / "other"), **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
-    assert_same_weights(resumed.model, whole.model)
-    assert_same_weights(hidden_tensors(resumed.model), hidden_tensors(whole.model))
-    assert_same_weights(resumed.weight_averaging.averages, whole.weight_averaging.averages)
+    assert_goes_on_to_the_bit(whole, resumed, tmp_path / "whole" / "checkpoint-5")
 
 
 def test_the_best_model_brings_its_twins_back(make):
@@ -197,13 +195,8 @@ def test_what_is_published_is_the_plain_model_to_whoever_has_never_heard_of_us(m
 
 @pytest.mark.parametrize("changes", [{"bf16": True}, {"torch_compile": True, "torch_compile_backend": "eager"}])
 def test_other_ways_to_compute_train_the_same(make, changes):
-    plain, other = make(max_steps=3), make(max_steps=3, **changes)
-    for trainer in (plain, other):
-        trainer.train()
     tolerance = 5e-2 if "bf16" in changes else 1e-5
-    for tensors in (weights, hidden_tensors):
-        first, second = tensors(plain.model), tensors(other.model)
-        assert all(torch.allclose(first[name].float(), second[name].float(), atol=tolerance) for name in first)
+    assert_train_the_same(make(max_steps=3), make(max_steps=3, **changes), tolerance)
 
 
 def test_each_half_has_a_whole_objective_of_its_own(make):
