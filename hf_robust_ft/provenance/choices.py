@@ -1,4 +1,7 @@
-"""What is said of a name that is none of those there are. Every room above this one says it by these."""
+"""What is said of values that do not fit: names that are none of those there are, and settings that exclude each other.
+
+Every room above this one says it by these.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -56,3 +59,30 @@ def nearest_names(name: str, known: Iterable[str]) -> str:
     if not close and len(known) > _MANY:
         close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.0)
     return ", ".join([entry for match in close for entry in lowered[match]] or known)
+
+
+def is_number(value: object) -> bool:
+    """Whether it can be compared with one: not the text that a configuration may hold.
+
+    >>> is_number(0.5), is_number("0.5"), is_number(True)
+    (True, False, False)
+    """
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def refuse_together(asked: str, settings: object, excluded: Iterable[tuple[str, bool, str]]) -> None:
+    """Raise for the first of some settings that cannot go with what is asked for.
+
+    Args:
+        asked: a setting, as a sentence is to name it.
+        settings: has the others as attributes.
+        excluded: name, whether it has a value that does not go, and why that does not.
+
+    Raises:
+        ValueError: naming both.
+    """
+    for name, is_excluded, because in excluded:
+        if is_excluded:
+            raise ValueError(
+                f"{asked} and {name}={getattr(settings, name)!r} exclude each other: {because}. Leave {name} out."
+            )

@@ -6,7 +6,7 @@ from functools import partial
 
 from hf_robust_ft.attacks.losses import get_loss
 from hf_robust_ft.provenance.affects import DeclaredArguments
-from hf_robust_ft.provenance.choices import check_choice
+from hf_robust_ft.provenance.choices import check_choice, refuse_together
 from hf_robust_ft.training.objectives.passes import Objective
 from hf_robust_ft.training.objectives.table import DEFAULT_ALPHA, DEFAULT_BETA, OBJECTIVES, TAUGHT
 
@@ -80,23 +80,15 @@ class ObjectiveArguments(DeclaredArguments):
             return
         if self.threat_model.eps == 0:
             raise ValueError("objective='fare' at eps 0 has nothing to learn: no feature moves. Set an eps.")
-        for name, excluded, because in (
+        excluded = (
             ("freeze", self.freeze == "backbone", "the head stands still, so the backbone must not"),
             ("lora_rank", self.lora_rank is not None, "peft trains the head in full, which stands still here"),
             ("head_learning_rate", self.head_learning_rate is not None, "the head stands still"),
             ("probe_epochs", self.probe_epochs > 0, "the head stands still; train it in a run of its own"),
-            (
-                "torch_compile",
-                self.torch_compile,
-                "a hook reads its features, which compiled graphs may leave out",
-            ),
+            ("torch_compile", self.torch_compile, "a hook reads its features, which compiled graphs may leave out"),
             ("label_smoothing_factor", self.label_smoothing_factor != 0, "no label has a say"),
-        ):
-            if excluded:
-                raise ValueError(
-                    f"objective='fare' and {name}={getattr(self, name)!r} exclude each other: {because}. Leave {name} "
-                    "out."
-                )
+        )
+        refuse_together("objective='fare'", self, excluded)
 
     @property
     def asks_features(self) -> bool:

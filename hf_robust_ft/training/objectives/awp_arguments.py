@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from hf_robust_ft.provenance.affects import DeclaredArguments
+from hf_robust_ft.provenance.choices import is_number, refuse_together
 
 
 @dataclass
@@ -42,20 +43,17 @@ class PerturbationArguments(DeclaredArguments):
         """
         for name, valid in (("awp_gamma", "e.g. 0.005"), ("awp_warmup", "in epochs")):
             value = getattr(self, name)
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not (is_number and 0 <= value < float("inf")):
+            if not (is_number(value) and 0 <= value < float("inf")):
                 raise ValueError(f"{name} must be finite and not negative, {valid}; got {value!r}.")
         if self.awp_gamma == 0:
             if self.awp_warmup != 0:
                 raise ValueError(f"awp_warmup={self.awp_warmup:g} does nothing without awp_gamma: set it (e.g. 0.005).")
             return
-        for name, excluded, because in (
+        excluded = (
             ("lora_rank", self.lora_rank is not None, "adapters begin at 0, so a share of their norm is nothing"),
             ("autolora", self.autolora, "its two losses train two sets of weights"),
             ("eps_schedule", self.eps_schedule == "per_sample", "processes would not perturb in the same steps"),
             ("fp16", self.mixed_precision == "fp16", "gradients by GradScaler may overflow; set bf16=True"),
             ("torch_compile", self.torch_compile, "it has not been verified"),
-        ):
-            if excluded:
-                value = getattr(self, name)
-                raise ValueError(f"awp_gamma and {name}={value!r} exclude each other: {because}. Leave one out.")
+        )
+        refuse_together("awp_gamma", self, excluded)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 
-from hf_robust_ft.provenance.choices import check_choice
+from hf_robust_ft.provenance.choices import check_choice, is_number, refuse_together
 from hf_robust_ft.training.objectives.autolora_rate import RULES
 from hf_robust_ft.training.objectives.awp_arguments import PerturbationArguments
 from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER, FROZEN, FROZEN_FROM_ATTACK
@@ -108,15 +108,12 @@ class StructureArguments(PerturbationArguments):
         ):
             if not (is_number(value := getattr(self, name)) and fits(value)):
                 raise ValueError(f"{name} must be {valid}, got {value!r}.")
-        for name, only, because in (
-            ("objective", "at", "it has terms of its own"),
-            ("freeze", "none", "it trains all weights"),
-            ("layer_decay", None, "its updates have no depth"),
-        ):
-            if getattr(self, name) != only:
-                raise ValueError(
-                    f"autolora and {name}={getattr(self, name)!r} exclude each other: {because}. Leave {name} out."
-                )
+        excluded = (
+            ("objective", self.objective != "at", "it has terms of its own"),
+            ("freeze", self.freeze != "none", "it trains all weights"),
+            ("layer_decay", self.layer_decay is not None, "its updates have no depth"),
+        )
+        refuse_together("autolora", self, excluded)
         if self.autolora_rate != "off":
             self._check_rate_rule()
 
@@ -155,8 +152,3 @@ class StructureArguments(PerturbationArguments):
                 "DDP would take what the first does not use for unused. Leave it out."
             )
         self.ddp_find_unused_parameters = False  # Trainer's default is True
-
-
-def is_number(value: object) -> bool:
-    """Whether it can be compared with one: not the text that a configuration may hold."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -100,7 +100,7 @@ def with_features(
     Args:
         inputs: the clean batch, without labels.
     """
-    teacher = getattr(model, TEACHER, None)
+    teacher = teacher_of(model)
     if teacher is None or teacher.students is None:
         return logits_fn
     return FeaturesOf(logits_fn, teacher.students, teacher.features(inputs))

@@ -46,7 +46,10 @@ def head_parameters(model: nn.Module) -> set[str]:
 
 
 def _own_parameters(model: nn.Module) -> list[str]:
-    """Names of a model's parameters without those of modules that are hidden in it."""
+    """Names of a model's parameters but those of modules hidden in the model itself, as a teacher is.
+
+    One hidden within a layer, as a BatchNorm's twin is, trains with the layer and lies as deep.
+    """
     hidden = tuple(f"{name}." for name in getattr(model, CHILDREN, ()))
     return [name for name, _ in model.named_parameters() if not name.startswith(hidden)]
 
