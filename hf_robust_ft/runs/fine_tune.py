@@ -161,6 +161,8 @@ def fine_tune(
     forced = []
     if resume is not None:  # before anything is loaded for it, or written
         forced = check_resumed(resume, run_settings(model_args, data_args) | training_settings(args), args)
+        if args.process_index == 0:
+            print(f"Training goes on from {resume}.", flush=True)
     run = prepare_run(model_args, data_args, args)
     seeds = {"seed": args.seed, "split_seed": data_args.split_seed}
     facts = {**run.facts, "seeds": seeds, "split": "test", **(metadata or {})}

@@ -128,7 +128,10 @@ def _examples_of(report: RobustnessReport, path: Path, given: str | None, model:
         report, name, protocol=RECOMMENDED, **steps, output_dir="evaluation", store_examples=True
     )
     where = f"{folder} has no stored examples ({INDEX_NAME})" if given else "This report has no stored examples"
-    raise ValueError(f"{where}: evaluate with {command}, and verify what that writes; or give --examples FOLDER.")
+    protocol = "" if report.protocol == RECOMMENDED else f" (by protocol {RECOMMENDED}, not {report.protocol})"
+    raise ValueError(
+        f"{where}: evaluate with {command}{protocol}, and verify what that writes; or give --examples FOLDER."
+    )
 
 
 def _arguments(report: RobustnessReport, model: str, given: Overrides) -> tuple[EvaluationArguments, DataArguments]:

@@ -277,7 +277,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
 
     def _check_peak(self, max_steps: int, norm: str) -> None:
         peak = self.eps_at(max_steps - 1, max_steps)
-        if peak >= 0.9 * self.peak_eps * self.alpha((max_steps - 1) / max_steps):
+        if peak >= 0.9 * self.peak_eps * self.alpha(1.0):
             return
         warnings.warn(
             f"This schedule reaches only eps={readable_eps(peak, norm)} of {readable_eps(self.peak_eps, norm)} in "

@@ -59,6 +59,7 @@ def test_a_finished_run_is_not_overwritten_and_can_be_resumed(train_flags, tmp_p
     assert stop.value.code == 2 and "--resume_from_checkpoint last" in capsys.readouterr().err
     before = (tmp_path / "run" / "robustness_report.json").read_text()
     main(["train", *train_flags, "--resume_from_checkpoint", "last"])
+    assert f"Training goes on from {tmp_path / 'run' / 'checkpoint-12'}." in capsys.readouterr().out
     after = json.loads((tmp_path / "run" / "robustness_report.json").read_text())
     assert after["accuracies"] == json.loads(before)["accuracies"]
 

@@ -114,6 +114,7 @@ def test_what_is_missing_is_told_with_the_way_to_it(run, evaluated, tmp_path):
     assert code == 2 and "has no stored examples: evaluate with hf-robust-ft evaluate --model model" in err
     assert "--store_examples" in err and "--split train" in err and "--max_eval_samples 24" in err
     assert "--protocol reliable" in err and "--attack_steps" not in err
+    assert "(by protocol reliable, not paper), and verify what that writes" in err
     for given in ("evaluation", "evaluation/adversarial_examples"):
         assert run(tmp_path / "evaluation", "--model", "model", "--examples", evaluated / given)[0] == 0
     code, _, err = run(tmp_path / "evaluation", "--model", "model", "--examples", tmp_path)

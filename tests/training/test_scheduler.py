@@ -61,6 +61,8 @@ def test_too_short_a_run_warns_and_says_so_if_no_attack_will_run():
         run(EpsilonSchedulerCallback("8/255"), 10, 3)
     with pytest.warns(UserWarning, match=r"no attack will run at all.*schedule_granularity='step'"):
         run(EpsilonSchedulerCallback("8/255"), 10, 1)
+    with pytest.warns(UserWarning, match="reaches only eps=2.08/255 of 4/255 in 2 steps"):
+        run(EpsilonSchedulerCallback("4/255"), 1, 2)
 
 
 def test_a_ramp_to_the_very_end_is_no_reason_to_warn():

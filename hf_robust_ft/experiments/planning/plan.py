@@ -23,6 +23,7 @@ from hf_robust_ft.provenance.affects import MEASUREMENT, settings, stated_settin
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
 from hf_robust_ft.runs.fine_tune import check_stream
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.objectives.structures import extended
 from hf_robust_ft.training.tuning.adapting import adapted
 
 # Where neither spec nor data tell the number of classes; the head's share of the FLOPs is small.
@@ -153,6 +154,7 @@ def plan_run(
         )
         of_head = head_training_flops(copy.deepcopy(bare.model), args, bare.input_size) if args.probe_epochs else None
         model = adapted(bare.model, args)
+        extended(copy.deepcopy(model), args)  # for what a method refuses of the architecture
     length = training_length(args, dataset["sizes"]["train"])
     parameters = [(entry.numel(), entry.requires_grad) for entry in model.parameters()]
     return Plan(

@@ -93,6 +93,15 @@ def test_freezing_and_lora_make_training_cheaper_but_not_the_attack(settings):
         assert part.phases == whole.phases
 
 
+def test_what_a_method_refuses_of_the_architecture_is_not_planned(settings):
+    twins = {"twins_lambda": 0.4, "batch_norm": "trainer"}
+    with pytest.raises(ValueError, match=r"TWINS pairs BatchNorm layers, and .* has none"):
+        plan(settings(**twins), "vit")
+    for changes in (twins, {"autolora": True, "autolora_rate": "off"}, {"objective": "pmg_aft"}):
+        made, bare = plan(settings(**changes)), plan(settings())
+        assert made.model == bare.model and made.flops_per_image == bare.flops_per_image
+
+
 def test_precision_follows_the_arguments(settings):
     hours = {
         precision: plan(settings(**changes)).to_dict()["gpu_hours"]
