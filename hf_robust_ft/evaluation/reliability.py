@@ -6,8 +6,10 @@ nothing. "ok" is no certificate.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
+from hf_robust_ft.attacks import Square
 from hf_robust_ft.evaluation.protocols import RECOMMENDED
 from hf_robust_ft.evaluation.trust_verdicts import OPENINGS, is_of_several_attacks, is_tolerated
 
@@ -33,8 +35,9 @@ def reliability_of(report: Any) -> dict[str, Any]:
     Returns:
         `verdict`: "ok" or "doubtful". `reasons`: each "NAME: what is wrong", where NAME is a trust check's that failed
         or that is missing, as in a report of before there was one; "not_checked", where all are;
-        "autoattack" (finds errors on more of its images than `is_tolerated` that the report counts as robust)
-        or "half_precision". Where no attack was run, only failed checks are reasons.
+        "autoattack" (finds errors on more of its images than `is_tolerated` that the report counts as robust), "square"
+        (as the last attack of a protocol it fools more than that of what attacks by gradients leave) or
+        "half_precision". Where no attack was run, only failed checks are reasons.
     """
     failed = {check["name"]: _finding(check["name"]) for check in report.checks if not check["passed"]}
     reasons = failed if report.epsilons[-1] <= 0 else failed | _unproven(report) | _contradicted(report)
@@ -134,9 +137,29 @@ def _contradicted(report: Any) -> dict[str, str]:
             reasons["autoattack"] = (
                 f"AutoAttack leaves {report.autoattack_accuracy:.1%} of {count} images right, not {stated:.1%}"
             )
+    found = _by_search_alone(report)
+    if not is_tolerated(found, report.num_samples):
+        reasons["square"] = (
+            f"a search that needs no gradients (Square) fools {found} of {report.num_samples} images that no attack by "
+            "gradients does, so these are led astray"
+        )
     if precision := report.metadata.evaluated_in:
         reasons["half_precision"] = f"measured in {precision}, in which attacks find fewer errors than in fp32"
     return reasons
+
+
+def _by_search_alone(report: Any) -> int:
+    """How many images fall to Square after all attacks by gradients.
+
+    On honest networks none did, in 12 of 12 cases (digits and flowers, 64 to 100 images; CNN, ViT, EfficientNet-Lite0,
+    trained adversarially or not); where the gradient is another pixel's or that of a JPEG's rounding, 10 to 18 of 64.
+    """
+    closing = (report.convergence or {}).get("closing", ())
+    found = 0
+    for before, after in pairwise(closing):
+        if after["attack"].startswith(Square.__name__):
+            found += round((before["adversarial_accuracy"] - after["adversarial_accuracy"]) * report.num_samples)
+    return found
 
 
 def _standing_before_autoattack(report: Any) -> float:

@@ -43,6 +43,14 @@ def autoattacked(found, samples=50):
     return dataclasses.replace(report, autoattack_samples=samples, autoattack_accuracy=(stands - found) / samples)
 
 
+def closed_by(square, samples=100):
+    """A report of protocol reliable, in which Square fools so many of the images that attacks by gradients leave."""
+    standing = {"FollowUp": 40, "SiftedTargets": 38, "Square, 300 queries": 38 - square}
+    closing = [{"attack": name, "adversarial_accuracy": count / samples} for name, count in standing.items()]
+    settled = {**UNSETTLED, "settled": True, "closing": closing}
+    return report_with(convergence=settled, protocol="reliable", num_samples=samples)
+
+
 DOUBTFUL = {
     **{name: (report_with(passed_checks(name)), [name]) for name in OPENINGS},
     "two": (report_with(passed_checks("alone", "gradients")), ["gradients", "alone"]),
@@ -54,6 +62,7 @@ DOUBTFUL = {
     "one_check": (report_with(without(*list(OPENINGS)[1:])), list(OPENINGS)[1:]),
     "half": (report_with().with_metadata(evaluated_in="bf16"), ["half_precision"]),
     "autoattack": (autoattacked(2), ["autoattack"]),
+    "search_alone": (closed_by(2), ["square"]),
     "autoattack_of_all": (report_with(autoattack_samples=60, autoattack_accuracy=0.0), ["autoattack"]),
     "autoattack_alone": (
         report_with(autoattack_samples=60, autoattack_accuracy=0.0, smallest_epsilons=[]), ["autoattack"],
@@ -65,6 +74,7 @@ RELIABLE = {
     "several_attacks": report_with(without("second_opinion", "converged"), protocol="reliable"),
     "autoattack": autoattacked(0),
     "autoattack_finds_one": autoattacked(1),
+    "search_alone_finds_one": closed_by(1),
     "nothing_attacked": report_with([], epsilons=[0.0], accuracies=[0.9]),
 }
 
@@ -146,9 +156,11 @@ def test_every_place_says_doubtful_and_why(kind, tmp_path, capsys):
     card = render_model_card(dataclasses.replace(report, metadata=facts))
     head, results = card.split("## Results")[0], card.split("## Results")[1]
     assert f"**Reliability: doubtful.** {reliability_sentence(report).partition('doubtful. ')[2]}\n" in head
-    # One way of measuring, or two where steps were doubled, the curve, and the two columns of the classes.
+    # One way of measuring, or two where steps were doubled, three with attacks of other kinds; the curve, and the two
+    # columns of the classes.
     marked = results.count(" (doubtful) |") - results.count("AutoAttack (doubtful) |")
-    assert marked == (5 if report.convergence else 4)
+    ways = 1 if not report.convergence else 3 if "closing" in report.convergence else 2
+    assert marked == ways + 3
     assert "# Robust image" not in card and "tamper with them" not in card
     robust = [each for each in ModelCard(card).data.eval_results if each.metric_type in ROBUST_SCORES]
     assert len(robust) == 2 and all("; doubtful)" in each.metric_name for each in robust)
