@@ -26,8 +26,7 @@ def make(make_trainer, make_model):
     """A trainer of a tiny network, by default under AutoLoRA without its rate rule."""
 
     def build(kind="resnet", seed=0, **changes):
-        model = make_model(kind, seed=seed)
-        return make_trainer(model if kind == "vit" else pretrained(model), **{**AUTOLORA, **QUICK, **changes})
+        return make_trainer(pretrained(make_model(kind, seed=seed)), **{**AUTOLORA, **QUICK, **changes})
 
     return build
 

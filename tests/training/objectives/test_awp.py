@@ -24,8 +24,7 @@ EVERY = pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.fixture
 def make(make_trainer, make_model):
     def build(kind="resnet", seed=0, **changes):
-        model = make_model(kind, seed=seed)
-        return make_trainer(model if kind == "vit" else pretrained(model), **{**QUICK, **changes})
+        return make_trainer(pretrained(make_model(kind, seed=seed)), **{**QUICK, **changes})
 
     return build
 

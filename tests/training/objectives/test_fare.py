@@ -26,8 +26,7 @@ BALL = ThreatModel("Linf", "8/255")
 @pytest.fixture
 def make(make_trainer, make_model):
     def build(kind="vit", seed=0, **changes):
-        model = make_model(kind, seed=seed)
-        return make_trainer(model if kind == "vit" else pretrained(model), **{**QUICK, **FARE, **changes})
+        return make_trainer(pretrained(make_model(kind, seed=seed)), **{**QUICK, **FARE, **changes})
 
     return build
 
