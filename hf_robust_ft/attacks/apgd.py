@@ -221,7 +221,8 @@ def apgd(
     Args:
         logits_fn: pixels (N, C, H, W) in [0, 1] -> logits (N, K), e.g. a `PixelClassifier`.
         pixels: float32 (N, C, H, W) in [0, 1]; not checked here, since that would wait for the device.
-        labels: int64 (N,), the classes to move away from.
+        labels: int64 (N,), the classes to move away from; with loss="ce" also float32 (N, K), shares of classes
+            (mixup), an image then being fooled where its largest one is not predicted.
         threat_model: the ball: Linf, L2, or L1 (with the sparse steps of arXiv 2103.01208).
         steps: gradient steps n.
         loss: a key of `hf_robust_ft.attacks.losses.LOSSES`: "ce", "dlr", "dlr_targeted"; for training also
@@ -272,9 +273,10 @@ def checked_ball(
         raise ValueError(
             f"pixels must be a float tensor (N, C, H, W) in [0, 1], got {pixels.dtype} of shape {tuple(pixels.shape)}."
         )
-    if labels.shape != pixels.shape[:1] or labels.is_floating_point():
+    shares = labels.ndim == 2 and labels.is_floating_point()
+    if labels.shape[:1] != pixels.shape[:1] or (not shares and (labels.ndim != 1 or labels.is_floating_point())):
         raise ValueError(
-            f"labels must be class indices of shape ({len(pixels)},), "
+            f"labels must be class indices of shape ({len(pixels)},), or shares of classes ({len(pixels)}, K), "
             f"got {labels.dtype} of shape {tuple(labels.shape)}."
         )
     if isinstance(eps, Tensor):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_robust_ft.attacks.balls import Ball
 from hf_robust_ft.attacks.larger_eps import eps_phases
-from hf_robust_ft.attacks.losses import AttackLoss, get_loss
+from hf_robust_ft.attacks.losses import AttackLoss, get_loss, likeliest
 from hf_robust_ft.attacks.step_rules import per_image, step_rule, take_rows
 
 # Powers of two, so that scaling changes no gradient's digits. Small ones would underflow in float16: GradScaler does
@@ -76,7 +76,7 @@ def evaluate_point(
         objective = loss.objective(judged, labels, targets)
         gradient = None if scale is None else torch.autograd.grad((objective * scale).sum(), x)[0]
     predictions = logits.detach().argmax(1)
-    return Point(x.detach(), objective.detach(), predictions != labels, predictions, gradient)
+    return Point(x.detach(), objective.detach(), predictions != likeliest(labels), predictions, gradient)
 
 
 def with_usable_gradient(point: Point, scale: Tensor) -> tuple[Point, Tensor]:

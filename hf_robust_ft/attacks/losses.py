@@ -15,13 +15,27 @@ def log_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None = N
 
     It has its maxima where cross-entropy has them, and gradients of the same direction. Cross-entropy's own gradient
     rounds to zero, or points the wrong way, where an image is classified with a margin above 17; this one does not.
+
+    Args:
+        logits: (N, K).
+        labels: (N,) classes, or float32 (N, K), each image's shares of classes, as mixup makes them.
     """
     logits = logits.float()
+    if labels.ndim == 2:
+        mixed = F.cross_entropy(logits, labels, reduction="none").clamp(min=_TINY).log()
+        # One class alone, where an image was mixed with one of its own: with its precision.
+        classes = likeliest(labels)
+        return torch.where(labels.amax(1) < 1, mixed, log_cross_entropy(logits, classes))
     is_label = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
     others = logits.masked_fill(is_label, -torch.inf).logsumexp(1)
     margin = others - logits.gather(1, labels[:, None])[:, 0]
     # Cross-entropy is softplus(margin), and log(softplus(m)) is m up to rounding below -15.
     return torch.where(margin < -15, margin, F.softplus(margin.clamp(min=-15)).log())
+
+
+def likeliest(labels: Tensor) -> Tensor:
+    """(N,) classes; of shares of classes (N, K) the largest."""
+    return labels.argmax(1) if labels.ndim == 2 else labels
 
 
 def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:

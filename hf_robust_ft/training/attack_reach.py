@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks import AttackResult
-from hf_robust_ft.attacks.losses import LOSSES
+from hf_robust_ft.attacks.losses import LOSSES, likeliest
 from hf_robust_ft.reporting.reach import LEAST, REACH, reach_sentence
 from hf_robust_ft.training.objectives.passes import logits_of
 from hf_robust_ft.training.remembered import remembered
@@ -52,7 +52,7 @@ class AttackReach(TrainerCallback, ExportableState):
 
         Args:
             outputs: the model's, in training mode, of the whole batch or of its last images.
-            labels: (N,) class indices.
+            labels: (N,) class indices, or shares of classes (N, K).
             attack_loss: what the attack climbed, a key of `LOSSES`.
         """
         attacked, self._attacked = self._attacked, None
@@ -64,7 +64,7 @@ class AttackReach(TrainerCallback, ExportableState):
             ce = LOSSES["ce"]
             found, seen = loss, ce.value(ce.objective(logits, labels))
         else:
-            found, seen = fooled.float(), (logits.argmax(1) != labels).float()
+            found, seen = fooled.float(), (logits.argmax(1) != likeliest(labels)).float()
         sums = torch.stack([found.sum(), seen.sum(), torch.ones_like(found).sum()])
         self._sums = sums if self._sums is None else self._sums + sums
 
