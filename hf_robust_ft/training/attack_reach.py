@@ -10,7 +10,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks import AttackResult
-from hf_robust_ft.attacks.losses import LOSSES, likeliest
+from hf_robust_ft.attacks.cross_entropy import likeliest
+from hf_robust_ft.attacks.losses import LOSSES
 from hf_robust_ft.reporting.reach import LEAST, REACH, reach_sentence
 from hf_robust_ft.training.objectives.passes import logits_of
 from hf_robust_ft.training.remembered import remembered
