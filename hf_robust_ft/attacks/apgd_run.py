@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_robust_ft.attacks.balls import Ball
 from hf_robust_ft.attacks.cross_entropy import likeliest
-from hf_robust_ft.attacks.dense_losses import labelled_pixels, right_pixels
+from hf_robust_ft.attacks.dense_losses import most_are_wrong, right_pixels
 from hf_robust_ft.attacks.larger_eps import eps_phases
 from hf_robust_ft.attacks.losses import AttackLoss, get_loss
 from hf_robust_ft.attacks.step_rules import per_image, step_rule, take_rows
@@ -87,8 +87,8 @@ def evaluate_point(
     if not loss.dense:
         return Point(x.detach(), objective.detach(), predictions != likeliest(labels), predictions, gradient)
     compared = objective.detach() if loss.compared is None else loss.compared(logits, labels)
-    right = right_pixels(predictions, labels)
-    return Point(x.detach(), compared, 2 * right < labelled_pixels(labels), predictions, gradient, right=right)
+    wrong, right = most_are_wrong(predictions, labels), right_pixels(predictions, labels)
+    return Point(x.detach(), compared, wrong, predictions, gradient, right=right)
 
 
 def with_usable_gradient(point: Point, scale: Tensor) -> tuple[Point, Tensor]:

@@ -35,6 +35,11 @@ def right_pixels(predictions: Tensor, labels: Tensor) -> Tensor:
     return (predictions == labels).sum((1, 2))  # no prediction is below 0
 
 
+def most_are_wrong(predictions: Tensor, labels: Tensor) -> Tensor:
+    """Whether less than half of the labelled pixels are right, (N,) bool: what counts as a fooled image."""
+    return 2 * right_pixels(predictions, labels) < labelled_pixels(labels)
+
+
 def labelled_pixels(labels: Tensor) -> Tensor:
     """How many pixels of labels (N, H, W) have one, (N,) int64."""
     return (labels >= 0).sum((1, 2))

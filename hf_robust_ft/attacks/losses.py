@@ -105,6 +105,11 @@ class AttackLoss:
     by_progress: bool = False
     compared: Callable[[Tensor, Tensor], Tensor] | None = None
 
+    @property
+    def reports_cross_entropy(self) -> bool:
+        """Whether the loss of an attack's result is cross-entropy, of the labels or of their mean over pixels."""
+        return self.name in ("ce", "pixel_ce") or self.compared is dense_losses.pixel_ce
+
     def check_logits(self, logits: Tensor, labels: Tensor) -> None:
         """Raise a ValueError for logits that are not of the loss's shape, or of too few classes."""
         if self.dense and (logits.ndim != 4 or logits.shape[2:] != labels.shape[1:]):
@@ -180,7 +185,12 @@ def check_measures(name: str) -> None:
             f"The loss {name!r} is for attacks in training: it moves answers, right or wrong, and looks for no errors. "
             f"Evaluate with loss={measuring_loss(name)!r}."
         )
+
+
+def check_of_images(name: str) -> None:
+    """Raise a ValueError for a loss of one label a pixel, where there is one an image."""
     if get_loss(name).dense:
         raise ValueError(
-            f"The loss {name!r} is of one label a pixel, and a classifier is evaluated by one an image: use loss='ce'."
+            f"The loss {name!r} is of one label a pixel, and a classifier has one an image: use loss='ce', or a model "
+            "of AutoModelForSemanticSegmentation."
         )

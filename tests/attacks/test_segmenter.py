@@ -4,14 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_segmenters import segformer, upernet
 from torch import nn
-from transformers import (
-    ConvNextConfig,
-    SegformerConfig,
-    SegformerForSemanticSegmentation,
-    UperNetConfig,
-    UperNetForSemanticSegmentation,
-)
+from transformers import SegformerForSemanticSegmentation
 
 from hf_robust_ft import APGD, PixelSpace, ThreatModel
 from hf_robust_ft.attacks import attack_mode, compile_attack
@@ -20,42 +15,9 @@ from hf_robust_ft.attacks.segmenter import PixelSegmenter
 SPACE = PixelSpace((0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
 
 
-def segformer(num_labels: int = 4) -> SegformerForSemanticSegmentation:
-    torch.manual_seed(0)
-    config = SegformerConfig(
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        sr_ratios=[2, 1],
-        hidden_sizes=[8, 16],
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        num_attention_heads=[1, 2],
-        mlp_ratios=[2, 2],
-        decoder_hidden_size=16,
-        num_labels=num_labels,
-    )
-    return SegformerForSemanticSegmentation(config).eval()
-
-
-def upernet(num_labels: int = 4) -> UperNetForSemanticSegmentation:
-    torch.manual_seed(0)
-    backbone = ConvNextConfig(
-        hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_features=["stage1", "stage2", "stage3", "stage4"]
-    )
-    config = UperNetConfig(
-        backbone_config=backbone,
-        hidden_size=16,
-        auxiliary_channels=8,
-        auxiliary_in_channels=16,
-        num_labels=num_labels,
-        pool_scales=[1, 2],
-    )
-    return UperNetForSemanticSegmentation(config).eval()
-
-
 @pytest.fixture(params=[segformer, upernet], ids=["segformer", "upernet"])
 def model(request):
-    return request.param()
+    return request.param().eval()
 
 
 @pytest.fixture
@@ -117,7 +79,7 @@ def test_the_attack_on_a_segmenter_is_one_graph():
     import torch._dynamo
 
     torch._dynamo.reset()
-    model = upernet()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GELU(), nn.Conv2d(8, 4, 1)).eval()
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, 4, (2, 16, 16), generator=torch.Generator().manual_seed(1))
     attack, threat_model = APGD(steps=2, loss="segpgd", random_start=False, select="fooled"), ThreatModel("Linf", 0.1)
