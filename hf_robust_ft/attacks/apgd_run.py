@@ -176,6 +176,7 @@ class ApgdRun:
         is_last = self.steps_in_phase == self.phases[0].steps
         x = self.rule.propose(self.phase_ball, self.current.x, self.current.gradient, self.previous_x)
         self.previous_x, previous_loss = self.current.x, self.current.loss
+        self.current = replace(self.current, gradient=None)  # else one gradient more would be alive at the peak
         scale = None if is_last else self.scale
         self.current = evaluate_point(self.logits_fn, x, self.labels, self.loss, self._aim, scale)
         if not is_last:
