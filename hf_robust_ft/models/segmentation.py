@@ -1,5 +1,6 @@
 """A Hub id, a folder or a short name -> a plain transformers segmentation model and its image processor."""
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -19,11 +20,13 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+from transformers.utils import cached_file
 
 from hf_robust_ft.models.backbones import BACKBONES
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS, EfficientNetLite, load_in_order
 from hf_robust_ft.models.heads import class_labels, replaces_head
 from hf_robust_ft.models.loading import check_there, verified
+from hf_robust_ft.models.open_clip_checkpoints import PREFIX
 from hf_robust_ft.models.trust import SAFETENSORS, no_code, refusals_explained
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.class_names import class_names
@@ -32,17 +35,30 @@ HEADS = ("auto", "new", "keep")
 STAGES = [1, 2, 3]  # of EfficientNet-Lite: maps of stride 4, 8 and 16
 WIDTH = 48  # channels of the embedded model's head
 
+KNOWN = frozenset(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.values())
+
 logger = logging.getLogger(__name__)
 
 
-def segments(model_id: str) -> bool:
-    """Whether a local checkpoint's config names a model for semantic segmentation."""
+def segments(model_id: str, revision: str | None = None) -> bool:
+    """Whether a checkpoint's config names a model for semantic segmentation; not where no config is to be had.
+
+    Args:
+        model_id: a folder or Hub id; of short names and timm's nothing is read.
+        revision: of the Hub id.
+    """
     folder = os.path.expanduser(model_id)
-    if not os.path.isfile(os.path.join(folder, "config.json")):
+    if not os.path.isdir(folder) and ("/" not in model_id or model_id.startswith(("timm/", PREFIX))):
         return False
-    config = AutoConfig.from_pretrained(folder)
-    known = set(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.values())
-    return any(name in known for name in config.architectures or ())
+    quiet = ("missing_entries", "connection_errors", "gated_repo")
+    options = {f"_raise_exceptions_for_{each}": False for each in quiet}
+    try:
+        path = cached_file(folder, "config.json", revision=revision, **options)
+        with open(path or os.devnull, encoding="utf-8") as file:
+            named = json.load(file).get("architectures") or ()
+    except (OSError, ValueError, AttributeError):  # loading tells what is wrong with it
+        return False
+    return not KNOWN.isdisjoint(named)
 
 
 def load_segmentation_model(
@@ -120,7 +136,7 @@ def _embedded(
     model = UperNetForSemanticSegmentation(config)
     features, saved = model.backbone._backbone, whole.state_dict()
     features.load_state_dict({name: saved[name] for name in features.state_dict()}, strict=True)
-    _draw_head(model.decode_head)
+    _draw_head(model)
     template, side = whole.pretrained_cfg, image_size or spec.image_size
     processor = SegformerImageProcessor(
         size={"height": side, "width": side}, image_mean=list(template["mean"]), image_std=list(template["std"])
@@ -128,15 +144,27 @@ def _embedded(
     return model.eval(), processor
 
 
-def _draw_head(head: nn.Module) -> None:
-    """Weights under which activations keep their scale though BatchNorm stands still at mean 0 and variance 1.
+def _draw_head(model: UperNetForSemanticSegmentation) -> None:
+    """A decoder whose activations keep their scale, and whose BatchNorm knows it before the first step.
 
-    transformers draws them with std 0.02, from which a head learns only where BatchNorm rescales by the batch.
+    transformers draws weights with std 0.02 and leaves BatchNorm to the first batches of training, which robust
+    training does not let it (`batch_norm: frozen`): here its statistics are those of random textures.
     """
+    head = model.decode_head
     for module in head.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over all that it sees
     nn.init.normal_(head.classifier.weight, std=0.01)
+    coarse = torch.randn(32, 3, 8, 8)
+    model.eval()
+    head.train()
+    with torch.no_grad():
+        model(nn.functional.interpolate(coarse, size=64, mode="bicubic"))
+    for module in head.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1
 
 
 def _from_hub(model_id: str, labels: dict[str, Any], head: str, options: dict[str, Any]) -> PreTrainedModel:
