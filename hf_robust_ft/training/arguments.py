@@ -52,7 +52,8 @@ class AdversarialTrainingArguments(
     attack_loss: str = field(
         default="ce",
         metadata={
-            "help": "Loss that the attacks climb: ce, dlr, dlr_targeted; kl, features (evaluation then takes ce).",
+            "help": "Loss that the attacks climb: ce, dlr, dlr_targeted; kl, features (evaluation then takes ce). "
+            "Of one label a pixel: pixel_ce (which ce is there), segpgd, masked_ce, ...",
             "affects": ("weights", "measurement"),
             "stated": "always",
         },
@@ -234,4 +235,7 @@ class AdversarialTrainingArguments(
 
 def is_robust_metric(name: str | None) -> bool:
     """Whether a metric of `evaluate()`, of any of several data sets, is measured under attack."""
-    return (name or "").endswith(("adversarial_accuracy", "expected_robustness"))
+    return (name or "").endswith(
+        ("adversarial_accuracy", "expected_robustness", "adversarial_pixel_accuracy", "expected_pixel_accuracy",
+         "adversarial_mean_iou", "expected_mean_iou")
+    )  # fmt: skip

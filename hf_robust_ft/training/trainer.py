@@ -20,7 +20,6 @@ from hf_robust_ft.training.compiled_model import model_for_attack
 from hf_robust_ft.training.objectives import Passes
 from hf_robust_ft.training.objectives.structures import step_objective
 from hf_robust_ft.training.pixel_space_sources import find_pixel_space
-from hf_robust_ft.training.robust_evaluation import RobustEvaluation
 from hf_robust_ft.training.tuning.batch_norm import BatchNormPolicy
 
 
@@ -59,8 +58,8 @@ class AdversarialTrainer(BaseTrainer):
         args = checks.checked_args(args)
         data = [train_dataset, *checks.datasets_of(eval_dataset)]
         self.pixel_space = find_pixel_space(pixel_space, processing_class, model, data, data_collator)
-        checks.check_data(args, data, eval_dataset, data_collator, compute_metrics)
-        self.evaluation: RobustEvaluation | None = None  # the one under way
+        checks.check_data(args, model, data, eval_dataset, data_collator)
+        self.evaluation: Any = None  # the one under way
         super().__init__(
             model=model,
             args=args,
@@ -77,7 +76,8 @@ class AdversarialTrainer(BaseTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         compiled = partial(model_for_attack, accelerator=self.accelerator)
-        self.adversary = Adversary(self.pixel_space, self.label_names, compiled, is_sharded=self.is_fsdp_enabled)
+        sharded = self.is_fsdp_enabled
+        self.adversary = Adversary(self.pixel_space, self.label_names, compiled, is_sharded=sharded, task=self.task)
         checks.check_built(self, train_dataset, eval_dataset)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -121,7 +121,7 @@ class AdversarialTrainer(BaseTrainer):
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
         if description != "Prediction":  # predict() returns the model's own predictions and nothing more
-            self.evaluation = RobustEvaluation(self, dataloader)
+            self.evaluation = self.task.evaluation(self, dataloader)
         try:
             with random_state_kept():  # how often is evaluated has no say in the training that goes on
                 loop = super().evaluation_loop

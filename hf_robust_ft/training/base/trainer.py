@@ -26,6 +26,7 @@ from hf_robust_ft.training.objectives.structures import extended, structure_call
 from hf_robust_ft.training.objectives.teacher import teacher_of
 from hf_robust_ft.training.probed_head import check_starts_from_probe
 from hf_robust_ft.training.readable_logs import print_readable_eps
+from hf_robust_ft.training.tasks import Task, task_of
 
 
 class BaseTrainer(SelectingTrainer):
@@ -48,6 +49,11 @@ class BaseTrainer(SelectingTrainer):
 
     def _extended(self, model: nn.Module, args: Any) -> nn.Module:
         return extended(model, args)
+
+    @property
+    def task(self) -> Task:
+        """What the model's class says a label is."""
+        return task_of(self.model)
 
     def callback_of(self, kind: type[TrainerCallback]) -> Any:
         """The live callback of a kind, or None. Resuming may rebuild callbacks, so it is looked up each time."""
@@ -141,7 +147,7 @@ class BaseTrainer(SelectingTrainer):
 
     def note_loss(self, loss: Loss, labels: Tensor | None) -> None:
         """What the objective made of the batch."""
-        self.callback_of(AttackReach).see(loss.outputs, labels, self.args.attack_loss)
+        self.callback_of(AttackReach).see(loss.outputs, labels, self.args.attack_loss, self.task)
         batches = getattr(self, "current_gradient_accumulation_steps", 1)  # none is known outside of train()
         is_scaled = self.compute_loss_func is not None  # by the user's function, as a rule
         self.callback_of(LossParts).add(loss.parts, 1.0 if is_scaled else 1 / batches)
