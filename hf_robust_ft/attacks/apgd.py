@@ -69,9 +69,10 @@ class AttackResult:
 
     Attributes:
         adversarial: (N, C, H, W) float32 pixels in [0, 1], inside the ball.
-        fooled: (N,) bool, whether `adversarial` is misclassified.
-        loss: (N,) float32, the attack loss at `adversarial`; a targeted loss, towards the best target class.
-        predictions: (N,) int64, the class predicted for `adversarial`.
+        fooled: (N,) bool, whether `adversarial` is misclassified; of one label a pixel, in most of the labelled ones.
+        loss: (N,) float32, the attack loss at `adversarial`; a targeted loss, towards the best target class; one that
+            counts only some of the pixels, the mean cross-entropy of all.
+        predictions: (N,) int64, the class predicted for `adversarial`; of one label a pixel, (N, H, W).
     """
 
     adversarial: Tensor
@@ -128,7 +129,7 @@ class APGD:
         generator: torch.Generator | None = None,
     ) -> AttackResult:
         """Attack `pixels` (N, C, H, W) in [0, 1]; see `apgd`."""
-        ball = checked_ball(pixels, labels, threat_model, eps)
+        ball = checked_ball(pixels, labels, threat_model, eps, dense=get_loss(self.loss).dense)
         self.check_start(start)
         if ball is None:
             loss = "dlr" if get_loss(self.loss).targeted else self.loss  # there is no class to aim at
@@ -219,23 +220,27 @@ def apgd(
     non-zero. At eps = 0 the images come back as they are, for one forward.
 
     Args:
-        logits_fn: pixels (N, C, H, W) in [0, 1] -> logits (N, K), e.g. a `PixelClassifier`.
+        logits_fn: pixels (N, C, H, W) in [0, 1] -> logits (N, K), e.g. a `PixelClassifier`; with a dense loss
+            (N, K, H', W'), e.g. a `PixelSegmenter`.
         pixels: float32 (N, C, H, W) in [0, 1]; not checked here, since that would wait for the device.
-        labels: int64 (N,), the classes to move away from.
+        labels: int64 (N,), the classes to move away from; with loss="ce" also float32 (N, K), shares of classes
+            (mixup), an image then being fooled where its largest one is not predicted.
+            With a dense loss (N, H', W'), below 0 where none counts.
         threat_model: the ball: Linf, L2, or L1 (with the sparse steps of arXiv 2103.01208).
         steps: gradient steps n.
         loss: a key of `hf_robust_ft.attacks.losses.LOSSES`: "ce", "dlr", "dlr_targeted"; for training also
             "kl", the divergence from the clean image's answer (one forward more), and "features" (objective fare).
+            Dense, of one label a pixel: those of `attacks.dense_losses`, as "pixel_ce".
         random_start: start from a random point of the ball instead of the image itself.
         restarts: independent runs, of which each image keeps its worst case (only useful with `random_start`).
         select: "loss" returns the point of highest loss visited, as training wants; "fooled" prefers misclassified
-            points over any others, as AutoAttack does and evaluation wants.
+            points over any others, as AutoAttack does and evaluation wants; of one label a pixel, fewest right ones.
         num_targets: of a targeted loss, how many of the likeliest wrong classes to aim at, one run each; with K
             classes at most K - 1.
         larger_eps: spend 0.3 of the steps in a ball of 3 eps and 0.3 in one of 2 eps, each phase beginning at the
             projection of the last one's best point (arXiv 2103.01208; AutoAttack's setting under L1). For 2 forwards
             more, much stronger under L1, where plain steps from the image seldom find the few pixels that matter.
-            Below 4 steps there are no such phases.
+            Below 4 steps there are no such phases. With a dense loss the balls are 2 and 1.5 eps (arXiv 2306.12941).
         eps: radius in pixel units of [0, 1] in place of the threat model's, or one per image as a tensor (N,).
         start: an earlier find to go on from instead of the image, (N, C, H, W); projected on the ball, left with
             steps of eps / 2. Not with `random_start` or `larger_eps`.
@@ -261,9 +266,14 @@ def apgd(
 
 
 def checked_ball(
-    pixels: Tensor, labels: Tensor, threat_model: ThreatModel, eps: float | Tensor | None = None
+    pixels: Tensor,
+    labels: Tensor,
+    threat_model: ThreatModel,
+    eps: float | Tensor | None = None,
+    *,
+    dense: bool = False,
 ) -> Ball | None:
-    """The ball to search, or None where its radius is 0.
+    """The ball to search, or None where its radius is 0; with `dense`, labels are one a pixel.
 
     Raises:
         ValueError: shapes, types or a radius that do not make sense.
@@ -272,10 +282,15 @@ def checked_ball(
         raise ValueError(
             f"pixels must be a float tensor (N, C, H, W) in [0, 1], got {pixels.dtype} of shape {tuple(pixels.shape)}."
         )
-    if labels.shape != pixels.shape[:1] or labels.is_floating_point():
+    if dense:
+        shape, fits = f"({len(pixels)}, H, W), one a pixel", labels.ndim == 3 and not labels.is_floating_point()
+    elif labels.ndim == 2:
+        shape, fits = f"({len(pixels)},), or shares of classes ({len(pixels)}, K)", labels.is_floating_point()
+    else:
+        shape, fits = f"({len(pixels)},)", labels.ndim == 1 and not labels.is_floating_point()
+    if not fits or len(labels) != len(pixels):
         raise ValueError(
-            f"labels must be class indices of shape ({len(pixels)},), "
-            f"got {labels.dtype} of shape {tuple(labels.shape)}."
+            f"labels must be class indices of shape {shape}, got {labels.dtype} of shape {tuple(labels.shape)}."
         )
     if isinstance(eps, Tensor):
         if eps.shape != pixels.shape[:1]:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from hf_robust_ft.attacks.balls import Ball
+from hf_robust_ft.attacks.cross_entropy import likeliest
+from hf_robust_ft.attacks.dense_losses import most_are_wrong, right_pixels
 from hf_robust_ft.attacks.larger_eps import eps_phases
 from hf_robust_ft.attacks.losses import AttackLoss, get_loss
 from hf_robust_ft.attacks.step_rules import per_image, step_rule, take_rows
@@ -22,10 +24,11 @@ LARGEST_SCALE = 2.0**15
 
 @dataclass
 class Point:
-    """One point per image and what the model said of it; `loss` is the objective, `gradient` None where not needed.
+    """One point per image and what the model said of it; `loss` is what is compared, `gradient` None where not needed.
 
     The gradient is known up to a positive factor per image, which no step rule depends on. `usable` tells where it
-    neither overflowed nor vanished in float16.
+    neither overflowed nor vanished in float16. Of one label a pixel, `predictions` are (N, H, W), `right` counts the
+    right ones (N,) and `fooled` tells where they are less than half.
     """
 
     x: Tensor
@@ -34,12 +37,15 @@ class Point:
     predictions: Tensor
     gradient: Tensor | None = None
     usable: Tensor | None = None
+    right: Tensor | None = None
 
     def is_better_than(self, other: "Point", select: str) -> Tensor:
-        """(N,) bool: a higher loss, or first of all misclassified where `select` is "fooled"."""
+        """(N,) bool: a higher loss, or first of all misclassified (fewest right pixels) where `select` is "fooled"."""
         higher = self.loss > other.loss
         if select == "loss":
             return higher
+        if self.right is not None:
+            return (self.right < other.right) | ((self.right == other.right) & higher)
         return (self.fooled & ~other.fooled) | ((self.fooled == other.fooled) & higher)
 
 
@@ -53,9 +59,10 @@ def keep_better(old: Point, new: Point, better: Tensor) -> Point:
         torch.where(per_image(better, old.x), new.x, old.x),
         torch.where(better, new.loss, old.loss),
         torch.where(better, new.fooled, old.fooled),
-        torch.where(better, new.predictions, old.predictions),
+        torch.where(per_image(better, old.predictions), new.predictions, old.predictions),
         gradient,
         usable,
+        None if old.right is None else torch.where(better, new.right, old.right),
     )
 
 
@@ -64,19 +71,24 @@ def evaluate_point(
     x: Tensor,
     labels: Tensor,
     loss: AttackLoss,
-    targets: Tensor | None = None,
+    targets: Tensor | float | None = None,
     scale: Tensor | None = None,
 ) -> Point:
     """Evaluate the model at `x`; with a loss scale (N,), also the scaled gradient."""
     with torch.set_grad_enabled(scale is not None):
         x = x.detach().requires_grad_(scale is not None)
         logits = logits_fn(x)
-        loss.check_num_classes(logits.shape[1])
+        loss.check_logits(logits, labels)
         judged = logits_fn.features if loss.of_features else logits
         objective = loss.objective(judged, labels, targets)
         gradient = None if scale is None else torch.autograd.grad((objective * scale).sum(), x)[0]
-    predictions = logits.detach().argmax(1)
-    return Point(x.detach(), objective.detach(), predictions != labels, predictions, gradient)
+    logits = logits.detach()
+    predictions = logits.argmax(1)
+    if not loss.dense:
+        return Point(x.detach(), objective.detach(), predictions != likeliest(labels), predictions, gradient)
+    compared = objective.detach() if loss.compared is None else loss.compared(logits, labels)
+    wrong, right = most_are_wrong(predictions, labels), right_pixels(predictions, labels)
+    return Point(x.detach(), compared, wrong, predictions, gradient, right=right)
 
 
 def with_usable_gradient(point: Point, scale: Tensor) -> tuple[Point, Tensor]:
@@ -100,7 +112,7 @@ class ApgdRun:
         config: an `APGD`: its `steps`, `loss`, `select` and `larger_eps`.
         logits_fn: pixels -> logits.
         ball: what the result must lie in.
-        labels: (N,).
+        labels: (N,), or (N, H, W) of one a pixel.
         start: (N, C, H, W), inside the first phase's ball; with `larger_eps`, the image itself or a random point.
         targets: (N,) classes to aim at, for a targeted loss; what to compare with (N, K), for one that does.
         warm: whether `start` is an earlier find (the sparse steps of L1 then begin with its support).
@@ -126,7 +138,8 @@ class ApgdRun:
         self.chosen: Point | None = None
         if len(self.phases) > 1 and config.random_start:  # whose start lies outside the ball: nothing is found yet
             nothing = torch.full_like(self.scale, -torch.inf)
-            self.chosen = Point(ball.center, nothing, torch.zeros_like(labels, dtype=torch.bool), labels)
+            right = torch.full_like(self.scale, labels[0].numel() + 1, dtype=torch.int64) if self.loss.dense else None
+            self.chosen = Point(ball.center, nothing, torch.zeros_like(nothing, dtype=torch.bool), labels, right=right)
         self._begin(start, warm, first)
 
     def _begin(self, start: Tensor, warm: bool, first: Point | None = None) -> None:
@@ -134,7 +147,7 @@ class ApgdRun:
         factor, steps = self.phases[0]
         self.phase_ball, self.steps_in_phase = self.ball.scaled(factor), 0
         if first is None:
-            first = evaluate_point(self.logits_fn, start, self.labels, self.loss, self.targets, self.scale)
+            first = evaluate_point(self.logits_fn, start, self.labels, self.loss, self._aim, self.scale)
         self.current, self.scale = with_usable_gradient(first, self.scale)
         self.best = self.current
         self.previous_x: Tensor | None = None
@@ -145,6 +158,11 @@ class ApgdRun:
     def result(self) -> Point:
         """The point that the configuration selects."""
         return self.chosen if self._chooses else self.best
+
+    @property
+    def _aim(self) -> Tensor | float | None:
+        """What the objective is given beside logits and labels."""
+        return self.steps_in_phase / self.phases[0].steps if self.loss.by_progress else self.targets
 
     @property
     def _chooses(self) -> bool:
@@ -158,8 +176,9 @@ class ApgdRun:
         is_last = self.steps_in_phase == self.phases[0].steps
         x = self.rule.propose(self.phase_ball, self.current.x, self.current.gradient, self.previous_x)
         self.previous_x, previous_loss = self.current.x, self.current.loss
+        self.current = replace(self.current, gradient=None)  # else one gradient more would be alive at the peak
         scale = None if is_last else self.scale
-        self.current = evaluate_point(self.logits_fn, x, self.labels, self.loss, self.targets, scale)
+        self.current = evaluate_point(self.logits_fn, x, self.labels, self.loss, self._aim, scale)
         if not is_last:
             self.current, self.scale = with_usable_gradient(self.current, scale)
         self.best = keep_better(self.best, self.current, self.current.loss > self.best.loss)

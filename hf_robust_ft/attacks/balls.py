@@ -40,7 +40,7 @@ class Ball:
         radius = self._radius[index] if isinstance(self._radius, Tensor) else self._radius
         return type(self)(self.center[index], radius)
 
-    def scaled(self, factor: int) -> "Ball":
+    def scaled(self, factor: float) -> "Ball":
         """The balls of `factor` times the radius."""
         return self if factor == 1 else type(self)(self.center, self._radius * factor)
 

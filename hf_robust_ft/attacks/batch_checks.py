@@ -15,11 +15,17 @@ OVERSHOOT = 0.5  # bicubic and lanczos kernels pass white and black by less
 
 
 def check_batch(
-    batch: Any, pixel_space: PixelSpace, num_labels: int | None = None, *, first: int | None = None
+    batch: Any,
+    pixel_space: PixelSpace,
+    num_labels: int | None = None,
+    *,
+    first: int | None = None,
+    labels: Callable[..., None] | None = None,
 ) -> None:
     """Raise a ValueError naming what is wrong with a batch of `pixel_values` (N, C, H, W) and `labels` (N,).
 
     Images are named by their index in the batch; with `first`, the index of the batch's first, by that in the data.
+    Labels of another kind are checked by `labels` in place of `check_labels`.
     """
     keys = list(batch) if isinstance(batch, Mapping) else None
     if keys is None or not {"pixel_values", "labels"} <= set(keys):
@@ -29,18 +35,23 @@ def check_batch(
             "data_collator that stacks them (with a lazy transform also remove_unused_columns=False)."
         )
     check_pixel_values(batch["pixel_values"], pixel_space, first)
-    check_labels(batch["labels"], len(batch["pixel_values"]), num_labels, first)
+    (labels or check_labels)(batch["labels"], len(batch["pixel_values"]), num_labels, first)
 
 
 def check_first_batch(
-    batch: Any, pixel_space: PixelSpace, num_labels: int | None = None, *, first: int | None = None
+    batch: Any,
+    pixel_space: PixelSpace,
+    num_labels: int | None = None,
+    *,
+    first: int | None = None,
+    labels: Callable[..., None] | None = None,
 ) -> None:
     """As `check_batch`, and whether the images are normalised by the stated map, which all of a data set's are or not.
 
     Raises:
         ValueError: as `check_batch` and `check_normalisation` do.
     """
-    check_batch(batch, pixel_space, num_labels, first=first)
+    check_batch(batch, pixel_space, num_labels, first=first, labels=labels)
     check_normalisation(batch["pixel_values"], pixel_space)
 
 
@@ -59,11 +70,11 @@ def check_pixel_values(pixel_values: Tensor, pixel_space: PixelSpace, first: int
     per_image = pixels.flatten(1)
     finite = per_image.isfinite().all(1)
     if not finite.all():
-        raise ValueError(f"pixel_values of {_image(~finite, first)} are NaN or infinite.")
+        raise ValueError(f"pixel_values of {name_image(~finite, first)} are NaN or infinite.")
     tolerance = pixel_space.tolerance(pixel_values.dtype)
     outside = (per_image.amin(1) < -tolerance) | (per_image.amax(1) > 1 + tolerance)
     if outside.any():
-        raise ValueError(_out_of_range(pixels, pixel_space, tolerance, _image(outside, first)))
+        raise ValueError(_out_of_range(pixels, pixel_space, tolerance, name_image(outside, first)))
 
 
 def _out_of_range(pixels: Tensor, pixel_space: PixelSpace, tolerance: float, image: str) -> str:
@@ -96,6 +107,8 @@ def check_labels(labels: Tensor, num_images: int, num_labels: int | None = None,
     """Raise a ValueError unless `labels` is an integer tensor (N,) with values in 0..K-1."""
     if not isinstance(labels, Tensor) or labels.shape != (num_images,) or labels.dtype != torch.int64:
         got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        if isinstance(labels, Tensor) and labels.ndim >= 3:
+            got += ", as masks are: for these load the model with AutoModelForSemanticSegmentation"
         raise ValueError(
             f"labels must be one class index an image, int64 of shape ({num_images},); got {got}. "
             "Cast whole numbers with .long(); shares of classes (mixup, CutMix) have no one class to attack: leave the "
@@ -106,12 +119,12 @@ def check_labels(labels: Tensor, num_images: int, num_labels: int | None = None,
         count = "K" if num_labels is None else num_labels
         raise ValueError(
             f"labels must be class indices in 0..{count}-1, got {int(labels[bad][0])} "
-            f"({_image(bad, first)}). Unlabelled images (-1, -100) cannot be attacked: filter them out; for a "
+            f"({name_image(bad, first)}). Unlabelled images (-1, -100) cannot be attacked: filter them out; for a "
             "wrong class count load the model with num_labels=<number of classes> and ignore_mismatched_sizes=True."
         )
 
 
-def _image(bad: Tensor, first: int | None) -> str:
+def name_image(bad: Tensor, first: int | None) -> str:
     """The first of the bad images (N,) bool, by name."""
     index = int(bad.nonzero()[0])
     return f"image {index} of the batch" if first is None else f"image {first + index} of the data"
@@ -127,8 +140,9 @@ class CheckedCollator:
     collate: Callable[[list], Any]
     pixel_space: PixelSpace
     num_labels: int | None = None
+    labels: Callable[..., None] | None = None
 
     def __call__(self, examples: list) -> Any:
         batch = self.collate(examples)
-        check_batch(batch, self.pixel_space, self.num_labels)
+        check_batch(batch, self.pixel_space, self.num_labels, labels=self.labels)
         return batch

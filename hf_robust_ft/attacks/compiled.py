@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hf_robust_ft.attacks.apgd import APGD, AttackResult, LogitsFn, as_result, checked_ball, single_run
 from hf_robust_ft.attacks.apgd_run import Point, keep_better
+from hf_robust_ft.attacks.losses import get_loss
 from hf_robust_ft.attacks.threat_model import ThreatModel
 
 
@@ -43,7 +44,7 @@ def compile_attack(
         eps: float | Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> AttackResult:
-        ball = checked_ball(pixels, labels, threat_model, eps)
+        ball = checked_ball(pixels, labels, threat_model, eps, dense=get_loss(attack.loss).dense)
         if ball is None:
             return attack(logits_fn, pixels, labels, threat_model, eps=0.0)
         radii = ball.eps.flatten().expand(len(pixels)).contiguous()

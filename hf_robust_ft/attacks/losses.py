@@ -1,4 +1,7 @@
-"""What an attack climbs: objectives of logits (N, K) and labels (N,), one value (N,) an image."""
+"""What an attack climbs: objectives of logits (N, K) and labels (N,), one value (N,) an image.
+
+Those of one label a pixel stand in `dense_losses`, and in the same table.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,21 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_robust_ft.attacks import dense_losses
+from hf_robust_ft.attacks.cross_entropy import log_cross_entropy
+
 _TINY = 1e-12  # in denominators: logits that are all equal must not divide by zero
-
-
-def log_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """The logarithm of cross-entropy, in float32 whatever the precision of the logits.
-
-    It has its maxima where cross-entropy has them, and gradients of the same direction. Cross-entropy's own gradient
-    rounds to zero, or points the wrong way, where an image is classified with a margin above 17; this one does not.
-    """
-    logits = logits.float()
-    is_label = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
-    others = logits.masked_fill(is_label, -torch.inf).logsumexp(1)
-    margin = others - logits.gather(1, labels[:, None])[:, 0]
-    # Cross-entropy is softplus(margin), and log(softplus(m)) is m up to rounding below -15.
-    return torch.where(margin < -15, margin, F.softplus(margin.clamp(min=-15)).log())
 
 
 def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -87,14 +79,19 @@ class AttackLoss:
     Attributes:
         name: its key in `LOSSES`.
         objective: (logits, labels, targets) -> (N,), what is compared and differentiated; `targets` are classes (N,),
-            or with `needs_reference` what is compared with, as the logarithm of the clean images' probabilities (N, K).
-        value: objective -> the loss as it is reported, an increasing function.
+            or with `needs_reference` what is compared with, as the logarithm of the clean images' probabilities (N, K),
+            or with `by_progress` the share of the steps that are done.
+        value: what is compared -> the loss as it is reported, an increasing function.
         targeted: whether the objective needs target classes.
         needs_reference: whether it compares with the clean image's answer: for training, where no label decides what
             counts. At the clean image it has no gradient, so such an attack starts elsewhere.
         of_features: whether it is of the features (N, D) that the head makes the logits of, in their place, compared
             with others (N, D); then the function that is attacked has both as its `features` and `reference`.
         min_classes: how many classes it is defined for at least.
+        dense: whether logits are (N, K, H, W) and labels (N, H, W), below 0 where a pixel counts nowhere.
+        by_progress: whether it changes from step to step.
+        compared: (logits, labels) -> (N,), what points are compared by where that is not the objective: one that
+            leaves out what is already wrong falls with each success.
     """
 
     name: str
@@ -104,6 +101,29 @@ class AttackLoss:
     needs_reference: bool = False
     of_features: bool = False
     min_classes: int = 2
+    dense: bool = False
+    by_progress: bool = False
+    compared: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    @property
+    def reports_cross_entropy(self) -> bool:
+        """Whether the loss of an attack's result is cross-entropy, of the labels or of their mean over pixels."""
+        return self.name in ("ce", "pixel_ce") or self.compared is dense_losses.pixel_ce
+
+    def check_logits(self, logits: Tensor, labels: Tensor) -> None:
+        """Raise a ValueError for logits that are not of the loss's shape, or of too few classes."""
+        if self.dense and (logits.ndim != 4 or logits.shape[2:] != labels.shape[1:]):
+            raise ValueError(
+                f"The loss {self.name!r} is of one label a pixel, (N, K, H, W) logits of (N, H, W) labels; got logits "
+                f"{tuple(logits.shape)} of labels {tuple(labels.shape)}. PixelSegmenter(model, pixel_space, "
+                "size=labels.shape[1:]) makes them so; for a classifier use loss='ce'."
+            )
+        if not self.dense and logits.ndim != 2:
+            raise ValueError(
+                f"The loss {self.name!r} is of one label an image, and these logits are {tuple(logits.shape)}: use "
+                "loss='pixel_ce' for a segmentation model."
+            )
+        self.check_num_classes(logits.shape[1])
 
     def check_num_classes(self, num_classes: int) -> None:
         """Raise a ValueError if the loss is undefined for so few classes."""
@@ -122,6 +142,18 @@ LOSSES: dict[str, AttackLoss] = {
         AttackLoss("dlr_targeted", dlr_targeted, targeted=True, min_classes=3),
         AttackLoss("kl", kl_from_clean, needs_reference=True),
         AttackLoss("features", features_from_reference, needs_reference=True, of_features=True),
+        *(
+            AttackLoss(name, objective, torch.exp, dense=True, by_progress=name == "segpgd", compared=compared)
+            for name, objective, compared in (
+                ("pixel_ce", dense_losses.pixel_ce, None),
+                ("segpgd", dense_losses.segpgd, dense_losses.pixel_ce),
+                ("masked_ce", dense_losses.masked_ce, dense_losses.pixel_ce),
+                ("masked_ce_balanced", dense_losses.masked_ce_balanced, dense_losses.pixel_ce),
+                ("js", dense_losses.js, dense_losses.pixel_ce),
+            )
+        ),
+        AttackLoss("masked_spherical", dense_losses.masked_spherical, dense=True),
+        AttackLoss("pixel_kl", dense_losses.pixel_kl, needs_reference=True, dense=True),
     )
 }
 
@@ -141,8 +173,9 @@ def get_loss(name: str) -> AttackLoss:
 
 
 def measuring_loss(name: str) -> str:
-    """What stands in for a training attack's loss where errors are looked for: "ce" for one that no label decides."""
-    return "ce" if get_loss(name).needs_reference else name
+    """What stands in for a training attack's loss where errors are looked for: cross-entropy for one of no label."""
+    loss = get_loss(name)
+    return name if not loss.needs_reference else "pixel_ce" if loss.dense else "ce"
 
 
 def check_measures(name: str) -> None:
@@ -151,4 +184,13 @@ def check_measures(name: str) -> None:
         raise ValueError(
             f"The loss {name!r} is for attacks in training: it moves answers, right or wrong, and looks for no errors. "
             f"Evaluate with loss={measuring_loss(name)!r}."
+        )
+
+
+def check_of_images(name: str) -> None:
+    """Raise a ValueError for a loss of one label a pixel, where there is one an image."""
+    if get_loss(name).dense:
+        raise ValueError(
+            f"The loss {name!r} is of one label a pixel, and a classifier has one an image: use loss='ce', or a model "
+            "of AutoModelForSemanticSegmentation."
         )

@@ -57,9 +57,9 @@ def extract_logits(outputs: Any) -> Tensor:
     return logits
 
 
-def _of_tuple(outputs: tuple | list) -> Tensor | None:
+def _of_tuple(outputs: tuple | list, dimensions: int = 2) -> Tensor | None:
     tensors = [entry for entry in outputs if isinstance(entry, Tensor)]
-    candidates = [tensor for tensor in tensors if tensor.ndim == 2]
+    candidates = [tensor for tensor in tensors if tensor.ndim == dimensions]
     if len(candidates) > 1:
         shapes = ", ".join(str(tuple(each.shape)) for each in candidates)
         raise ValueError(
@@ -67,3 +67,30 @@ def _of_tuple(outputs: tuple | list) -> Tensor | None:
             "it return {'logits': ..., ...} or the logits alone."
         )
     return candidates[0] if candidates else max(tensors, key=lambda tensor: tensor.ndim, default=None)
+
+
+def extract_dense_logits(outputs: Any) -> Tensor:
+    """The logits (N, K, h, w) of a segmentation model's output, which stand where those of a classifier do.
+
+    Raises:
+        ValueError: there are none, they are not of that shape, or which of a tuple's tensors they are is unclear.
+    """
+    logits = outputs
+    if isinstance(outputs, Mapping):
+        logits = outputs.get("logits")
+    elif hasattr(outputs, "logits"):
+        logits = outputs.logits
+    elif isinstance(outputs, (tuple, list)):
+        logits = _of_tuple(outputs, dimensions=4)
+    if not isinstance(logits, Tensor):
+        held = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+        raise ValueError(
+            f"The model returned no logits of each pixel but {held}. Use a semantic segmentation model, e.g. "
+            "AutoModelForSemanticSegmentation.from_pretrained(...); one that answers with masks of queries "
+            "(Mask2Former, OneFormer, MaskFormer) has no cross-entropy a pixel to attack."
+        )
+    if logits.ndim != 4:
+        raise ValueError(
+            f"Logits must have shape (N, K, h, w), got {tuple(logits.shape)}: is this a semantic segmentation model?"
+        )
+    return logits

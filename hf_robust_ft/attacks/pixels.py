@@ -125,18 +125,14 @@ def input_dtype(model: nn.Module) -> torch.dtype | None:
     return None if first is None else first.dtype
 
 
-class PixelClassifier(nn.Module):
-    """A classifier on pixels in [0, 1] that returns a plain logits tensor: the shape attack libraries expect.
+class PixelModel(nn.Module):
+    """A model on pixels in [0, 1]: what is common to classifiers and segmenters.
 
     Args:
-        model: a transformers, PEFT, timm or plain module from normalised images to logits, which stand in its output
-            as `model_calls.extract_logits` says. It is given them as the first argument, or as `pixel_values=` where
-            its forward has that parameter elsewhere.
+        model: a transformers, PEFT, timm or plain module of normalised images. It is given them as the first argument,
+            or as `pixel_values=` where its forward has that parameter elsewhere.
         pixel_space: the normalisation the model expects.
         model_inputs: further keyword arguments for every call of the model.
-
-    Shape:
-        pixels (N, C, H, W) in [0, 1] -> logits (N, K).
     """
 
     def __init__(
@@ -149,11 +145,25 @@ class PixelClassifier(nn.Module):
         self._by_keyword = needs_keyword(model)
         self.training = model.training
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def outputs(self, pixels: Tensor) -> Any:
+        """What the model makes of pixels (N, C, H, W)."""
         inputs = self.pixel_space.from_pixels(pixels)
         dtype = input_dtype(self.model)
         if dtype is not None:
             inputs = inputs.to(dtype)  # bf16 and fp16 evaluation; the pixels themselves stay float32
         if self._by_keyword:
-            return extract_logits(self.model(pixel_values=inputs, **self.model_inputs))
-        return extract_logits(self.model(inputs, **self.model_inputs))
+            return self.model(pixel_values=inputs, **self.model_inputs)
+        return self.model(inputs, **self.model_inputs)
+
+
+class PixelClassifier(PixelModel):
+    """A classifier on pixels in [0, 1] that returns a plain logits tensor: the shape attack libraries expect.
+
+    The model's logits stand in its output as `model_calls.extract_logits` says.
+
+    Shape:
+        pixels (N, C, H, W) in [0, 1] -> logits (N, K).
+    """
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return extract_logits(self.outputs(pixels))

@@ -35,6 +35,11 @@ def attack_until_fooled(
         logits_fn, pixels, labels, threat_model, eps, start, generator: as in `apgd`.
         clean: what `evaluate_images` found at `pixels`, whose gradients serve the first step at every eps.
     """
+    if get_loss(attack.loss).dense:
+        raise ValueError(
+            f"The loss {attack.loss!r} is of one label a pixel, of which more can always go wrong: call the attack "
+            "itself, which searches to the end."
+        )
     ball = checked_ball(pixels, labels, threat_model, eps)
     if ball is None:
         return attack(logits_fn, pixels, labels, threat_model, eps=0.0)

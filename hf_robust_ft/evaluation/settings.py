@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hf_robust_ft.attacks import APGD
 from hf_robust_ft.attacks.autoattack import check_autoattack
-from hf_robust_ft.attacks.losses import check_measures
+from hf_robust_ft.attacks.losses import check_measures, check_of_images
 from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.evaluation.convergence import (
     AUTO,
@@ -79,6 +79,7 @@ def check(
     check_steps_limit(attack_steps_limit)
     attack = evaluation_attack(norm=threat_model.norm) if attack is None else attack
     check_measures(attack.loss)
+    check_of_images(attack.loss)
     steps = steps_under(protocol, attack_steps)
     return EvaluationSettings(
         threat_model=threat_model,

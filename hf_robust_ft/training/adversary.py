@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hf_robust_ft.attacks import APGD, AttackResult, attack_mode
 from hf_robust_ft.attacks.batch_checks import check_batch, check_first_batch
 from hf_robust_ft.attacks.losses import get_loss
-from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.attacks.pixels import PixelModel, PixelSpace
 from hf_robust_ft.attacks.precision import GradientReport, check_input_precision
 from hf_robust_ft.attacks.random_state import KeyedGenerator, random_state_kept
 from hf_robust_ft.attacks.rehearsal import count_classes, stated_classes
@@ -17,10 +17,11 @@ from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.evaluation.batches import first_images
 from hf_robust_ft.schedules.sample_ids import SAMPLE_ID
 from hf_robust_ft.training.objectives.teacher import with_features
+from hf_robust_ft.training.tasks import CLASSIFICATION, Task
 
 
 class Adversary:
-    """Finds adversarial images for batches `{"pixel_values": (N, C, H, W), "labels": (N,), ...}`.
+    """Finds adversarial images for batches `{"pixel_values": (N, C, H, W), "labels": (N,) or (N, H, W), ...}`.
 
     >>> batch = {"pixel_values": torch.full((2, 3, 4, 4), 0.5), "labels": torch.tensor([0, 1])}
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
@@ -38,6 +39,7 @@ class Adversary:
         label_names: entries of a batch, beside its images, that are not for the model.
         compiled: makes of the model what training attacks run through.
         is_sharded: by FSDP, whose parameters cannot be frozen while an attack runs.
+        task: what a label is, and how a model of pixels answers for it.
 
     Attributes:
         is_ready: whether `check` has seen a batch. Before, nothing is compiled or measured.
@@ -51,8 +53,9 @@ class Adversary:
         compiled: Callable[[nn.Module], nn.Module] = lambda model: model,
         *,
         is_sharded: bool = False,
+        task: Task = CLASSIFICATION,
     ):
-        self.pixel_space, self.is_sharded = pixel_space, is_sharded
+        self.pixel_space, self.is_sharded, self.task = pixel_space, is_sharded, task
         self.is_ready = False
         self.gradients = GradientReport()
         self._own_names = ("pixel_values", SAMPLE_ID, *label_names)
@@ -77,7 +80,7 @@ class Adversary:
         known, _, has_gradient = self._rehearsed
         if known is model and (not attacked or (has_gradient and not torch.is_inference_mode_enabled())):
             return
-        check_batch(inputs, self.pixel_space)
+        check_batch(inputs, self.pixel_space, labels=self.task.label_check)
         few = first_images(inputs, 2)
         pixels = self.pixel_space.clipped_pixels(few["pixel_values"])
         with random_state_kept(), self.mode(model):
@@ -90,12 +93,14 @@ class Adversary:
         Raises:
             ValueError: what `check_first_batch`, `rehearse` and `check_input_precision` refuse.
         """
-        check_first_batch(inputs, self.pixel_space, self.num_labels(model))
+        right = self.task.label_check
+        check_first_batch(inputs, self.pixel_space, self.num_labels(model), labels=right)
         self.rehearse(model, inputs, attacked=threat_model.eps > 0)
-        check_batch(inputs, self.pixel_space, self.num_labels(model))  # again, now that K is known
+        check_batch(inputs, self.pixel_space, self.num_labels(model), labels=right)  # again, now that K is known
+        self.task.check_first(model, inputs)
         check_input_precision(inputs["pixel_values"], self.pixel_space, threat_model)
         if threat_model.eps > 0:
-            one_step = APGD(steps=1, random_start=False)
+            one_step = APGD(steps=1, random_start=False, loss=self.task.cross_entropy)
             self.attack(model, inputs, threat_model, eps=threat_model.eps, attack=one_step, first=2)
         self.is_ready = True
 
@@ -105,10 +110,10 @@ class Adversary:
         """`attack_mode`: evaluation mode, and nothing of the model's state touched."""
         return attack_mode(model, freeze=not self.is_sharded)
 
-    def classifier(self, model: nn.Module, inputs: Mapping[str, Any]) -> PixelClassifier:
+    def classifier(self, model: nn.Module, inputs: Mapping[str, Any]) -> PixelModel:
         """What is attacked: the model of pixels, given everything of the batch but its images and labels."""
         others = {key: value for key, value in inputs.items() if key not in self._own_names}
-        return PixelClassifier(model, self.pixel_space, others)
+        return self.task.on_pixels(model, self.pixel_space, inputs.get("labels"), others)
 
     def attack(
         self,
@@ -141,7 +146,7 @@ class Adversary:
             return attack(
                 logits_fn,
                 pixels,
-                inputs["labels"],
+                self.task.attack_labels(inputs["labels"]),
                 threat_model,
                 eps=eps,
                 generator=self._random_starts.at(pixels.device, *key) if attack.random_start else None,

@@ -10,7 +10,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks import AttackResult
-from hf_robust_ft.attacks.losses import LOSSES
+from hf_robust_ft.attacks.cross_entropy import likeliest
+from hf_robust_ft.attacks.dense_losses import most_are_wrong
+from hf_robust_ft.attacks.losses import LOSSES, get_loss
 from hf_robust_ft.reporting.reach import LEAST, REACH, reach_sentence
 from hf_robust_ft.training.objectives.passes import logits_of
 from hf_robust_ft.training.remembered import remembered
@@ -47,24 +49,29 @@ class AttackReach(TrainerCallback, ExportableState):
         """Take in what the attack on the batch at hand achieved."""
         self._attacked = attacked
 
-    def see(self, outputs: Any, labels: Tensor | None, attack_loss: str) -> None:
+    def see(self, outputs: Any, labels: Tensor | None, attack_loss: str, task: Any = None) -> None:
         """Take in what the training step made of that batch; nothing where it was not attacked.
 
         Args:
             outputs: the model's, in training mode, of the whole batch or of its last images.
-            labels: (N,) class indices.
+            labels: (N,) class indices, shares of classes (N, K), or masks (N, H, W).
             attack_loss: what the attack climbed, a key of `LOSSES`.
+            task: a `training.tasks.Task`; None for one label an image.
         """
         attacked, self._attacked = self._attacked, None
-        logits = None if attacked is None else _logits_in_training(outputs)
+        logits = None if attacked is None else _logits_in_training(outputs, labels, task)
         if logits is None:
             return
+        labels = labels if task is None else task.attack_labels(labels)
         labels, loss, fooled = (each[-len(logits) :] for each in (labels, attacked.loss, attacked.fooled))
-        if attack_loss == "ce":
-            ce = LOSSES["ce"]
+        climbed = get_loss(attack_loss)
+        if climbed.reports_cross_entropy:
+            ce = LOSSES["pixel_ce" if climbed.dense else "ce"]
             found, seen = loss, ce.value(ce.objective(logits, labels))
+        elif climbed.dense:
+            found, seen = fooled.float(), most_are_wrong(logits.argmax(1), labels).float()
         else:
-            found, seen = fooled.float(), (logits.argmax(1) != labels).float()
+            found, seen = fooled.float(), (logits.argmax(1) != likeliest(labels)).float()
         sums = torch.stack([found.sum(), seen.sum(), torch.ones_like(found).sum()])
         self._sums = sums if self._sums is None else self._sums + sums
 
@@ -131,9 +138,10 @@ def _cure(args: Any, model: Any) -> str:
     return "Lower what makes training mode another network than evaluation mode: dropout, stochastic depth."
 
 
-def _logits_in_training(outputs: Any) -> Tensor | None:
-    """(N, K) in float32; None where training mode has no one set of them (auxiliary heads)."""
+def _logits_in_training(outputs: Any, labels: Tensor | None, task: Any) -> Tensor | None:
+    """(N, K, ...) in float32; None where training mode has no one set of them (auxiliary heads)."""
     try:
-        return logits_of(outputs).detach().float()
+        logits = logits_of(outputs) if task is None else task.training_logits(outputs, labels=labels)
+        return logits.detach().float()
     except ValueError:
         return None

@@ -75,7 +75,7 @@ class AttackWatch(TrainerCallback):
         overriding = self._overriders(("evaluation_loop", "prediction_step"))
         if not overriding or args.robust_eval == "no" or self._has_warned_of_evaluation:
             return
-        if not any(key.endswith("clean_accuracy") for key in metrics or {}):
+        if not any(key.endswith(self.trainer.task.metrics[0]) for key in metrics or {}):
             self._has_warned_of_evaluation = True
             warnings.warn(
                 f"This evaluation measured no robustness: {' and '.join(overriding)} did not call "

@@ -22,7 +22,9 @@ from hf_robust_ft.training.compiled_model import settle_loss
 from hf_robust_ft.training.guard import OverfittingGuard
 from hf_robust_ft.training.objectives.parts import LossParts
 from hf_robust_ft.training.objectives.structures import check_structure
+from hf_robust_ft.training.objectives.teacher import warn_of_ignorance
 from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
+from hf_robust_ft.training.tasks import task_of
 from hf_robust_ft.training.tuning.batch_norm import BatchNormPolicy
 
 REENTRANT_REFUSED = (
@@ -62,7 +64,7 @@ def collator_in_use(given: Callable | None) -> Callable:
 def checked_collator(trainer: Any) -> Callable:
     """The trainer's data collator, with every training batch checked, and given ids where the schedule needs them."""
     num_labels = trainer.adversary.num_labels(trainer.model)
-    collator = CheckedCollator(trainer.data_collator, trainer.pixel_space, num_labels)
+    collator = CheckedCollator(trainer.data_collator, trainer.pixel_space, num_labels, trainer.task.label_check)
     # By the arguments, too: a hyper-parameter search sets them before the callback reads them.
     needs_ids = trainer.args.needs_sample_ids or trainer.scheduler_callback.alpha.is_per_sample
     return IdentifyingCollator(collator) if needs_ids else collator
@@ -70,13 +72,14 @@ def checked_collator(trainer: Any) -> Callable:
 
 def check_data(
     args: AdversarialTrainingArguments,
+    model: nn.Module | None,
     data: list,
     eval_dataset: Any,
     data_collator: Callable | None,
-    compute_metrics: Callable | None,
 ) -> None:
-    """Raise for data sets that give no images, and for a metric of the best model that nothing will measure."""
-    check_best_metric(args, compute_metrics is not None, eval_dataset)
+    """Raise for data sets that give no images, and for arguments that mean nothing for the model's task."""
+    if model is not None:
+        task_of(model).settle(args)
     check_probe_data(args, eval_dataset)
     for dataset in data:
         check_dataset(dataset, args, has_collator=data_collator is not None)
@@ -84,6 +87,8 @@ def check_data(
 
 def check_built(trainer: Any, train_dataset: Any, eval_dataset: Any) -> None:
     """Raise for what the trainer's model, data and processes, now that they are known, cannot do together."""
+    trainer.task.settle(trainer.args)  # of a model that a function made
+    check_best_metric(trainer.args, trainer.task.metrics, trainer.compute_metrics is not None, eval_dataset)
     check_sharded(trainer.args, trainer.is_fsdp_enabled)
     check_structure(trainer)
     check_model(trainer.model)
@@ -100,6 +105,8 @@ def check_first_batch(trainer: Any, inputs: dict[str, Any]) -> None:
         settle_loss(trainer.model)
     trainer.adversary.check(trainer.model, inputs, trainer.args.threat_model)
     check_labels(trainer.train_dataset, trainer.adversary.num_labels(trainer.model))
+    if trainer.args.has_teacher and not trainer.args.asks_features:
+        warn_of_ignorance(trainer.model, inputs)
 
 
 def check_dataset(dataset: Any, args: TrainingArguments, has_collator: bool) -> None:
@@ -136,9 +143,8 @@ def check_model(model: nn.Module) -> None:
         )
 
 
-# What an evaluation of ours measures where there is no `compute_metrics`.
-MEASURED = ("loss", "clean_accuracy", "adversarial_accuracy", "expected_robustness", "runtime", "samples_per_second",
-            "steps_per_second")  # fmt: skip
+# What any evaluation of Trainer's measures, beside what a task's own does.
+TIMES = ("runtime", "samples_per_second", "steps_per_second")
 
 
 def check_sharded(args: AdversarialTrainingArguments, is_fsdp_enabled: bool) -> None:
@@ -158,19 +164,23 @@ def check_sharded(args: AdversarialTrainingArguments, is_fsdp_enabled: bool) -> 
         )
 
 
-def check_best_metric(args: TrainingArguments, has_metrics: bool, eval_dataset: Any) -> None:
+def check_best_metric(
+    args: TrainingArguments, measured_of_task: tuple[str, ...], has_metrics: bool, eval_dataset: Any
+) -> None:
     """Raise if the best model is to be told by what no evaluation will measure: Trainer finds out after an epoch."""
+    shown = ("loss", *measured_of_task)
+    known = (*shown, *TIMES)
     metric = args.metric_for_best_model
     if metric is None or args.eval_strategy == "no":
         return
     name = metric.removeprefix("eval_")
     if isinstance(eval_dataset, dict):
         measured = [(each, name.removeprefix(f"{each}_")) for each in eval_dataset if name.startswith(f"{each}_")]
-        is_known = any(has_metrics or rest in MEASURED for _, rest in measured)
-        valid = [f"eval_{each}_{what}" for each in eval_dataset for what in MEASURED[:4]]
+        is_known = any(has_metrics or rest in known for _, rest in measured)
+        valid = [f"eval_{each}_{what}" for each in eval_dataset for what in shown]
         why = "there are several eval_datasets, each with its own"
     else:
-        is_known, valid = has_metrics or name in MEASURED, MEASURED[:4]
+        is_known, valid = has_metrics or name in known, shown
         why = "without compute_metrics there are"
     if not is_known:
         raise ValueError(f"metric_for_best_model={metric!r} is not measured: {why} {', '.join(valid)}.")
@@ -211,7 +221,7 @@ def _distinct_labels(dataset: Any) -> np.ndarray | None:
     if not isinstance(dataset, datasets.Dataset):
         return None
     for column in ("labels", "label"):
-        if column in dataset.column_names:
+        if isinstance(dataset.features.get(column), (datasets.ClassLabel, datasets.Value)):  # no mask is read for this
             values = np.asarray(dataset.with_format("numpy", columns=[column])[:][column])
             return np.unique(values) if values.ndim == 1 and np.issubdtype(values.dtype, np.integer) else None
     return None

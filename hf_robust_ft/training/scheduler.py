@@ -226,12 +226,11 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         counts = self._is_training and state.global_step != self.observed_at and self._ends_epoch(state)
         if self.alpha.observes != "accuracy" or not counts or not any(key.startswith("eval_") for key in metrics or {}):
             return
-        if "eval_clean_accuracy" not in metrics:
-            raise ValueError(
-                f"eps_schedule={self.alpha.name!r} follows eval_clean_accuracy, and the evaluation gave "
-                f"{sorted(metrics)}. It needs one eval_dataset, with labels."
-            )
-        self.observe(metrics["eval_clean_accuracy"], state.global_step, state.max_steps)
+        accuracy = metrics.get("eval_clean_accuracy", metrics.get("eval_clean_pixel_accuracy"))
+        if accuracy is None:
+            told = f"follows eval_clean_accuracy (pixel_accuracy of masks), and the evaluation gave {sorted(metrics)}"
+            raise ValueError(f"eps_schedule={self.alpha.name!r} {told}. It needs one eval_dataset, with labels.")
+        self.observe(accuracy, state.global_step, state.max_steps)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._is_training = False

@@ -10,17 +10,16 @@ from transformers import PreTrainedModel
 
 from hf_robust_ft.attacks.pixels import PixelSpace
 from hf_robust_ft.attacks.random_state import random_state_kept
-from hf_robust_ft.schedules.sample_ids import without_ids
 from hf_robust_ft.training import checks
 from hf_robust_ft.training.adversary import Adversary
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.attack_watch import AttackWatch
 from hf_robust_ft.training.base.trainer import BaseTrainer
+from hf_robust_ft.training.batch import batch_of
 from hf_robust_ft.training.compiled_model import model_for_attack
 from hf_robust_ft.training.objectives import Passes
 from hf_robust_ft.training.objectives.structures import step_objective
 from hf_robust_ft.training.pixel_space_sources import find_pixel_space
-from hf_robust_ft.training.robust_evaluation import RobustEvaluation
 from hf_robust_ft.training.tuning.batch_norm import BatchNormPolicy
 
 
@@ -59,8 +58,8 @@ class AdversarialTrainer(BaseTrainer):
         args = checks.checked_args(args)
         data = [train_dataset, *checks.datasets_of(eval_dataset)]
         self.pixel_space = find_pixel_space(pixel_space, processing_class, model, data, data_collator)
-        checks.check_data(args, data, eval_dataset, data_collator, compute_metrics)
-        self.evaluation: RobustEvaluation | None = None  # the one under way
+        checks.check_data(args, model, data, eval_dataset, data_collator)
+        self.evaluation: Any = None  # the one under way
         super().__init__(
             model=model,
             args=args,
@@ -77,7 +76,8 @@ class AdversarialTrainer(BaseTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         compiled = partial(model_for_attack, accelerator=self.accelerator)
-        self.adversary = Adversary(self.pixel_space, self.label_names, compiled, is_sharded=self.is_fsdp_enabled)
+        sharded = self.is_fsdp_enabled
+        self.adversary = Adversary(self.pixel_space, self.label_names, compiled, is_sharded=sharded, task=self.task)
         checks.check_built(self, train_dataset, eval_dataset)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -89,7 +89,7 @@ class AdversarialTrainer(BaseTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.callback_of(AttackWatch).note(model.training)
-        inputs, ids = without_ids(inputs)
+        inputs, ids = batch_of(self, inputs, model.training)
         if model.training:
             adversarial = self._attacked(inputs, ids)
             passes = Passes.of(self, super().compute_loss, model, inputs, num_items_in_batch)
@@ -103,8 +103,6 @@ class AdversarialTrainer(BaseTrainer):
 
     def _attacked(self, inputs: dict[str, Any], ids: Tensor | None) -> Tensor | None:
         """The batch's images (N, C, H, W), attacked at this step's eps and normalised again; None where that is 0."""
-        if not self.adversary.is_ready:
-            checks.check_first_batch(self, inputs)
         eps, guard, step = self.budget(inputs, ids), self.overfitting_guard, self.state.global_step
         self.callback_of(BatchNormPolicy).hold(self.model, attacks=eps is not None)
         if eps is None:
@@ -121,7 +119,7 @@ class AdversarialTrainer(BaseTrainer):
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
         if description != "Prediction":  # predict() returns the model's own predictions and nothing more
-            self.evaluation = RobustEvaluation(self, dataloader)
+            self.evaluation = self.task.evaluation(self, dataloader)
         try:
             with random_state_kept():  # how often is evaluated has no say in the training that goes on
                 loop = super().evaluation_loop

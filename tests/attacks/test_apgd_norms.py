@@ -13,7 +13,8 @@ from hf_robust_ft.attacks.losses import LOSSES, get_loss
 RADII = {"Linf": 8 / 255, "L2": 1.0, "L1": 8.0}
 EVERY_NORM = pytest.mark.parametrize("norm", list(BALLS))
 # What is of features is attacked by training alone, whose function has them: test_fare.py.
-EVERY_LOSS = pytest.mark.parametrize("loss", [name for name in LOSSES if not get_loss(name).of_features])
+OF_IMAGES = [name for name, loss in LOSSES.items() if not loss.dense]
+EVERY_LOSS = pytest.mark.parametrize("loss", [name for name in OF_IMAGES if not get_loss(name).of_features])
 
 
 def threat(norm, factor=1.0):
@@ -67,7 +68,7 @@ def test_result_is_inside_the_ball_and_consistent(classifier, batch, norm, loss)
 
 
 @EVERY_NORM
-@pytest.mark.parametrize("loss", [name for name in LOSSES if not get_loss(name).needs_reference])
+@pytest.mark.parametrize("loss", [name for name in OF_IMAGES if not get_loss(name).needs_reference])
 def test_loss_is_never_below_the_clean_loss_without_random_start(classifier, batch, norm, loss):
     pixels, labels = batch
     targets = None

@@ -52,13 +52,13 @@ def test_the_ratio_is_that_of_the_two_losses(make_trainer, make_model, loss, mon
 
     see = AttackReach.see
 
-    def spy(self, outputs, labels, attack_loss):
+    def spy(self, outputs, labels, attack_loss, task=None):
         if self._attacked is not None:
             logits = outputs["logits"].detach()
             sums[0] += float(self._attacked.loss.sum() if loss == "ce" else self._attacked.fooled.sum())
             wrong = (logits.argmax(1) != labels).sum()
             sums[1] += float(nn.functional.cross_entropy(logits, labels, reduction="sum") if loss == "ce" else wrong)
-        see(self, outputs, labels, attack_loss)
+        see(self, outputs, labels, attack_loss, task)
 
     monkeypatch.setattr(AttackReach, "see", spy)
     trainer = make_trainer(Halved(), num_train_epochs=1, attack_loss=loss, **(QUICK | {"logging_steps": 6}))

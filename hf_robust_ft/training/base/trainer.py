@@ -19,6 +19,7 @@ from hf_robust_ft.training.base.batch_sizes import batch_sizes
 from hf_robust_ft.training.base.best_model import SelectingTrainer
 from hf_robust_ft.training.base.resuming import TrainingRecord, check_resumed, training_settings, with_record
 from hf_robust_ft.training.guard import OverfittingGuard
+from hf_robust_ft.training.mixing import loss_in_use
 from hf_robust_ft.training.objectives import Loss
 from hf_robust_ft.training.objectives.awp import WeightPerturbation
 from hf_robust_ft.training.objectives.parts import LossParts
@@ -26,6 +27,7 @@ from hf_robust_ft.training.objectives.structures import extended, structure_call
 from hf_robust_ft.training.objectives.teacher import teacher_of
 from hf_robust_ft.training.probed_head import check_starts_from_probe
 from hf_robust_ft.training.readable_logs import print_readable_eps
+from hf_robust_ft.training.tasks import Task, task_of
 
 
 class BaseTrainer(SelectingTrainer):
@@ -39,7 +41,8 @@ class BaseTrainer(SelectingTrainer):
     weight_perturbation: WeightPerturbation | None = None  # of the training step at hand
 
     def __init__(self, *args: Any, callbacks: list | None = None, **kwargs: Any):
-        super().__init__(*args, callbacks=with_record(callbacks or []), **kwargs)
+        loss = loss_in_use(kwargs["args"], kwargs.pop("compute_loss_func", None))
+        super().__init__(*args, callbacks=with_record(callbacks or []), compute_loss_func=loss, **kwargs)
         for callback in structure_callbacks(self):
             self.add_callback(callback)
         print_readable_eps(self.callback_handler, self.args.norm)
@@ -48,6 +51,11 @@ class BaseTrainer(SelectingTrainer):
 
     def _extended(self, model: nn.Module, args: Any) -> nn.Module:
         return extended(model, args)
+
+    @property
+    def task(self) -> Task:
+        """What the model's class says a label is."""
+        return task_of(self.model)
 
     def callback_of(self, kind: type[TrainerCallback]) -> Any:
         """The live callback of a kind, or None. Resuming may rebuild callbacks, so it is looked up each time."""
@@ -141,7 +149,7 @@ class BaseTrainer(SelectingTrainer):
 
     def note_loss(self, loss: Loss, labels: Tensor | None) -> None:
         """What the objective made of the batch."""
-        self.callback_of(AttackReach).see(loss.outputs, labels, self.args.attack_loss)
+        self.callback_of(AttackReach).see(loss.outputs, labels, self.args.attack_loss, self.task)
         batches = getattr(self, "current_gradient_accumulation_steps", 1)  # none is known outside of train()
         is_scaled = self.compute_loss_func is not None  # by the user's function, as a rule
         self.callback_of(LossParts).add(loss.parts, 1.0 if is_scaled else 1 / batches)

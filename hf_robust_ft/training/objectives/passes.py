@@ -5,6 +5,7 @@ So label smoothing, `compute_loss_func`, accumulation, autocast, PEFT and DDP st
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -19,20 +20,22 @@ class Pass(NamedTuple):
     Attributes:
         loss: Trainer's own, over all of them.
         outputs: the model's.
+        read: their logits.
     """
 
     loss: Tensor
     outputs: Any
+    read: Callable[[Any], Tensor] | None = None
 
     @property
     def logits(self) -> Tensor:
-        """(N, K) in float32, whatever autocast does.
+        """(N, K) in float32, whatever autocast does; of one label a pixel (N, K, H, W), of the masks' size.
 
         Raises:
             ValueError: training mode has no one set of them (auxiliary heads).
         """
         try:
-            return logits_of(self.outputs).float()
+            return (self.read or logits_of)(self.outputs).float()
         except ValueError as error:
             raise ValueError(f"In training mode: {error} Or set objective='at', which needs no logits.") from None
 
@@ -70,6 +73,7 @@ class Passes:
         inputs: the batch, `{"pixel_values": (N, C, H, W), "labels": (N,), ...}`.
         per_item: what an image weighs in a loss that is normalised by the number of items; None for one that is a mean
             over its images, which Trainer divides by the batches it accumulates.
+        task: what reads logits and takes means, a `training.tasks.Task`; None for one label an image.
     """
 
     def __init__(
@@ -78,9 +82,10 @@ class Passes:
         models: Iterable[nn.Module],
         inputs: Mapping[str, Any],
         per_item: Tensor | float | None = None,
+        task: Any = None,
     ):
         self._compute_loss, self._models = compute_loss, iter(models)
-        self._inputs, self._per_item = inputs, per_item
+        self._inputs, self._per_item, self._task = inputs, per_item, task
 
     @classmethod
     def of(
@@ -97,25 +102,28 @@ class Passes:
         def computed(through: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Any]:
             return compute_loss(through, batch, return_outputs=True, num_items_in_batch=num_items)
 
-        return cls(computed, itertools.chain([model], itertools.repeat(again)), inputs, per_item)
+        return cls(computed, itertools.chain([model], itertools.repeat(again)), inputs, per_item, trainer.task)
 
     def __call__(self, pixel_values: Tensor) -> Pass:
         """One pass over images (N, C, H, W) that stand for the batch's own, normalised as those are."""
         inputs = {**self._inputs, "pixel_values": pixel_values}  # its own: Trainer may take the labels out
-        return Pass(*self._compute_loss(next(self._models), inputs))
+        read = None if self._task is None else partial(self._task.training_logits, labels=self.labels)
+        return Pass(*self._compute_loss(next(self._models), inputs), read)
 
     @property
     def labels(self) -> Tensor:
-        """(N,) class indices."""
+        """(N,) class indices, or masks of them (N, H, W)."""
         return self._inputs["labels"]
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of (N,), one value an image, scaled as Trainer's loss is."""
-        return values.mean() if self._per_item is None else (values * self._per_item).sum()
+        """The mean of (N,), one value an image, scaled as Trainer's loss is; of (N, H, W), over labelled pixels."""
+        if self._task is None:
+            return scaled_mean(values, self._per_item)
+        return self._task.mean(values, self.labels, self._per_item)
 
     def through(self, model: nn.Module) -> "Passes":
         """Passes over the batch through another model than the wrapped one; not the first of a batch."""
-        return Passes(self._compute_loss, itertools.repeat(model), self._inputs, self._per_item)
+        return Passes(self._compute_loss, itertools.repeat(model), self._inputs, self._per_item, self._task)
 
     def inputs_of(self, pixel_values: Tensor) -> dict[str, Any]:
         """What a model is given for images that stand for the batch's own, without labels."""
@@ -133,7 +141,12 @@ class Passes:
             name: value[part] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
             for name, value in self._inputs.items()
         }
-        return Passes(self._compute_loss, self._models, inputs, self._per_item)
+        return Passes(self._compute_loss, self._models, inputs, self._per_item, self._task)
+
+
+def scaled_mean(values: Tensor, per_item: Tensor | float | None) -> Tensor:
+    """The mean of values, or with `per_item` their sum times that."""
+    return values.mean() if per_item is None else (values * per_item).sum()
 
 
 def logits_of(outputs: Any) -> Tensor:

@@ -1,0 +1,188 @@
+"""What differs between the tasks of a model, in one table; the Trainer and all around it are the same for each.
+
+A model's class says its task: those of `AutoModelForSemanticSegmentation` have one label a pixel, all others one an
+image.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
+)
+
+from hf_robust_ft.attacks.batch_checks import check_labels
+from hf_robust_ft.attacks.dense_losses import ignored_as_negative
+from hf_robust_ft.attacks.losses import check_of_images
+from hf_robust_ft.attacks.mask_checks import MaskCheck
+from hf_robust_ft.attacks.model_calls import extract_dense_logits
+from hf_robust_ft.attacks.pixels import PixelClassifier, PixelModel, PixelSpace
+from hf_robust_ft.attacks.segmenter import PixelSegmenter, resized
+from hf_robust_ft.training.objectives.passes import logits_of, scaled_mean
+from hf_robust_ft.training.robust_evaluation import RobustEvaluation
+from hf_robust_ft.training.segmentation_checks import check_masks_fit, settle_segmentation
+from hf_robust_ft.training.segmentation_evaluation import SegmentationEvaluation
+
+
+@dataclass(frozen=True)
+class Task:
+    """What training under attack asks of a task; made for a model by `task_of`.
+
+    Attributes:
+        name: the Hub's `pipeline_tag`.
+        cross_entropy: the attack loss that is the labels' cross-entropy.
+        metrics: what `evaluate()` measures of it, clean first.
+        evaluation: what measures them, of (trainer, dataloader).
+        ignore_index: the label that the model's own loss leaves out; None where each counts.
+    """
+
+    name: ClassVar[str]
+    cross_entropy: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+    evaluation: ClassVar[Callable[[Any, Any], Any]]
+    ignore_index: int | None = None
+
+    def settle(self, args: Any) -> None:
+        """Raise a ValueError for arguments that mean nothing here, and enter what they leave to the task."""
+        raise NotImplementedError
+
+    @property
+    def label_check(self) -> Callable[..., None]:
+        """What checks a batch's labels, as `batch_checks.check_labels`; it travels to the loader's workers."""
+        raise NotImplementedError
+
+    def check_first(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        """Raise a ValueError for a first batch that the model's own loss will not take."""
+
+    def on_pixels(
+        self, model: nn.Module, pixel_space: PixelSpace, labels: Tensor, model_inputs: dict[str, Any]
+    ) -> PixelModel:
+        """What is attacked: the model of pixels in [0, 1]."""
+        raise NotImplementedError
+
+    def attack_labels(self, labels: Tensor) -> Tensor:
+        """A batch's labels as attacks take them."""
+        return labels
+
+    def training_logits(self, outputs: Any, labels: Tensor) -> Tensor:
+        """Those of a model in training mode, one set for each label; a ValueError where there is no one set."""
+        raise NotImplementedError
+
+    def mean(self, values: Tensor, labels: Tensor, per_item: Tensor | float | None = None) -> Tensor:
+        """The mean of values, one a label, over the labels that count; with `per_item` their sum times that."""
+        return scaled_mean(values, per_item)
+
+
+class ImageClassification(Task):
+    """One label an image."""
+
+    name = "image-classification"
+    cross_entropy = "ce"
+    metrics = ("clean_accuracy", "adversarial_accuracy", "expected_robustness")
+    evaluation = RobustEvaluation
+
+    def settle(self, args: Any) -> None:
+        check_of_images(args.attack_loss)
+
+    @property
+    def label_check(self) -> Callable[..., None]:
+        return check_labels
+
+    def on_pixels(
+        self, model: nn.Module, pixel_space: PixelSpace, labels: Tensor, model_inputs: dict[str, Any]
+    ) -> PixelClassifier:
+        return PixelClassifier(model, pixel_space, model_inputs)
+
+    def training_logits(self, outputs: Any, labels: Tensor) -> Tensor:
+        return logits_of(outputs)
+
+
+class ImageSegmentation(Task):
+    """One label a pixel."""
+
+    name = "image-segmentation"
+    cross_entropy = "pixel_ce"
+    metrics = tuple(
+        f"{which}_{what}" for what in ("pixel_accuracy", "mean_iou") for which in ("clean", "adversarial", "expected")
+    )
+    evaluation = SegmentationEvaluation
+
+    def settle(self, args: Any) -> None:
+        settle_segmentation(args)
+
+    @property
+    def label_check(self) -> Callable[..., None]:
+        return MaskCheck(self.ignore_index)
+
+    def check_first(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        check_masks_fit(model, inputs)
+
+    def on_pixels(
+        self, model: nn.Module, pixel_space: PixelSpace, labels: Tensor, model_inputs: dict[str, Any]
+    ) -> PixelSegmenter:
+        return PixelSegmenter(model, pixel_space, tuple(labels.shape[-2:]), model_inputs)
+
+    def attack_labels(self, labels: Tensor) -> Tensor:
+        return ignored_as_negative(labels, self.ignore_index)
+
+    def training_logits(self, outputs: Any, labels: Tensor) -> Tensor:
+        return resized(extract_dense_logits(outputs), tuple(labels.shape[-2:]))
+
+    def mean(self, values: Tensor, labels: Tensor, per_item: Tensor | float | None = None) -> Tensor:
+        counts = self.attack_labels(labels) >= 0
+        return scaled_mean(values.masked_fill(~counts, 0.0), 1 / counts.sum() if per_item is None else per_item)
+
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (ImageClassification, ImageSegmentation)}
+CLASSIFICATION = ImageClassification()
+
+
+def _classes_of(*mappings: Mapping[str, str | tuple[str, ...]]) -> frozenset[str]:
+    """The classes' names in transformers' tables of a model type's."""
+    found = (names if isinstance(names, tuple) else (names,) for each in mappings for names in each.values())
+    return frozenset(name for names in found for name in names)
+
+
+OF_PIXELS = _classes_of(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES)
+OF_QUERIES = _classes_of(MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES, MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES)
+
+
+def task_of(model: nn.Module) -> Task:
+    """The task of a model, as its class says; of one that PEFT, `torch.compile` or DDP wraps, the one inside.
+
+    Raises:
+        ValueError: a segmentation model that answers with masks of queries instead of a class a pixel.
+    """
+    inner = _unwrapped(model)
+    names = {kind.__name__ for kind in type(inner).__mro__}
+    if names & OF_PIXELS:
+        return ImageSegmentation(ignore_index_of(inner))
+    if names & OF_QUERIES:
+        raise ValueError(
+            f"{type(inner).__name__} answers with masks of queries that its loss matches with objects, not with a "
+            "class a pixel: there is no cross-entropy a pixel to attack. Use a model of "
+            "AutoModelForSemanticSegmentation, e.g. SegFormer, UperNet, BEiT, DPT."
+        )
+    return CLASSIFICATION
+
+
+def ignore_index_of(model: nn.Module) -> int:
+    """The label that a segmentation model's own loss leaves out, as its config says; 255 where it does not."""
+    config = getattr(model, "config", None)
+    for name in ("semantic_loss_ignore_index", "loss_ignore_index"):  # the latter is UperNet's
+        if (index := getattr(config, name, None)) is not None:
+            return index
+    return 255
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    if hasattr(model, "get_base_model"):  # PEFT
+        return _unwrapped(model.get_base_model())
+    for name in ("_orig_mod", "module"):
+        if isinstance(inner := getattr(model, name, None), nn.Module):
+            return _unwrapped(inner)
+    return model
