@@ -138,16 +138,19 @@ EVALUATIONS = [
 
 
 @pytest.mark.parametrize(("robust_eval", "steps", "protocol"), EVALUATIONS)
-def test_the_plan_of_an_evaluation_bounds_what_passes(make_trainer, make_args, visited, robust_eval, steps, protocol):
+def test_the_plan_of_an_evaluation_bounds_what_passes(
+    make_trainer, make_args, dataset, visited, robust_eval, steps, protocol
+):
     options = {"eval_epsilons": None, "eval_attack_steps": steps, "eval_attack_steps_limit": 40}
     options["eval_protocol"] = protocol
     args = make_args(num_train_epochs=2, eval_strategy="epoch", robust_eval=robust_eval, **options)
-    trainer = make_trainer(args=args)
+    few = dataset.select(range(16))
+    trainer = make_trainer(args=args, train_dataset=few, eval_dataset=few)
     seen = visited(trainer.model)
     trainer.train()
     trainer.evaluate()  # as the test split
-    planned = list(phases(args, training_length(args, 48), {"validation": 48, "test": 48}, num_classes=4))
-    assert evaluations(args, training_length(args, 48)) == 2
+    planned = list(phases(args, training_length(args, 16), {"validation": 16, "test": 16}, num_classes=4))
+    assert evaluations(args, training_length(args, 16)) == 2
     assert seen["training"] == sum(phase.training for phase in planned)
     for kind in ("input_gradient", "forward"):
         exact = sum(getattr(phase, kind) for phase in planned if not phase.at_most)
