@@ -10,6 +10,7 @@ _HOMES = {
     "ThreatModel": "attacks.threat_model",
     "PixelSpace": "attacks.pixels",
     "PixelClassifier": "attacks.pixels",
+    "PixelSegmenter": "attacks.segmenter",
     "APGD": "attacks",
     "AttackResult": "attacks",
     "apgd": "attacks",
