@@ -16,6 +16,8 @@ _HOMES = {
     "apgd": "attacks",
     "evaluate_robustness": "evaluation.evaluate",
     "RobustnessReport": "evaluation.report",
+    "evaluate_segmentation": "evaluation.segmentation.evaluate",
+    "SegmentationReport": "evaluation.segmentation.report",
     "hinge": "schedules",
     "linear_warmup": "schedules",
     "constant": "schedules",

@@ -15,7 +15,7 @@ from hf_robust_ft.hub.uploading import upload
 METRIC = Path(__file__).parent.parent / "metrics" / "robustness"
 SCRIPT = "robustness.py"
 MODULES = (  # what the script imports
-    "class_indices.py", "curve.py", "threat_distributions.py", "threat_distribution_specs.py",
+    "class_indices.py", "curve.py", "masks.py", "threat_distributions.py", "threat_distribution_specs.py",
 )  # fmt: skip
 REQUIREMENTS = "evaluate\ndatasets\nnumpy\nscipy\n"
 LOCAL_NAME = "path/to/hf_robust_ft/metrics/robustness"  # in the README of the package

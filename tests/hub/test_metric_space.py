@@ -52,7 +52,7 @@ def test_the_space_holds_the_module_under_its_own_name(published):
     assert found["oid"] == found["again"] == space.head.sha
     assert set(space.files()) == {
         "README.md", "index.html", "requirements.txt", "my-robustness.py", "class_indices.py", "curve.py",
-        "threat_distributions.py", "threat_distribution_specs.py",
+        "masks.py", "threat_distributions.py", "threat_distribution_specs.py",
     }  # fmt: skip
     assert 'evaluate.load("tester/my-robustness")' in space.files()["README.md"].decode()
     assert "value" in found["second"] and hub.find("tester/second", "space").private

@@ -25,7 +25,7 @@ def check_classes(predictions: Sequence[Sequence[int]], references: Sequence[int
             "predictions must be (n_samples, n_epsilons) and references (n_samples,) with at least one sample, "
             f"got {predictions.shape} and {references.shape}."
         )
-    return _as_indices(predictions, "predictions"), _as_indices(references, "references")
+    return as_indices(predictions, "predictions"), as_indices(references, "references")
 
 
 def _as_array(values: Sequence, name: str) -> np.ndarray:
@@ -37,7 +37,8 @@ def _as_array(values: Sequence, name: str) -> np.ndarray:
         raise ValueError(told) from None
 
 
-def _as_indices(array: np.ndarray, name: str) -> np.ndarray:
+def as_indices(array: np.ndarray, name: str) -> np.ndarray:
+    """An array of classes as int64; a ValueError that calls it `name` for what is no class."""
     is_class = _is_class(array)
     if is_class.all():
         return array.astype(np.int64, copy=False)
