@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hf_robust_ft.attacks.batch_checks import check_batch, check_first_batch
+from hf_robust_ft.evaluation.segmentation.counts import mean_iou, pixel_accuracy, pixel_counts
 
 logger = logging.getLogger(__name__)
 
@@ -57,23 +57,8 @@ class SegmentationEvaluation:
         """What `evaluate()` is to return beside Trainer's own."""
         if not self._gathered:  # no batch held labels
             return {}
-        right, labelled, predicted = torch.cat(self._gathered).sum(0)
-        union = labelled + predicted - right
-        mean_iou = (right / union)[union > 0].mean()
+        counts = torch.cat(self._gathered).sum(0).numpy()
         return {
-            f"{prefix}_clean_pixel_accuracy": float(right.sum() / labelled.sum()),
-            f"{prefix}_clean_mean_iou": float(mean_iou),
+            f"{prefix}_clean_pixel_accuracy": float(pixel_accuracy(counts)),
+            f"{prefix}_clean_mean_iou": float(mean_iou(counts)),
         }
-
-
-def pixel_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Of each image and class the right, the labelled and the predicted pixels, (N, 3, K), of masks (N, H, W).
-
-    >>> pixel_counts(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, -100]]]), 2).tolist()
-    [[[1, 0], [2, 0], [1, 1]]]
-    """
-    counts = labels >= 0
-    labels, predictions = labels.where(counts, num_classes), predictions.where(counts, num_classes)
-    right = labels.where(labels == predictions, num_classes)
-    found = [F.one_hot(each.flatten(1), num_classes + 1).sum(1) for each in (right, labels, predictions)]
-    return torch.stack(found, 1)[..., :num_classes]
