@@ -75,6 +75,15 @@ def test_the_worst_case_over_losses_is_no_higher_than_any_of_them():
         assert (np.array(getattr(report, curve)) <= np.min([getattr(each, curve) for each in alone], 0) + 1e-12).all()
 
 
+@pytest.mark.parametrize(("norm", "eps"), [("L2", 3.0), ("L1", 60.0)])
+def test_other_norms_are_measured_under_l1_with_larger_balls_first(norm, eps):
+    report = measure(threat_model=ThreatModel(norm, eps), epsilons=[0, eps], checks=True)
+    assert report.attacks[0]["larger_eps"] == (norm == "L1")
+    assert report.adversarial_pixel_accuracy < report.clean_pixel_accuracy
+    # The steps of L1 change few pixels each, and here all count: even huge perturbations are too much for ten.
+    assert ("huge_eps" in str(report.reliability)) == (norm == "L1")
+
+
 def test_at_eps_0_nothing_is_attacked():
     report = measure(threat_model=ThreatModel("Linf", 0), epsilons=[0], checks=True)
     assert report.passes["gradients"] == 0 and report.reliability["verdict"] == "ok"
@@ -207,7 +216,8 @@ def edited(**changes):
         ({"protocol": "exact"}, "Valid: paper, reliable|paper, reliable"),
         ({"attack": APGD(loss="ce")}, "Valid for segmentation: pixel_ce"),
         ({"attack": APGD(loss="pixel_ce"), "protocol": "reliable"}, "brings its own attacks"),
-        ({"attack_steps": "auto"}, "there is no 'auto'"),
+        ({"attack_steps": "auto"}, "no 'auto'"),
+        ({"attack_steps": 0}, "at least 1"),
         ({"epsilons": [0, 0.1]}, "must end at the threat model's eps"),
         ({"threat_model": "4/255"}, "must be a ThreatModel"),
         ({"seed": 0.5}, "seed must be a whole number"),
