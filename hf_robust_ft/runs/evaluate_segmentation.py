@@ -2,7 +2,6 @@
 
 import os
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,13 +9,9 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from hf_robust_ft.attacks.dense_losses import ignored_as_negative
 from hf_robust_ft.attacks.pixels import PixelSpace
-from hf_robust_ft.attacks.segmenter import PixelSegmenter
 from hf_robust_ft.attacks.threat_model import ThreatModel
-from hf_robust_ft.data.segmentation import drawn_pairs, loss_ignore_index
 from hf_robust_ft.data.source_hashes import source_digest
-from hf_robust_ft.evaluation.batches import stack_masks
 from hf_robust_ft.evaluation.protocols import evaluation_attack
 from hf_robust_ft.evaluation.segmentation.evaluate import evaluate_segmentation
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
@@ -26,8 +21,7 @@ from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.provenance.record import environment_facts
 from hf_robust_ft.provenance.weight_hashes import hash_weight_files
 from hf_robust_ft.reporting import write_evidence
-from hf_robust_ft.reporting.model_card import EXAMPLES
-from hf_robust_ft.reporting.segmentation.overlays import save_overlays
+from hf_robust_ft.reporting.segmentation.overlays import draw_overlays
 from hf_robust_ft.runs.arguments import DataArguments
 from hf_robust_ft.runs.model_names import describe_model
 from hf_robust_ft.runs.task_arguments import SEGMENTATION
@@ -96,7 +90,8 @@ def measure_segmentation(
     )
     if options.output_dir and state.is_main_process:
         how = {"threat_model": threat_model, "attack": attack, "class_names": class_names(model.config)}
-        draw = partial(write_overlays, model, space, dataset, options.output_dir, options.save_examples, **how)
+        how |= {"ignore_index": known.label_for_ignored, "count": options.save_examples}
+        draw = partial(draw_overlays, model, space, dataset, options.output_dir, **how)
         write_evidence(report, options.output_dir, examples=draw if options.save_examples else None)
     return report
 
@@ -119,20 +114,3 @@ def load_segmenter_and_images(options: Any, data_args: DataArguments) -> tuple[P
     fitted, known = task.fitted(splits, model.config, processor)
     images = task.at_most(fitted[options.split], data_args.max_eval_samples, data_args.split_seed, "max_eval_samples")
     return model, processor, images, splits, known
-
-
-def write_overlays(
-    model: PreTrainedModel, space: PixelSpace, dataset: Dataset, folder: str | Path, count: int, **how: Any
-) -> None:
-    """Strips of `count` images with their predictions, before and after the attack; which, is drawn.
-
-    Args:
-        dataset: with `pixel_values` and `labels`.
-        how: of `save_overlays`.
-    """
-    few = drawn_pairs(dataset, count, 0)
-    batch = stack_masks([few[index] for index in range(len(few))])
-    labels = ignored_as_negative(batch["labels"], loss_ignore_index(model.config))
-    segmenter = PixelSegmenter(model, space, tuple(labels.shape[-2:]))
-    pixels = space.clipped_pixels(batch["pixel_values"])
-    save_overlays(segmenter, pixels, labels, Path(folder, EXAMPLES), **how)

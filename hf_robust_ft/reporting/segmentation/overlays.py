@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -14,15 +15,44 @@ from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 from hf_robust_ft.attacks import APGD, attack_mode
+from hf_robust_ft.attacks.dense_losses import ignored_as_negative
+from hf_robust_ft.attacks.pixels import PixelSpace
+from hf_robust_ft.attacks.segmenter import PixelSegmenter
 from hf_robust_ft.attacks.threat_model import ThreatModel
+from hf_robust_ft.evaluation.batches import stack_masks
 from hf_robust_ft.provenance.class_names import name_of
 from hf_robust_ft.reporting.example_pairs import drawable
 from hf_robust_ft.reporting.examples import remove_examples
+from hf_robust_ft.reporting.model_card import EXAMPLES
 
 # Paul Tol's "muted" colours, told apart by everyone; more classes than colours take them again.
 COLOURS = ("#cc6677", "#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499", "#dddddd")
 OPACITY = 0.75
 SHOWN_CLASSES = 12  # in a legend
+
+
+def draw_overlays(
+    model: nn.Module,
+    pixel_space: PixelSpace,
+    dataset: Any,
+    folder: str | Path,
+    *,
+    count: int,
+    ignore_index: int | None,
+    **how: Any,
+) -> None:
+    """Strips of `count` images of a dataset, drawn from a fixed seed, into `examples` in `folder`.
+
+    Args:
+        dataset: map-style, of `pixel_values` (C, H, W) and `labels` (H', W'), all of one size.
+        ignore_index: the label of pixels that count nowhere.
+        how: of `save_overlays`.
+    """
+    drawn = np.random.default_rng(0).permutation(len(dataset))[:count]
+    batch = stack_masks([dataset[int(index)] for index in drawn])
+    labels = ignored_as_negative(batch["labels"], ignore_index)
+    segmenter = PixelSegmenter(model, pixel_space, tuple(labels.shape[-2:]))
+    save_overlays(segmenter, pixel_space.clipped_pixels(batch["pixel_values"]), labels, Path(folder, EXAMPLES), **how)
 
 
 def save_overlays(
