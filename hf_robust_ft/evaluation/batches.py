@@ -28,7 +28,7 @@ class PairCollator:
 
 
 def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """A data collator: examples with `pixel_values` (C, H, W) and `labels` (int, or (H', W') a pixel) to one batch.
+    """A data collator: examples with `pixel_values` (C, H, W) and `labels` (int) to one batch.
 
     Raises:
         ValueError: an example lacks one of them, or they do not make one batch.
@@ -38,12 +38,28 @@ def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     if len(shapes := {tuple(image.shape) for image in images}) > 1:
         raise ValueError(f"The images of a batch must have one shape, got {sorted(shapes)}: resize or crop them.")
     try:
-        labels = [example["labels"] for example in examples]
-        labels = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.tensor(labels)
+        labels = torch.tensor([example["labels"] for example in examples])
     except (TypeError, ValueError, RuntimeError) as error:
         got = [example["labels"] for example in examples[:3]]
         raise ValueError(f"labels must be class indices, got {got}, ... ({error}).") from None
     return {"pixel_values": torch.stack(images), "labels": labels}
+
+
+def stack_masks(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """A data collator: examples with `pixel_values` (C, H, W) and masks `labels` (H', W') to one batch.
+
+    Raises:
+        ValueError: an example lacks one of them, or they do not make one batch.
+    """
+    _check_examples(examples)
+    parts = {key: [torch.as_tensor(example[key]) for example in examples] for key in ("pixel_values", "labels")}
+    for key, values in parts.items():
+        if len(shapes := {tuple(value.shape) for value in values}) > 1:
+            raise ValueError(
+                f"The {key} of a batch must have one shape, got {sorted(shapes)}: resize or crop image and mask "
+                "together, or take batch_size=1."
+            )
+    return {key: torch.stack(values) for key, values in parts.items()}
 
 
 def _check_examples(examples: Sequence[Any]) -> None:
@@ -99,6 +115,7 @@ class NumberedBatches:
             every process reads as a whole.
         batch_size: images at a time, when given a dataset.
         repeatable: whether every pass must bring the same batches (several processes, or a run to be resumed).
+        collate: makes a batch of a dataset's examples; `stack_masks` where labels are masks.
 
     Attributes:
         looks_up: whether single images can be had again, by `examples`; not of a stream or a loader that shuffles.
@@ -108,8 +125,15 @@ class NumberedBatches:
             shards.
     """
 
-    def __init__(self, dataset_or_loader: Any, batch_size: int, repeatable: bool = False):
+    def __init__(
+        self,
+        dataset_or_loader: Any,
+        batch_size: int,
+        repeatable: bool = False,
+        collate: Callable[[list], dict[str, Tensor]] = stack_examples,
+    ):
         self.loader, self.dataset, self.batch_size, self.looks_up = None, None, batch_size, True
+        self.collate = collate
         if isinstance(dataset_or_loader, DataLoader):
             self.loader = dataset_or_loader
             self.batch_size = self.loader.batch_size
@@ -169,7 +193,7 @@ class NumberedBatches:
     def examples(self, positions: Sequence[int]) -> Iterator[tuple[int, Any]]:
         """(position, batch of this image alone) for positions in the order of `of_process`, if it `looks_up`."""
         if self.loader is None:
-            yield from ((position, stack_examples([self.dataset[position]])) for position in positions)
+            yield from ((position, self.collate([self.dataset[position]])) for position in positions)
             return
         indices = list(itertools.chain.from_iterable(self.loader.batch_sampler))
         for position in positions:
@@ -190,7 +214,7 @@ class NumberedBatches:
             starts = range(0, len(self.dataset), self.batch_size)
             own = [range(first, min(first + self.batch_size, len(self.dataset))) for first in starts[rank::world_size]]
             # A loader without a generator of its own draws a seed from the global random state at each pass.
-            loader = DataLoader(self.dataset, batch_sampler=own, collate_fn=stack_examples, generator=torch.Generator())
+            loader = DataLoader(self.dataset, batch_sampler=own, collate_fn=self.collate, generator=torch.Generator())
             for count, batch in enumerate(loader):
                 number = rank + count * world_size
                 yield number, number * self.batch_size, batch

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.attacks.pixels import PixelClassifier, PixelModel, PixelSpace
 
 # Wrappers whose forward waits for the other processes, by the names of their classes: importing them takes seconds.
 SHARDING = {"FullyShardedDataParallel": "FSDP", "FSDPModule": "FSDP (fully_shard)"}
@@ -17,30 +17,43 @@ def as_classifier(model: nn.Module, pixel_space: PixelSpace | None) -> tuple[Pix
     """The classifier to attack, without DDP's wrapper, and the map from the data's `pixel_values` to pixels.
 
     Raises:
-        ValueError: no module, a model whose forward needs all processes at once, no `PixelSpace`, or one together
-            with a `PixelClassifier`.
+        ValueError: as `as_pixel_model`.
     """
+    return as_pixel_model(model, pixel_space, PixelClassifier)
+
+
+def as_pixel_model(
+    model: nn.Module, pixel_space: PixelSpace | None, kind: type[PixelModel]
+) -> tuple[PixelModel, PixelSpace]:
+    """The model to attack as one of pixels of this `kind`, and the map from the data's `pixel_values` to pixels.
+
+    Raises:
+        ValueError: no module, a model whose forward needs all processes at once, no `PixelSpace`, or one together
+            with a model that already is of this kind.
+    """
+    name = kind.__name__
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model must be a torch.nn.Module that classifies images, got {type(model).__name__}.")
+        what = "classifies images" if kind is PixelClassifier else "segments images"
+        raise ValueError(f"model must be a torch.nn.Module that {what}, got {type(model).__name__}.")
     if pixel_space is not None and not isinstance(pixel_space, PixelSpace):
         raise ValueError(
             f"pixel_space must be a PixelSpace, got {type(pixel_space).__name__}: give "
             "PixelSpace.from_processor(processor) or PixelSpace(mean, std)."
         )
     model = _without_ddp(model)
-    if isinstance(model, PixelClassifier) and _without_ddp(model.model) is not model.model:
-        model = PixelClassifier(_without_ddp(model.model), model.pixel_space, model.model_inputs)
+    if isinstance(model, kind) and _without_ddp(model.model) is not model.model:
+        model = kind(_without_ddp(model.model), model.pixel_space, model_inputs=model.model_inputs)
     check_whole(model)
-    if isinstance(getattr(model, "_orig_mod", None), PixelClassifier):
+    if isinstance(getattr(model, "_orig_mod", None), kind):
         raise ValueError(
-            "A compiled PixelClassifier hides its normalisation: compile the model inside of it, "
-            "PixelClassifier(torch.compile(model), pixel_space)."
+            f"A compiled {name} hides its normalisation: compile the model inside of it, "
+            f"{name}(torch.compile(model), pixel_space)."
         )
-    if not isinstance(model, PixelClassifier):
+    if not isinstance(model, kind):
         pixel_space = pixel_space or PixelSpace()
-        return PixelClassifier(model, pixel_space), pixel_space
+        return kind(model, pixel_space), pixel_space
     if pixel_space is not None:
-        raise ValueError("A PixelClassifier normalises by itself and takes pixels in [0, 1]: leave pixel_space out.")
+        raise ValueError(f"A {name} normalises by itself and takes pixels in [0, 1]: leave pixel_space out.")
     return model, PixelSpace()
 
 

@@ -17,20 +17,20 @@ IMAGES_ALONE = 8
 
 
 def check_deterministic(logits_fn: LogitsFn, batches: Sequence[Tensor]) -> tuple[TrustCheck, Tensor]:
-    """Do two clean passes agree? The check, and the logits of the first, float32 (N, K)."""
+    """Do two clean passes agree? The check, and the logits of the first, float32 (N, K), of pixels (N, K, H, W)."""
     first, second = (_logits(logits_fn, batches) for _ in range(2))
     difference = _difference(first, second)
     if not math.isfinite(difference):
         sentence = f"The logits of {len(first)} images are not all finite: look for NaN or overflow in the model."
         return TrustCheck("deterministic", False, None, sentence), first
     value = float(f"{difference / range_of_top_two(first):.1e}")
-    changed = int((first.argmax(1) != second.argmax(1)).sum())
+    changed = first.argmax(1) != second.argmax(1)
     check = verdict(
         "deterministic",
-        value <= LARGEST_DIFFERENCE and not changed,
+        value <= LARGEST_DIFFERENCE and not changed.any(),
         value,
         f"over two clean passes, the top two logits of {len(first)} images differ by at most {value:.1e} of their "
-        f"range and {changed / len(first):.1%} of the predictions change",
+        f"range and {changed.float().mean():.1%} of the predictions change",
         advice="each step of the attack sees one random draw only, so the reported accuracy is too high: switch the "
         "randomness off, or average the gradients of many passes (expectation over transformation)",
     )
@@ -42,7 +42,7 @@ def check_alone(logits_fn: LogitsFn, pixels: Tensor, in_batch: Tensor) -> TrustC
 
     Args:
         pixels: (N, C, H, W), of which the first `IMAGES_ALONE` are asked about.
-        in_batch: float32 (N, K), the logits they got in their batches.
+        in_batch: float32 (N, K) or (N, K, H, W), the logits they got in their batches.
     """
     # Two copies of each: layers that need more than one value a channel to normalise would refuse a single image.
     pairs = [image.expand(2, *image.shape[1:]) for image in pixels[:IMAGES_ALONE].split(1)]

@@ -18,7 +18,6 @@ from hf_robust_ft.schedules.sample_ids import HOW_TO_ADD, SAMPLE_ID, Identifying
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.attack_reach import AttackReach
 from hf_robust_ft.training.base.launching import ZERO_3_REFUSED, check_launch, check_sharding
-from hf_robust_ft.training.compiled_model import settle_loss
 from hf_robust_ft.training.guard import OverfittingGuard
 from hf_robust_ft.training.objectives.parts import LossParts
 from hf_robust_ft.training.objectives.structures import check_structure
@@ -102,7 +101,7 @@ def check_built(trainer: Any, train_dataset: Any, eval_dataset: Any) -> None:
 def check_first_batch(trainer: Any, inputs: dict[str, Any]) -> None:
     """Raise for what shows with the first batch only, before the first step."""
     if trainer.args.torch_compile:
-        settle_loss(trainer.model)
+        trainer.task.before_compiling(trainer.model)
     trainer.adversary.check(trainer.model, inputs, trainer.args.threat_model)
     check_labels(trainer.train_dataset, trainer.adversary.num_labels(trainer.model))
     if trainer.args.has_teacher and not trainer.args.asks_features:

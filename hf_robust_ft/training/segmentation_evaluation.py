@@ -1,17 +1,24 @@
-"""The evaluation of a segmentation model within `Trainer.evaluate()`."""
+"""The evaluation of a segmentation model within `Trainer.evaluate()`: its own figures, and a report under attack."""
 
-import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hf_robust_ft.attacks.batch_checks import check_batch, check_first_batch
+from hf_robust_ft.data.source_hashes import source_digest
+from hf_robust_ft.data.sources import loaded_facts
+from hf_robust_ft.evaluation.reliability import is_reliable
+from hf_robust_ft.evaluation.segmentation.counts import mean_iou, pixel_accuracy, pixel_counts
+from hf_robust_ft.evaluation.segmentation.evaluate import evaluate_segmentation
+from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
+from hf_robust_ft.provenance.class_names import class_names
+from hf_robust_ft.reporting.segmentation.overlays import draw_overlays
 
-logger = logging.getLogger(__name__)
+SHOWN_EXAMPLES = 4  # overlays beside the card
 
 
 class SegmentationEvaluation:
@@ -28,6 +35,9 @@ class SegmentationEvaluation:
         self.trainer, self.dataloader = trainer, dataloader
         self.args, self.accelerator = trainer.args, trainer.accelerator
         self.adversary, self.model, self.task = trainer.adversary, trainer.model, trainer.task
+        args, self.in_training = trainer.args, trainer.is_in_train
+        attacks = args.robust_eval == "epoch" or (args.robust_eval == "end" and not self.in_training)
+        self.attacks = attacks and len(args.evaluation_grid) > 1
         self.outputs: Any = None  # of the model for the batch at hand, where the trainer saw them
         self._gathered: list[Tensor] = []  # of every process
 
@@ -57,23 +67,47 @@ class SegmentationEvaluation:
         """What `evaluate()` is to return beside Trainer's own."""
         if not self._gathered:  # no batch held labels
             return {}
-        right, labelled, predicted = torch.cat(self._gathered).sum(0)
-        union = labelled + predicted - right
-        mean_iou = (right / union)[union > 0].mean()
-        return {
-            f"{prefix}_clean_pixel_accuracy": float(right.sum() / labelled.sum()),
-            f"{prefix}_clean_mean_iou": float(mean_iou),
-        }
+        counts = torch.cat(self._gathered).sum(0).numpy()
+        metrics = {"clean_pixel_accuracy": float(pixel_accuracy(counts)), "clean_mean_iou": float(mean_iou(counts))}
+        if self.attacks:
+            report = self._report()
+            self.trainer._keep_report(report, self._overlays(report))
+            metrics |= {name: getattr(report, name) for name in self.task.metrics if name not in metrics}
+            metrics["reliable"] = float(is_reliable(report))
+        return {f"{prefix}_{name}": value for name, value in metrics.items()}
 
+    def _report(self) -> SegmentationReport:
+        """What `evaluate_segmentation` finds on the same images, read again; trust checks after training alone."""
+        dataset = self.dataloader.dataset
+        report = evaluate_segmentation(
+            self.model,
+            dataset,
+            threat_model=self.args.threat_model,
+            pixel_space=self.adversary.pixel_space,
+            epsilons=self.args.evaluation_grid,
+            attack=self.args.eval_attack,
+            protocol=self.args.eval_protocol,
+            ignore_index=self.task.ignore_index,
+            checks=not self.in_training,
+            batch_size=self.args.per_device_eval_batch_size,
+            seed=self.args.seed,
+            class_names=class_names(getattr(self.model, "config", None)),
+        )
+        digest = None if self.in_training else source_digest(dataset)
+        data = loaded_facts(dataset) | ({"source_digest": digest} if digest else {})
+        measured_in = dict(report.metadata)
+        return report.with_metadata(**self.trainer.facts().merged(data, measured_in))
 
-def pixel_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Of each image and class the right, the labelled and the predicted pixels, (N, 3, K), of masks (N, H, W).
-
-    >>> pixel_counts(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, -100]]]), 2).tolist()
-    [[[1, 0], [2, 0], [1, 1]]]
-    """
-    counts = labels >= 0
-    labels, predictions = labels.where(counts, num_classes), predictions.where(counts, num_classes)
-    right = labels.where(labels == predictions, num_classes)
-    found = [F.one_hot(each.flatten(1), num_classes + 1).sum(1) for each in (right, labels, predictions)]
-    return torch.stack(found, 1)[..., :num_classes]
+    def _overlays(self, report: SegmentationReport) -> Any:
+        """Puts overlays into a folder; the trainer keeps it."""
+        return partial(
+            draw_overlays,
+            self.model,
+            self.adversary.pixel_space,
+            self.dataloader.dataset,
+            count=SHOWN_EXAMPLES,
+            ignore_index=self.task.ignore_index,
+            threat_model=self.args.threat_model,
+            attack=self.args.eval_attack,
+            class_names=class_names(getattr(self.model, "config", None)),
+        )

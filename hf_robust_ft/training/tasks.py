@@ -22,6 +22,7 @@ from hf_robust_ft.attacks.mask_checks import MaskCheck
 from hf_robust_ft.attacks.model_calls import extract_dense_logits
 from hf_robust_ft.attacks.pixels import PixelClassifier, PixelModel, PixelSpace
 from hf_robust_ft.attacks.segmenter import PixelSegmenter, resized
+from hf_robust_ft.training.compiled_model import settle_loss
 from hf_robust_ft.training.objectives.passes import logits_of, scaled_mean
 from hf_robust_ft.training.robust_evaluation import RobustEvaluation
 from hf_robust_ft.training.segmentation_checks import check_masks_fit, settle_segmentation
@@ -58,6 +59,9 @@ class Task:
     def check_first(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
         """Raise a ValueError for a first batch that the model's own loss will not take."""
 
+    def before_compiling(self, model: nn.Module) -> None:
+        """Say what the model would find out at its first loss, and for which it would be compiled once more."""
+
     def on_pixels(
         self, model: nn.Module, pixel_space: PixelSpace, labels: Tensor, model_inputs: dict[str, Any]
     ) -> PixelModel:
@@ -91,6 +95,9 @@ class ImageClassification(Task):
     @property
     def label_check(self) -> Callable[..., None]:
         return check_labels
+
+    def before_compiling(self, model: nn.Module) -> None:
+        settle_loss(model)
 
     def on_pixels(
         self, model: nn.Module, pixel_space: PixelSpace, labels: Tensor, model_inputs: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Which parameters of a classifier are its head, and how deep each of the others lies."""
+"""Which parameters of a classifier or segmenter are its head, and how deep each of the others lies."""
 
 import re
 
@@ -23,8 +23,8 @@ def head_modules(model: nn.Module) -> list[str]:
         heads = timm_model.get_classifier()
         heads = heads if isinstance(heads, tuple) else (heads,)
         named = [(f"timm_model.{name}", module) for name, module in timm_model.named_modules() if module in heads]
-    elif isinstance(model, PreTrainedModel) and model.base_model is not model:
-        named = [(name, module) for name, module in model.named_children() if module is not model.base_model]
+    elif isinstance(model, PreTrainedModel) and (backbone := _backbone(model)) is not None:
+        named = [(name, module) for name, module in model.named_children() if module is not backbone]
     else:
         named = [(name, module) for name, module in model.named_children() if name in ("classifier", "head", "fc")]
     hidden = getattr(model, CHILDREN, ())
@@ -32,9 +32,14 @@ def head_modules(model: nn.Module) -> list[str]:
     if not names:
         raise ValueError(
             f"The classification head of {type(model).__name__} cannot be told from its backbone. "
-            "Load the model with AutoModelForImageClassification."
+            "Load the model with AutoModelForImageClassification, or with AutoModelForSemanticSegmentation."
         )
     return names
+
+
+def _backbone(model: PreTrainedModel) -> nn.Module | None:
+    """Of UperNet and its like, whose base model is the whole, what it calls so."""
+    return getattr(model, "backbone", None) if model.base_model is model else model.base_model
 
 
 def head_parameters(model: nn.Module) -> set[str]:

@@ -1,0 +1,1 @@
+"""How robust a semantic segmentation model is: pixel accuracy and mean IoU over eps."""

@@ -1,0 +1,236 @@
+"""Signs that an attack fails where a segmentation model is not robust, looked for on a few images."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_robust_ft.attacks import APGD
+from hf_robust_ft.attacks.apgd import LogitsFn
+from hf_robust_ft.attacks.dense_losses import labelled_pixels, right_pixels
+from hf_robust_ft.attacks.losses import get_loss
+from hf_robust_ft.attacks.random_state import seeded_generator
+from hf_robust_ft.attacks.threat_model import ThreatModel
+from hf_robust_ft.evaluation.output_checks import check_alone, check_deterministic
+from hf_robust_ft.evaluation.segmentation.counts import RIGHT
+from hf_robust_ft.evaluation.segmentation.reliability import CHECKS
+from hf_robust_ft.evaluation.segmentation.search import square_search
+from hf_robust_ft.evaluation.segmentation.settings import SegmentationSettings
+from hf_robust_ft.evaluation.trust_checks import LOSS_SCALES, MOST_DRAWS
+from hf_robust_ft.evaluation.trust_verdicts import TrustCheck, is_tolerated, verdict
+
+# Of pixel accuracy. Losses that all do well differ by a point or so; what hides gradients loses tens of points.
+TOLERATED, TOLERATED_OF_OTHERS = 0.01, 0.02
+LONGER = 3  # times the steps, for `converged`
+MOST_RIGHT_AT_HUGE_EPS = 0.1  # of pixels that were right
+QUERIES = 200  # of the search without gradients
+OTHER_LOSSES = ("masked_ce", "js", "masked_spherical")  # of the second opinion, without those of the protocol
+COMPARED_IMAGES = 4  # whose logits are compared pixel by pixel: they take much memory
+RELIABLE = "measure by protocol reliable"
+
+
+def run_segmentation_checks(
+    logits_fn: LogitsFn,
+    pixels: Tensor,
+    labels: Tensor,
+    settings: SegmentationSettings,
+    *,
+    reported: np.ndarray,
+    batch_size: int = 16,
+) -> list[TrustCheck]:
+    """Check a handful of images, in evaluation mode. Pixel accuracies here are over all their labelled pixels.
+
+    | check | `value` | fails |
+    |---|---|---|
+    | `gradients` | share of images with an input gradient all zero or not finite | above one image or 1 %; not finite |
+    | `random_noise` | fall of the accuracy by the attack, less that by the worst of several random draws | below 0 |
+    | `converged` | fall of the accuracy with three times the steps | above one point |
+    | `deterministic`, `alone` | as for a classifier, of the logits of 4 images' pixels | as there |
+    | `huge_eps` | share of right pixels left at Linf 0.5, L2 0.5 sqrt(D) or L1 0.5 D | above 10 % |
+    | `second_opinion` | fall of the accuracy by other losses and a search without gradients | above two points |
+
+    D is C * H * W. The last is what a model that hides its gradients cannot pass: `square_search` needs none.
+
+    Args:
+        logits_fn: pixels (N, C, H, W) in [0, 1] -> logits (N, K, H', W'); call this inside `attack_mode(model)`.
+        pixels: float32 (N, C, H, W) in [0, 1].
+        labels: int64 (N, H', W'), below 0 where a pixel counts nowhere.
+        settings: whose attacks gave the figures in question.
+        reported: (N, 3, K), the pixel counts that are reported of these images at eps_g.
+        batch_size: images at a time.
+
+    Returns:
+        One `TrustCheck` for each of `reliability.CHECKS`, in this order.
+    """
+    few = pixels[:COMPARED_IMAGES]
+    deterministic, logits = check_deterministic(logits_fn, few.split(batch_size))
+    found = {"deterministic": deterministic, "alone": check_alone(logits_fn, few, logits)}
+    left = torch.as_tensor(reported[:, RIGHT].sum(-1), device=pixels.device)
+    sample = _Sample(logits_fn, pixels, labels, settings, left, batch_size)
+    if settings.threat_model.eps == 0 or not sample.clean.any():
+        why = "eps is 0, so no attack was run" if settings.threat_model.eps == 0 else "no pixel is right"
+        unchecked = {name: TrustCheck(name, True, None, f"not checked: {why}.") for name in CHECKS}
+        return list((unchecked | found).values())
+    for check in (_check_gradients, _check_noise, _check_converged, _check_huge_eps, _check_second_opinion):
+        outcome = check(sample)
+        found[outcome.name] = outcome
+    return [found[name] for name in CHECKS]
+
+
+@dataclass
+class _Sample:
+    """The images, and how many of each one's pixels are right: `left` (N,) as reported, `clean` (N,) without attack."""
+
+    logits_fn: LogitsFn
+    pixels: Tensor
+    labels: Tensor
+    settings: SegmentationSettings
+    left: Tensor
+    batch_size: int
+
+    def __post_init__(self):
+        self.labelled = labelled_pixels(self.labels)
+        self.clean = self.right_of(self.pixels)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(self.pixels.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
+
+    def right_of(self, pixels: Tensor) -> Tensor:
+        """How many pixels of each image are right for these (N, C, H, W), (N,)."""
+        parts = zip(pixels.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
+        with torch.no_grad():
+            return torch.cat([right_pixels(self.logits_fn(x).argmax(1), labels) for x, labels in parts])
+
+    def left_by(self, attacks: Sequence[APGD], threat_model: ThreatModel | None = None) -> Tensor:
+        """How many pixels of each image are right after the worst of some attacks, (N,)."""
+        generator = seeded_generator(self.pixels.device, self.settings.seed)
+        within = threat_model or self.settings.threat_model
+        fewest = self.clean
+        for attack in attacks:
+            results = [attack(self.logits_fn, *batch, within, generator=generator) for batch in self.batches()]
+            predictions = torch.cat([result.predictions for result in results])
+            fewest = fewest.minimum(right_pixels(predictions, self.labels))
+        return fewest
+
+    def accuracy(self, right: Tensor) -> float:
+        return float(right.sum() / self.labelled.sum())
+
+    @property
+    def attacks(self) -> list[APGD]:
+        return self.settings.attacks
+
+    @property
+    def stronger(self) -> str:
+        """What may find what the attack misses, in words."""
+        return "more attack steps" if len(self.attacks) > 1 else f"more attack steps, or {RELIABLE}"
+
+
+def _check_gradients(sample: _Sample) -> TrustCheck:
+    sizes = torch.cat([_gradient_sizes(sample, *batch) for batch in sample.batches()])
+    zero, not_finite = int((sizes == 0).sum()), int((~sizes.isfinite()).sum())
+    return verdict(
+        "gradients",
+        zero < len(sizes) and is_tolerated(zero, len(sizes)) and not not_finite,
+        (zero + not_finite) / len(sizes),
+        f"at {len(sizes)} images the gradient of the attack's loss is zero in every pixel for {zero / len(sizes):.1%} "
+        f"and not finite for {not_finite / len(sizes):.1%}",
+        advice="what counts as robust there has not been tested: look for rounding, saturation or half precision in "
+        "the model",
+    )
+
+
+def _gradient_sizes(sample: _Sample, pixels: Tensor, labels: Tensor) -> Tensor:
+    """The largest entry of each image's input gradient, (N,), up to a positive factor."""
+    loss = get_loss(sample.attacks[0].loss)
+    with torch.enable_grad():
+        x = pixels.detach().float().requires_grad_()
+        logits = sample.logits_fn(x)
+        objective = loss.objective(logits, labels, None)
+        sizes = torch.zeros_like(objective)
+        for scale in LOSS_SCALES:
+            (gradient,) = torch.autograd.grad(objective.sum() * scale, x, retain_graph=True)
+            sizes = torch.where((sizes > 0) & sizes.isfinite(), sizes, gradient.abs().flatten(1).amax(1))
+            if ((sizes > 0) & sizes.isfinite()).all():
+                break
+    return sizes
+
+
+def _check_noise(sample: _Sample) -> TrustCheck:
+    draws = min(max(attack.steps for attack in sample.attacks), MOST_DRAWS)
+    generator = seeded_generator(sample.pixels.device, sample.settings.seed)
+    ball = sample.settings.threat_model.ball(sample.pixels)
+    noisy = sample.clean
+    for _ in range(draws):
+        noisy = noisy.minimum(sample.right_of(ball.random_start(generator)))
+    by_attack, by_noise, clean = (sample.accuracy(right) for right in (sample.left, noisy, sample.clean))
+    return verdict(
+        "random_noise",
+        by_attack < by_noise or not sample.left.any() or by_noise == clean == by_attack,
+        by_noise - by_attack,
+        f"{clean:.1%} of the pixels are right; at {sample.settings.threat_model} the attack leaves {by_attack:.1%} and "
+        f"the worst of {draws} random perturbations {by_noise:.1%}",
+        advice=f"it is misled, so the reported figures are too high: try {sample.stronger}",
+    )
+
+
+def _check_converged(sample: _Sample) -> TrustCheck:
+    longer = [dataclasses.replace(attack, steps=LONGER * attack.steps) for attack in sample.attacks]
+    left = sample.left.minimum(sample.left_by(longer))
+    before, after = sample.accuracy(sample.left), sample.accuracy(left)
+    return verdict(
+        "converged",
+        before - after <= TOLERATED,
+        before - after,
+        f"{before:.1%} of the pixels are right after {sample.attacks[0].steps} and {after:.1%} after "
+        f"{longer[0].steps} attack steps at {sample.settings.threat_model}",
+        advice=f"the reported figures are too high: use at least {longer[0].steps} steps",
+    )
+
+
+def _check_huge_eps(sample: _Sample) -> TrustCheck:
+    size, given = sample.pixels[0].numel(), sample.settings.threat_model
+    huge = {"Linf": 0.5, "L2": 0.5 * size**0.5, "L1": 0.5 * size}[given.norm]
+    threat_model = dataclasses.replace(given, eps=max(huge, given.eps))
+    left = float(sample.left_by(sample.attacks[:1], threat_model).sum() / sample.clean.sum())
+    return verdict(
+        "huge_eps",
+        left <= MOST_RIGHT_AT_HUGE_EPS,
+        left,
+        f"allowed to change pixels by half of their range ({threat_model}), it leaves {left:.1%} of the right pixels, "
+        f"where at most {MOST_RIGHT_AT_HUGE_EPS:.1%} should be left",
+        advice="the attack is weak, or the model hides its gradients or ignores its input, so the reported figures "
+        f"mean little: try {sample.stronger}, and look for rounding or saturation",
+    )
+
+
+def _check_second_opinion(sample: _Sample) -> TrustCheck:
+    own, first = {attack.loss for attack in sample.attacks}, sample.attacks[0]
+    others = [
+        dataclasses.replace(first, loss=loss, random_start=True, larger_eps=False)
+        for loss in OTHER_LOSSES
+        if loss not in own
+    ]
+    by_others = sample.left_by(others)
+    generator = seeded_generator(sample.pixels.device, sample.settings.seed)
+    by_search = torch.cat(
+        [
+            square_search(sample.logits_fn, *batch, sample.settings.threat_model, queries=QUERIES, generator=generator)
+            for batch in sample.batches()
+        ]
+    )
+    before = sample.accuracy(sample.left)
+    after = sample.accuracy(sample.left.minimum(by_others).minimum(by_search))
+    names = ", ".join(attack.loss for attack in others)
+    return verdict(
+        "second_opinion",
+        before - after <= TOLERATED_OF_OTHERS,
+        before - after,
+        f"at {sample.settings.threat_model} the attack leaves {before:.1%} of the pixels right, and the worst of it "
+        f"{after:.1%} with attacks on other losses ({names}) and a search without gradients ({QUERIES} "
+        f"queries), which alone leave {sample.accuracy(by_others):.1%} and {sample.accuracy(by_search):.1%}",
+        advice=f"the reported figures are too high: try {sample.stronger}, and look for what in the model keeps "
+        "attacks from its gradients",
+    )
