@@ -223,7 +223,9 @@ def apgd(
         logits_fn: pixels (N, C, H, W) in [0, 1] -> logits (N, K), e.g. a `PixelClassifier`; with a dense loss
             (N, K, H', W'), e.g. a `PixelSegmenter`.
         pixels: float32 (N, C, H, W) in [0, 1]; not checked here, since that would wait for the device.
-        labels: int64 (N,), the classes to move away from; with a dense loss (N, H', W'), below 0 where none counts.
+        labels: int64 (N,), the classes to move away from; with loss="ce" also float32 (N, K), shares of classes
+            (mixup), an image then being fooled where its largest one is not predicted.
+            With a dense loss (N, H', W'), below 0 where none counts.
         threat_model: the ball: Linf, L2, or L1 (with the sparse steps of arXiv 2103.01208).
         steps: gradient steps n.
         loss: a key of `hf_robust_ft.attacks.losses.LOSSES`: "ce", "dlr", "dlr_targeted"; for training also
@@ -280,9 +282,13 @@ def checked_ball(
         raise ValueError(
             f"pixels must be a float tensor (N, C, H, W) in [0, 1], got {pixels.dtype} of shape {tuple(pixels.shape)}."
         )
-    fits = labels.ndim == 3 and len(labels) == len(pixels) if dense else labels.shape == pixels.shape[:1]
-    if not fits or labels.is_floating_point():
-        shape = f"({len(pixels)}, H, W), one a pixel" if dense else f"({len(pixels)},)"
+    if dense:
+        shape, fits = f"({len(pixels)}, H, W), one a pixel", labels.ndim == 3 and not labels.is_floating_point()
+    elif labels.ndim == 2:
+        shape, fits = f"({len(pixels)},), or shares of classes ({len(pixels)}, K)", labels.is_floating_point()
+    else:
+        shape, fits = f"({len(pixels)},)", labels.ndim == 1 and not labels.is_floating_point()
+    if not fits or len(labels) != len(pixels):
         raise ValueError(
             f"labels must be class indices of shape {shape}, got {labels.dtype} of shape {tuple(labels.shape)}."
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_robust_ft.attacks.balls import Ball
+from hf_robust_ft.attacks.cross_entropy import likeliest
 from hf_robust_ft.attacks.dense_losses import most_are_wrong, right_pixels
 from hf_robust_ft.attacks.larger_eps import eps_phases
 from hf_robust_ft.attacks.losses import AttackLoss, get_loss
@@ -84,7 +85,7 @@ def evaluate_point(
     logits = logits.detach()
     predictions = logits.argmax(1)
     if not loss.dense:
-        return Point(x.detach(), objective.detach(), predictions != labels, predictions, gradient)
+        return Point(x.detach(), objective.detach(), predictions != likeliest(labels), predictions, gradient)
     compared = objective.detach() if loss.compared is None else loss.compared(logits, labels)
     wrong, right = most_are_wrong(predictions, labels), right_pixels(predictions, labels)
     return Point(x.detach(), compared, wrong, predictions, gradient, right=right)
@@ -176,6 +177,7 @@ class ApgdRun:
         is_last = self.steps_in_phase == self.phases[0].steps
         x = self.rule.propose(self.phase_ball, self.current.x, self.current.gradient, self.previous_x)
         self.previous_x, previous_loss = self.current.x, self.current.loss
+        self.current = replace(self.current, gradient=None)  # else one gradient more would be alive at the peak
         scale = None if is_last else self.scale
         self.current = evaluate_point(self.logits_fn, x, self.labels, self.loss, self._aim, scale)
         if not is_last:

@@ -4,6 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_TINY = 1e-12  # the logarithm of 0 must have a gradient
+
+
+def likeliest(labels: Tensor) -> Tensor:
+    """(N,) classes; of shares of classes (N, K) the largest."""
+    return labels.argmax(1) if labels.is_floating_point() else labels
+
 
 def log_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
     """The logarithm of cross-entropy, in float32 whatever the precision of the logits.
@@ -12,9 +19,14 @@ def log_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None = N
     rounds to zero, or points the wrong way, where an image is classified with a margin above 17; this one does not.
 
     Shape:
-        logits (N, K, ...) and labels (N, ...) -> (N, ...).
+        logits (N, K, ...) and labels (N, ...) -> (N, ...); or logits (N, K) and float32 shares of classes (N, K), as
+        mixup makes them.
     """
     logits = logits.float()
+    if labels.is_floating_point():
+        mixed = F.cross_entropy(logits, labels, reduction="none").clamp(min=_TINY).log()
+        # One class alone, where an image was mixed with one of its own: with its precision.
+        return torch.where(labels.amax(1) < 1, mixed, log_cross_entropy(logits, likeliest(labels)))
     classes = torch.arange(logits.shape[1], device=logits.device).view(-1, *[1] * (logits.ndim - 2))
     is_label = labels[:, None] == classes
     others = logits.masked_fill(is_label, -torch.inf).logsumexp(1)

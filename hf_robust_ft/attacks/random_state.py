@@ -29,10 +29,14 @@ def random_state_kept() -> Iterator[None]:
         np.random.set_state(numpys)
 
 
+def key_seed(*key: int) -> int:
+    """One seed of a key of whole numbers that are not negative."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
 def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
     """A generator of a device, seeded by a key of whole numbers that are not negative."""
-    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1
-    return torch.Generator(device).manual_seed(int(seed))
+    return torch.Generator(device).manual_seed(key_seed(*key))
 
 
 class KeyedGenerator:

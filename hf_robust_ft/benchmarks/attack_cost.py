@@ -217,18 +217,23 @@ def memory_in_fresh_processes(setting: Setting, options: argparse.Namespace) -> 
     return rise | {"ratio": rise["attack"] / rise["training step"]}
 
 
+def check_all_attacked(passes: dict[str, dict[str, float]], steps: int) -> None:
+    """Raise a RuntimeError if a tool left part of the batch out, so that its time means nothing."""
+    for name, counted in passes.items():
+        if counted["with gradient"] < steps:
+            raise RuntimeError(
+                f"{name} took {counted['with gradient']:g} gradients of the batch in {steps} steps: it did "
+                "not attack every image at every step, and its time cannot be compared."
+            )
+
+
 def measure(setting: Setting, options: argparse.Namespace) -> dict:
-    """One row of the report; a RuntimeError if a tool left part of the batch out, so that its time means nothing."""
+    """One row of the report."""
     subject = load_subject(setting, options.device)
     tools = attacks(subject, options.steps)
     # This first round also warms everything up; only the later ones are timed.
     passes = {name: count_passes(subject.classifier, work, setting.batch_size) for name, work in tools.items()}
-    for name, counted in passes.items():
-        if counted["with gradient"] < options.steps:
-            raise RuntimeError(
-                f"{name} took {counted['with gradient']:g} gradients of the batch in {options.steps} steps: it did "
-                "not attack every image at every step, and its time cannot be compared."
-            )
+    check_all_attacked(passes, options.steps)
     seconds = time_in_turn(tools, options.rounds, options.device)
     return {
         "model": setting.model,

@@ -25,7 +25,7 @@ from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_value
 from hf_robust_ft.evaluation.batches import stack_examples
 from hf_robust_ft.evaluation.protocols import attack_on_grid, attack_to_the_minimum, evaluation_attack
 from hf_robust_ft.models import load_image_classifier
-from hf_robust_ft.runs.fine_tune import at_most
+from hf_robust_ft.runs.arguments import at_most
 
 FMN = {"Linf": "LInfFMNAttack", "L2": "L2FMNAttack", "L1": "L1FMNAttack"}
 

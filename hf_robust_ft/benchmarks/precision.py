@@ -24,7 +24,7 @@ from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_value
 from hf_robust_ft.evaluation.batches import stack_examples
 from hf_robust_ft.evaluation.protocols import evaluation_attack
 from hf_robust_ft.models import load_image_classifier
-from hf_robust_ft.runs.fine_tune import at_most
+from hf_robust_ft.runs.arguments import at_most
 
 NO_SCALE = "fp16, no loss scale"
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16, NO_SCALE: torch.float16}

@@ -24,7 +24,7 @@ from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_value
 from hf_robust_ft.evaluation.batches import stack_examples
 from hf_robust_ft.evaluation.evaluate import evaluate_robustness
 from hf_robust_ft.models import load_image_classifier
-from hf_robust_ft.runs.fine_tune import at_most
+from hf_robust_ft.runs.arguments import at_most
 
 # Around a function from pixels (N, C, H, W) to logits. The first leaves every prediction as it is.
 MASKS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {

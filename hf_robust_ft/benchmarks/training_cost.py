@@ -40,7 +40,7 @@ from hf_robust_ft.attacks.pixels import PixelClassifier
 from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.benchmarks.attack_cost import PEAK_RESET, _peak_kib, positive
 from hf_robust_ft.benchmarks.plain_loop import fine_tune_in_a_loop
-from hf_robust_ft.benchmarks.training_subjects import EPS, MODELS, Subject, load_subject
+from hf_robust_ft.benchmarks.training_subjects import MODELS, Subject, load_subject
 from hf_robust_ft.evaluation.evaluate import evaluate_robustness
 from hf_robust_ft.runs.recipes import read_recipe
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
@@ -145,13 +145,23 @@ class BareSteps:
     Args:
         passes: training passes, of one loss after the other, before the one backward pass.
         forwards: without a gradient.
+        memory_format: of the weights.
+        gradients: of the pixels.
     """
 
-    def __init__(self, subject: Subject, count: int, passes: int = 1, forwards: int = 1):
+    def __init__(
+        self,
+        subject: Subject,
+        count: int,
+        passes: int = 1,
+        forwards: int = 1,
+        memory_format: str = "auto",
+        gradients: int = STEPS,
+    ):
         space, self.count = subject.pixel_space, count
-        self.passes, self.forwards = passes, forwards
-        self.trained = PixelClassifier(subject.fresh_model("auto").train(), space)
-        self.attacked = PixelClassifier(subject.fresh_model("auto").eval().requires_grad_(False), space)
+        self.passes, self.forwards, self.gradients = passes, forwards, gradients
+        self.trained = PixelClassifier(subject.fresh_model(memory_format).train(), space)
+        self.attacked = PixelClassifier(subject.fresh_model(memory_format).eval().requires_grad_(False), space)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.trained.to(device), self.attacked.to(device)
         batch = next(iter(subject.loader()))
@@ -160,7 +170,7 @@ class BareSteps:
         self.optimizer = torch.optim.AdamW(self.trained.parameters(), lr=1e-5, fused=True)
 
     def step(self) -> None:
-        for _ in range(STEPS):
+        for _ in range(self.gradients):
             x = self.pixels.detach().requires_grad_()
             torch.autograd.grad(F.cross_entropy(self.attacked(x), self.labels, reduction="sum"), x)
         with torch.no_grad():
@@ -204,7 +214,7 @@ def run_loop(subject: Subject, epochs: int, learning_rate: float = 1e-5, seed: i
         model,
         subject.pixel_space,
         subject.loader(seed),
-        ThreatModel("Linf", EPS[subject.name]),
+        ThreatModel("Linf", subject.eps),
         epochs=epochs,
         learning_rate=learning_rate,
         attack_steps=STEPS,
@@ -316,7 +326,7 @@ class PeakOfLastStep(TrainerCallback):
 def memory_of(kind: str, subject: Subject) -> float:
     peak = PeakOfLastStep()
     if kind == "loop":
-        space, threat_model = subject.pixel_space, ThreatModel("Linf", EPS[subject.name])
+        space, threat_model = subject.pixel_space, ThreatModel("Linf", subject.eps)
         fine_tune_in_a_loop(subject.fresh_model(), space, subject.loader(), threat_model, epochs=1, learning_rate=1e-5,
                             on_step=peak.begin)  # fmt: skip
     elif kind == "plain Trainer":

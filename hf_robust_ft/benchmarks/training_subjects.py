@@ -47,6 +47,10 @@ class Subject:
     def pixel_space(self) -> PixelSpace:
         return PixelSpace.from_processor(self.processor)
 
+    @property
+    def eps(self) -> str:
+        return EPS[self.name]
+
     def fresh_model(self, memory_format: str = "contiguous") -> nn.Module:
         """A copy, in a layout."""
         model = copy.deepcopy(self.model)
@@ -68,7 +72,7 @@ class Subject:
             "dataloader_pin_memory": False,
         }
         if issubclass(cls, AdversarialTrainingArguments):
-            settings |= {"eps": EPS[self.name], "memory_format": "auto", "robust_eval": "no"}
+            settings |= {"eps": self.eps, "memory_format": "auto", "robust_eval": "no"}
         return cls(**(settings | changes))
 
     def adversarial_trainer(self, callbacks: list[TrainerCallback] | None = None, **changes: Any) -> AdversarialTrainer:

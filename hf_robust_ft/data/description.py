@@ -10,12 +10,15 @@ from hf_robust_ft.data.augmentation import AUGMENTATION_WORDS
 from hf_robust_ft.provenance.choices import check_choice
 
 
-def describe_transforms(processor: Any, augmentation: str = "none") -> dict[str, Any]:
+def describe_transforms(
+    processor: Any, augmentation: str = "none", known: Mapping[str, list[str]] = AUGMENTATION_WORDS
+) -> dict[str, Any]:
     """What happens to an image before the model sees it, as plain JSON values.
 
     Args:
         processor: the checkpoint's image processor (transformers or timm's wrapper).
-        augmentation: a key of `AUGMENTATIONS`, for training images.
+        augmentation: a key of `known`, for training images.
+        known: words for each step of each augmentation.
 
     Returns:
         `train` and `eval`, lists of steps in words; `resize` (`shortest_edge`, or `height` and `width`), `crop`
@@ -26,7 +29,7 @@ def describe_transforms(processor: Any, augmentation: str = "none") -> dict[str,
     Raises:
         ValueError: unknown augmentation, or a processor that `PixelSpace.from_processor` refuses.
     """
-    check_choice("augmentation", augmentation, AUGMENTATION_WORDS)
+    check_choice("augmentation", augmentation, known)
     values = _timm_values(processor) if hasattr(processor, "val_transforms") else _processor_values(processor)
     evaluation = ["upright RGB (EXIF orientation applied, transparency on white)"]
     if values["resize"]:
@@ -40,7 +43,7 @@ def describe_transforms(processor: Any, augmentation: str = "none") -> dict[str,
         evaluation.append(f"channels as {' '.join('RGB'[channel] for channel in values['channels'])}")
     if values["mean"] and set(values["mean"] + values["std"]) != {0.0, 1.0}:
         evaluation.append(f"normalisation with mean {_rounded(values['mean'])} and std {_rounded(values['std'])}")
-    words = AUGMENTATION_WORDS[augmentation]
+    words = known[augmentation]
     training = [evaluation[0], *words, *evaluation[1:]]
     text = f"Evaluation images: {', '.join(evaluation)}. "
     text += (

@@ -131,8 +131,9 @@ def with_all_splits(
     dataset_id: str,
     sizes: SplitSizes,
     level: int = logging.WARNING,
+    by: str | None = "label",
 ) -> DatasetDict:
-    """Train, validation and test; what is missing is split off train, by class, and said so."""
+    """Train, validation and test; what is missing is split off train, by the classes in a column, and said so."""
     if unused := sorted(set(splits) - set(SPLIT_NAMES)):
         logger.warning("%s: its splits %s are not used.", dataset_id, ", ".join(unused))
     train, validation, test = (splits.get(name) for name in ("train", "validation", "test"))
@@ -140,17 +141,17 @@ def with_all_splits(
         test, validation = validation, None
         logger.warning("%s has no test split: its validation split serves as test.", dataset_id)
     if test is None:
-        train, test = _split_off(train, sizes.test, sizes.seed, dataset_id, "test", level)
+        train, test = _split_off(train, sizes.test, sizes.seed, dataset_id, "test", level, by)
     if validation is None:
-        train, validation = _split_off(train, sizes.validation, sizes.seed, dataset_id, "validation", level)
+        train, validation = _split_off(train, sizes.validation, sizes.seed, dataset_id, "validation", level, by)
     return DatasetDict({"train": train, "validation": validation, "test": test})
 
 
 def _split_off(
-    train: Dataset, share: float, seed: int, dataset_id: str, name: str, level: int
+    train: Dataset, share: float, seed: int, dataset_id: str, name: str, level: int, by: str | None
 ) -> tuple[Dataset, Dataset]:
     try:
-        parts = train.train_test_split(test_size=share, seed=seed, stratify_by_column="label")
+        parts = train.train_test_split(test_size=share, seed=seed, stratify_by_column=by)
     except ValueError as error:
         raise ValueError(
             f"{dataset_id} has no {name} split and none could be split off train ({error}). "
@@ -158,8 +159,8 @@ def _split_off(
         ) from None
     logger.log(
         level,
-        "%s has no %s split: %d of %d training images were split off (stratified, seed %d).",
-        dataset_id, name, len(parts["test"]), len(train), seed,
+        "%s has no %s split: %d of %d training images were split off (%s, seed %d).",
+        dataset_id, name, len(parts["test"]), len(train), "stratified" if by else "at random", seed,
     )  # fmt: skip
     return parts["train"], parts["test"]
 

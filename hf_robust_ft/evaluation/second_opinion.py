@@ -60,16 +60,16 @@ def check_second_opinion(
     y, fooled = usable.numbers(labels), torch.zeros_like(labels, dtype=torch.bool) if known is None else known.clone()
     rose, losses = fooled.clone(), torch.full(labels.shape, -torch.inf, device=labels.device)
     before = int(fooled.sum())
-    for rows in (~fooled).nonzero()[:, 0].split(batch_size):
+    for rows in _batches((~fooled).nonzero()[:, 0], batch_size):
         fooled[rows], rose[rows], losses[rows] = _targeted(usable, pixels[rows], y[rows], threat_model)
     by_targeted, stuck = int(fooled.sum()) - before, int((~rose).sum())
-    for rows in (~fooled).nonzero()[:, 0].split(batch_size):
+    for rows in _batches((~fooled).nonzero()[:, 0], batch_size):
         generator = torch.Generator(pixels.device).manual_seed(seed)  # the same squares in every batch
         fooled[rows] = SQUARE(usable, pixels[rows], y[rows], threat_model, generator=generator).fooled
     by_square, near = int(fooled.sum()) - by_targeted - before, ""
     if fooled.any() and is_tolerated(int(fooled.sum()), num_images):
         rows = losses.masked_fill(fooled, -torch.inf).argsort(descending=True, stable=True)[:NEAREST]
-        for nearest in rows[~fooled[rows]].split(batch_size):
+        for nearest in _batches(rows[~fooled[rows]], batch_size):
             fooled[nearest] = _at_length(usable, pixels[nearest], y[nearest], threat_model, seed)
         near = f", longer ones {int(fooled.sum()) - by_square - by_targeted - before} more"
     found = int(fooled.sum())
@@ -151,6 +151,11 @@ class UsableLogits:
     def numbers(self, labels: Tensor) -> Tensor:
         """The columns of classes (N,) in the logits."""
         return torch.searchsorted(self.kept, labels)
+
+
+def _batches(rows: Tensor, size: int) -> tuple[Tensor, ...]:
+    """None for no rows, where `split` gives an empty one: many networks cannot reshape a batch of no images."""
+    return rows.split(size) if len(rows) else ()
 
 
 def _targeted(

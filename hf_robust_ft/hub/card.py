@@ -55,8 +55,8 @@ def with_base_licence(api: HfApi, measured: RobustnessReport) -> RobustnessRepor
     if isinstance(stated, str) and stated != "unknown":
         return measured.with_metadata(base_model_license=stated)
     logger.warning(
-        "No licence of the pretrained weights%s is known, so the card states none; give --license (e.g. apache-2.0) "
-        "if you know it.",
+        "No licence of the pretrained weights%s is known, so the card states none; if you know it, give --license "
+        "(in Python license=), e.g. apache-2.0.",
         f" ({base})" if base else "",
     )
     return measured

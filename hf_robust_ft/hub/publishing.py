@@ -40,7 +40,8 @@ from hf_robust_ft.reporting.licences import check_licence
 logger = logging.getLogger(__name__)
 
 # What an earlier publication, or Trainer's pushes on the way, left at the root and would stand beside the new files.
-SUPERSEDED = (WEIGHT_FILES, INDEX, *PROCESSORS, EXAMPLE_FILES, f"{STORED_EXAMPLES}/*")
+# Adapters beside a whole model would be added to it once more where transformers loads it.
+SUPERSEDED = (WEIGHT_FILES, INDEX, *PROCESSORS, EXAMPLE_FILES, f"{STORED_EXAMPLES}/*", "adapter_*")
 LEFT_BY_TRAINING = ("last-checkpoint/*", "checkpoint-*/*")
 
 

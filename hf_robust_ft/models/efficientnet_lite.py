@@ -89,11 +89,11 @@ def load_efficientnet_lite(
         **({"num_labels": 1000} | labels),
     )
     model = TimmWrapperForImageClassification(config)
-    _load_in_order(model.timm_model, saved, keep_head=not new_head)
+    load_in_order(model.timm_model, saved, keep_head=not new_head)
     return model, timm_processor(config)
 
 
-def _load_in_order(model: torch.nn.Module, saved: dict[str, torch.Tensor], keep_head: bool) -> None:
+def load_in_order(model: torch.nn.Module, saved: dict[str, torch.Tensor], keep_head: bool) -> None:
     """The packages name tensors differently but store them in timm's order; every shape is checked."""
     own = model.state_dict()
     names = [name for name in own if not name.endswith("num_batches_tracked")]

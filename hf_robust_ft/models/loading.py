@@ -100,8 +100,8 @@ def load_image_classifier(
         elif model_id in EMBEDDED_MODELS:
             model, processor = _embedded(model_id, image_size, labels, head, from_pretrained)
         else:
-            _check_there(model_id, from_pretrained)
-            with _verified(model_id, from_pretrained), refusals_explained(model_id):
+            check_there(model_id, from_pretrained)
+            with verified(model_id, from_pretrained), refusals_explained(model_id):
                 model, processor = _from_hub(model_id, labels, head, prompts, dict(from_pretrained))
             from_pretrained.pop("dtype", None)
             if image_size is not None:
@@ -222,7 +222,7 @@ def _from_hub(
     return model, AutoImageProcessor.from_pretrained(model_id, **from_pretrained)
 
 
-def _check_there(model_id: str, options: dict[str, Any]) -> None:
+def check_there(model_id: str, options: dict[str, Any]) -> None:
     """Raise an OSError where the Hub lacks a model, or does not answer and nothing of it is cached."""
     if os.path.exists(model_id) or model_id.startswith(PREFIX) or options.get("local_files_only"):
         return
@@ -241,7 +241,7 @@ def _check_there(model_id: str, options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _verified(model_id: str, options: dict[str, Any]) -> Iterator[None]:
+def verified(model_id: str, options: dict[str, Any]) -> Iterator[None]:
     """Compare what is downloaded inside with the Hub's checksums, also when it could not be parsed."""
     asked = {name: options.get(name) for name in ("revision", "cache_dir", "token")}
     remote = not os.path.exists(model_id) and not model_id.startswith(PREFIX) and not options.get("local_files_only")

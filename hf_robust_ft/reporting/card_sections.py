@@ -9,6 +9,8 @@ import yaml
 BEGIN = "<!-- hf_robust_ft: begin. Written from robustness_report.json; text outside of these two marks is yours. -->"
 END = "<!-- hf_robust_ft: end -->"
 TRAINERS_OWN = "<!-- This model card has been generated automatically according to the information the Trainer had"
+# The Hub's form, as peft saves it with adapters: nobody wrote in one that still has this title and all its gaps.
+FORM_TITLE, FORM_GAP, FORM_GAPS = "# Model Card for Model ID\n", "[More Information Needed]", 30
 
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.S | re.M)
 _SECTION = re.compile(r"<!-- hf_robust_ft: begin.*?-->.*?<!-- hf_robust_ft: end -->", re.S)
@@ -22,7 +24,8 @@ def merge_cards(existing: str | None, rendered: str, replace: Sequence[str] = ()
     """A rendered card in place of an earlier one, around which somebody may have written.
 
     Args:
-        existing: the README so far; None or empty where there is none. `Trainer`'s automatic card counts as none.
+        existing: the README so far; None or empty where there is none. `Trainer`'s automatic card counts as none,
+            and so does the Hub's form where nobody filled it.
         rendered: what `render_model_card` gives, or a card that holds it.
         replace: metadata that are taken from `rendered` even where somebody set them.
 
@@ -33,7 +36,7 @@ def merge_cards(existing: str | None, rendered: str, replace: Sequence[str] = ()
     Raises:
         ValueError: metadata that cannot be read, or marks that do not pair up.
     """
-    if existing is None or not existing.strip() or TRAINERS_OWN in existing:
+    if existing is None or not existing.strip() or _is_nobodys(existing):
         return rendered
     theirs, body = split_card(existing)
     ours, own_body = split_card(rendered)
@@ -76,7 +79,11 @@ def with_metadata_of(text: str, other: str) -> str:
 
 def own_text(text: str) -> str:
     """What of a README's body lies outside our section."""
-    return "" if TRAINERS_OWN in text else _SECTION.sub("", split_card(text)[1]).strip()
+    return "" if _is_nobodys(text) else _SECTION.sub("", split_card(text)[1]).strip()
+
+
+def _is_nobodys(text: str) -> bool:
+    return TRAINERS_OWN in text or (FORM_TITLE in text and text.count(FORM_GAP) >= FORM_GAPS)
 
 
 def _merge_metadata(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:

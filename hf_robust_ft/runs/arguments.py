@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedModel
 
 from hf_robust_ft.data import SPECS, Streaming, load_image_dataset, stratified_sample
-from hf_robust_ft.data.augmentation import AUGMENTATIONS
+from hf_robust_ft.data.segmentation import EMBEDDED_SCENES, JOINT_AUGMENTATION_WORDS
 from hf_robust_ft.models import BACKBONES, load_image_classifier
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.models.heads import HEADS
@@ -20,18 +20,20 @@ from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.record import portable_place
 from hf_robust_ft.reporting.commands import DEFAULT_SPLITTING
 from hf_robust_ft.runs.model_names import check_model_name
+from hf_robust_ft.runs.task_arguments import TaskArguments
 
+EMBEDDED = ("digits", EMBEDDED_SCENES)
 TRUST_HELP = "Run Python code that the model's repository brings. Read it first, and fix --model_revision."
 
 
 @dataclass
-class DataArguments(DeclaredArguments):
+class DataArguments(TaskArguments):
     """Which images."""
 
     dataset: str = field(
         metadata={
             "help": f"A dataset of the paper ({', '.join(SPECS)}), any Hub dataset id, a local folder (imagefolder or "
-            "parquet) or parquet file, or 'digits' (embedded).",
+            f"parquet) or parquet file, or embedded: 'digits', '{EMBEDDED_SCENES}' (with masks).",
             "affects": ("weights", "measurement"),
         }
     )
@@ -40,7 +42,10 @@ class DataArguments(DeclaredArguments):
     )
     label_column: str | None = field(
         default=None,
-        metadata={"help": "Label column, where it is not found by itself.", "affects": ("weights", "measurement")},
+        metadata={
+            "help": "Label (or mask) column, where it is not found by itself.",
+            "affects": ("weights", "measurement"),
+        },
     )
     dataset_config: str | None = field(
         default=None,
@@ -99,6 +104,7 @@ class DataArguments(DeclaredArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         self.dataset = os.path.expanduser(self.dataset)
         for name in ("shuffle_buffer", "stream_eval_samples"):
             if getattr(self, name) is not None and not self.streaming:
@@ -114,24 +120,27 @@ class DataArguments(DeclaredArguments):
     @property
     def local_paths(self) -> dict[str, str]:
         """Which of the arguments are files or folders of this machine, with their paths."""
-        ours = self.dataset in SPECS or self.dataset == "digits"
+        ours = self.dataset in SPECS or self.dataset in EMBEDDED
         return {} if ours or not os.path.exists(self.dataset) else {"dataset": self.dataset}
 
     def load(self, require_train: bool = True) -> DatasetDict:
         """The splits train, validation and test, with columns `image` and `label`, and `facts` for the report."""
-        options = {"name": self.dataset_config, "revision": self.dataset_revision}
         return load_image_dataset(
-            self.dataset,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            validation_size=self.validation_size,
-            test_size=self.test_size,
-            seed=self.split_seed,
-            require_train=require_train,
-            skip_bad_images=self.skip_bad_images,
-            streaming=self.stream,
-            **{name: value for name, value in options.items() if value},
+            self.dataset, require_train=require_train, streaming=self.stream, **self.loading_options()
         )
+
+    def loading_options(self) -> dict[str, Any]:
+        """What datasets of every task are loaded with."""
+        options = {"name": self.dataset_config, "revision": self.dataset_revision}
+        return {
+            "image_column": self.image_column,
+            "label_column": self.label_column,
+            "validation_size": self.validation_size,
+            "test_size": self.test_size,
+            "seed": self.split_seed,
+            "skip_bad_images": self.skip_bad_images,
+            **{name: value for name, value in options.items() if value},
+        }
 
     def describe(self, splits: DatasetDict | None = None) -> dict[str, Any]:
         """What a report says of the data; a local folder is named without its path.
@@ -151,7 +160,7 @@ class DataArguments(DeclaredArguments):
         else:
             facts |= {
                 "dataset": spec.hub_id if spec else self.dataset,
-                "dataset_on_hub": self.dataset != "digits",
+                "dataset_on_hub": self.dataset not in EMBEDDED,
                 "dataset_config": self.dataset_config,
                 "dataset_revision": self.dataset_revision or (spec.revision if spec else None),
             }
@@ -169,8 +178,8 @@ class ModelArguments(DeclaredArguments):
     model: str = field(
         metadata={
             "help": f"A backbone of the paper ({', '.join(BACKBONES)}), any AutoModelForImageClassification id "
-            "(timm/... included), open_clip:NAME, a local folder or weight file, or embedded: "
-            f"{', '.join(EMBEDDED_MODELS)}.",
+            "(timm/... included) or AutoModelForSemanticSegmentation id, open_clip:NAME, a local folder or weight "
+            f"file, or embedded: {', '.join(EMBEDDED_MODELS)}.",
             "affects": "weights",
         }
     )
@@ -209,7 +218,8 @@ class ModelArguments(DeclaredArguments):
     augmentation: str = field(
         default="paper",
         metadata={
-            "help": "Training augmentation: paper (flip, colour jitter 0.25, rotation) or none.",
+            "help": "Training augmentation: paper (flip, colour jitter 0.25, rotation), none, or of masks too crop "
+            "(flip, random crop).",
             "affects": "weights",
         },
     )
@@ -221,7 +231,7 @@ class ModelArguments(DeclaredArguments):
     def __post_init__(self):
         """Refuse what loading would, before a dataset is downloaded for it."""
         check_model_name(self.model, self.model_revision)
-        for name, valid in (("head", HEADS), ("augmentation", AUGMENTATIONS)):
+        for name, valid in (("head", HEADS), ("augmentation", JOINT_AUGMENTATION_WORDS)):
             check_choice(name, getattr(self, name), valid)
         _check_count("max_train_samples", self.max_train_samples)
 

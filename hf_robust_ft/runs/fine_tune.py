@@ -9,15 +9,16 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
 from hf_robust_ft.attacks import use_memory_format
-from hf_robust_ft.data import SeededAugmentation, align_labels, describe_transforms, with_pixel_values
+from hf_robust_ft.data import SeededAugmentation
 from hf_robust_ft.evaluation.batches import stack_examples
 from hf_robust_ft.hub import BackgroundPushError
 from hf_robust_ft.hub.repository import check_repo_id
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.provenance.record import environment_facts, own_place, resolved_recipe, write_run_record
-from hf_robust_ft.runs.arguments import DataArguments, ModelArguments, at_most
+from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
 from hf_robust_ft.runs.continuing import checkpoint_to_resume
 from hf_robust_ft.runs.model_names import describe_model
+from hf_robust_ft.runs.tasks import TASKS, RunTask
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.base.launching import check_launch
 from hf_robust_ft.training.base.resuming import TrainingRecord, check_resumed, run_settings, training_settings
@@ -36,12 +37,20 @@ class PreparedRun(NamedTuple):
         processor: its image processor.
         splits: `train`, `validation` and `test`, as large as asked for, labels in the model's order.
         facts: what the report says of model and data.
+        task: which of `TASKS`.
+        known: what the task knows of the data, for `inputs`.
     """
 
     model: PreTrainedModel
     processor: Any
     splits: DatasetDict
     facts: dict[str, Any]
+    task: RunTask = RunTask()
+    known: Any = None
+
+    def inputs(self, split: str, augmentation: str = "none", sample_ids: bool = False) -> Dataset:
+        """A split as the model takes it."""
+        return self.task.inputs(self.splits[split], self.processor, self.known, augmentation, sample_ids)
 
 
 def prepare_run(
@@ -57,23 +66,25 @@ def prepare_run(
         raise ValueError(f"num_train_epochs must be positive, got {args.num_train_epochs}.")
     if data_args.streaming:
         check_stream(args)
-    loaded = data_args.load()
-    model, processor = model_args.load(loaded["train"].features["label"].names, args.seed)
-    splits = DatasetDict({name: align_labels(split, model.config) for name, split in loaded.items()})
-    splits["train"] = at_most(splits["train"], model_args.max_train_samples, args.seed, "max_train_samples")
-    splits["test"] = at_most(splits["test"], data_args.max_eval_samples, data_args.split_seed, "max_eval_samples")
+    task = TASKS[data_args.settle_task(model_args.model, data_args.dataset, model_args.model_revision)]
+    task.check(model_args, data_args)
+    loaded = task.load_data(data_args)
+    model, processor = task.load_model(model_args, task.class_names(loaded), args.seed)
+    splits, known = task.fitted(loaded, model.config, processor)
+    splits["train"] = task.at_most(splits["train"], model_args.max_train_samples, args.seed, "max_train_samples")
+    splits["test"] = task.at_most(splits["test"], data_args.max_eval_samples, data_args.split_seed, "max_eval_samples")
     facts = {
         **describe_model(model_args.model),
         **data_args.describe(loaded),
         "split_sizes": {name: len(split) for name, split in splits.items() if isinstance(split, Dataset)},
         "augmentation": model_args.augmentation,
-        "transforms": describe_transforms(processor, model_args.augmentation),
+        "transforms": task.describe(processor, model_args.augmentation),
         "head": model_args.head,
         "memory_format": use_memory_format(model, args.memory_format_in_use),
     }
     if commit := getattr(model.config, "_commit_hash", None):  # what the revision stood for
         facts["base_model_commit"] = commit
-    return PreparedRun(model, processor, splits, facts)
+    return PreparedRun(model, processor, splits, facts, task, known)
 
 
 def build_trainer(
@@ -93,16 +104,14 @@ def build_trainer(
     names = class_names(run.model.config)
 
     def model_init() -> PreTrainedModel:
-        model, _ = model_args.load(names, args.seed)
+        model, _ = run.task.load_model(model_args, names, args.seed)
         return model
 
     return AdversarialTrainer(
         **({"model_init": model_init} if fresh_models else {"model": run.model}),
         args=args,
-        train_dataset=with_pixel_values(
-            run.splits["train"], run.processor, model_args.augmentation, sample_ids=args.needs_sample_ids
-        ),
-        eval_dataset=with_pixel_values(run.splits["validation"], run.processor),
+        train_dataset=run.inputs("train", model_args.augmentation, sample_ids=args.needs_sample_ids),
+        eval_dataset=run.inputs("validation"),
         processing_class=run.processor,
         data_collator=stack_examples,
         callbacks=[SeededAugmentation(), TrainingRecord(run_settings(model_args, data_args) if data_args else {})],
@@ -183,7 +192,7 @@ def fine_tune(
     except BackgroundPushError as error:  # training itself is done
         failed = error
     trainer.save_model(_internal_call=True)  # before anything else can fail
-    trainer.evaluate(with_pixel_values(run.splits["test"], run.processor), metric_key_prefix="test")
+    trainer.evaluate(run.inputs("test"), metric_key_prefix="test")
     trainer.save_state()
     if trainer.robustness_report is not None:
         trainer.robustness_report = trainer.robustness_report.with_metadata(**facts)

@@ -20,7 +20,7 @@ from hf_robust_ft.runs.recipes import build_parser, compose_recipes, shipped_rec
 from hf_robust_ft.schedules import SCHEDULES
 
 BASE_RECIPE = "paper_default"  # of train and search, unless --config names a whole run's
-WHOLE_RECIPES = (BASE_RECIPE, "quickstart")  # the other shipped ones only add to a run's
+WHOLE_RECIPES = (BASE_RECIPE, "quickstart", "segmentation")  # the other shipped ones only add to a run's
 OWN_RECIPES = dict.fromkeys(EMBEDDED_MODELS, "efficientnet_lite")  # over the base, by --model
 RUNS = Path("runs")
 SWEEPS = ("diagnose", "calibrate")  # many runs in one folder

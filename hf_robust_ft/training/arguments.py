@@ -13,6 +13,7 @@ from hf_robust_ft.evaluation.protocols import check_on_grid, evaluation_attack, 
 from hf_robust_ft.provenance.affects import WEIGHTS, stated_settings
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.training.base.launching import check_deepspeed, refuse_zero_3
+from hf_robust_ft.training.mixing import MixingArguments
 from hf_robust_ft.training.objectives.arguments import ObjectiveArguments
 from hf_robust_ft.training.objectives.structure_arguments import StructureArguments
 from hf_robust_ft.training.probe_arguments import ProbeArguments
@@ -25,14 +26,15 @@ ROBUST_EVAL = ("end", "epoch", "no")
 
 @dataclass
 class AdversarialTrainingArguments(
-    ProbeArguments, ObjectiveArguments, ScheduleArguments, StructureArguments, TuningArguments
+    ProbeArguments, MixingArguments, ObjectiveArguments, ScheduleArguments, StructureArguments, TuningArguments
 ):
     """`TrainingArguments` for `AdversarialTrainer`.
 
     Groups: what is minimised (`objective*`, `twins_*`, `autolora*`), the threat model (`norm`, `eps`), its schedule
     (`eps_schedule`, `schedule_*`), the training attack (`attack_*`), the schedule of its steps (`attack_steps_*`) and
     its guard (`attack_guard*`), the robust evaluation (`eval_attack_steps*`, `eval_epsilons`, `robust_eval`),
-    a first phase for the head alone (`probe_*`), `memory_format`, and `TuningArguments`' own settings.
+    a first phase for the head alone (`probe_*`), mixed images (`mixup_alpha`, `cutmix_alpha`), `memory_format`, and
+    `TuningArguments`' own settings.
     Everything else is `TrainingArguments`, with its defaults unchanged. Defaults are those of arXiv 2509.23325.
 
     What each affects is said on its field (`provenance.affects`), of a subclass's own, too; the rest follows from that.
@@ -166,6 +168,7 @@ class AdversarialTrainingArguments(
         super().__post_init__()
         self.check_structures()
         self.check_taught()
+        self.check_mixing()
         check_can_observe(schedule, self)
         self.check_probe()
         if self.memory_format == "channels_last" and self._uses_fsdp:

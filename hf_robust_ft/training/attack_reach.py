@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks import AttackResult
+from hf_robust_ft.attacks.cross_entropy import likeliest
 from hf_robust_ft.attacks.dense_losses import most_are_wrong
 from hf_robust_ft.attacks.losses import LOSSES, get_loss
 from hf_robust_ft.reporting.reach import LEAST, REACH, reach_sentence
@@ -53,7 +54,7 @@ class AttackReach(TrainerCallback, ExportableState):
 
         Args:
             outputs: the model's, in training mode, of the whole batch or of its last images.
-            labels: (N,) class indices, or masks (N, H, W).
+            labels: (N,) class indices, shares of classes (N, K), or masks (N, H, W).
             attack_loss: what the attack climbed, a key of `LOSSES`.
             task: a `training.tasks.Task`; None for one label an image.
         """
@@ -70,7 +71,7 @@ class AttackReach(TrainerCallback, ExportableState):
         elif climbed.dense:
             found, seen = fooled.float(), most_are_wrong(logits.argmax(1), labels).float()
         else:
-            found, seen = fooled.float(), (logits.argmax(1) != labels).float()
+            found, seen = fooled.float(), (logits.argmax(1) != likeliest(labels)).float()
         sums = torch.stack([found.sum(), seen.sum(), torch.ones_like(found).sum()])
         self._sums = sums if self._sums is None else self._sums + sums
 

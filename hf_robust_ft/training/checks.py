@@ -21,6 +21,7 @@ from hf_robust_ft.training.base.launching import ZERO_3_REFUSED, check_launch, c
 from hf_robust_ft.training.guard import OverfittingGuard
 from hf_robust_ft.training.objectives.parts import LossParts
 from hf_robust_ft.training.objectives.structures import check_structure
+from hf_robust_ft.training.objectives.teacher import warn_of_ignorance
 from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
 from hf_robust_ft.training.tasks import task_of
 from hf_robust_ft.training.tuning.batch_norm import BatchNormPolicy
@@ -103,6 +104,8 @@ def check_first_batch(trainer: Any, inputs: dict[str, Any]) -> None:
         trainer.task.before_compiling(trainer.model)
     trainer.adversary.check(trainer.model, inputs, trainer.args.threat_model)
     check_labels(trainer.train_dataset, trainer.adversary.num_labels(trainer.model))
+    if trainer.args.has_teacher and not trainer.args.asks_features:
+        warn_of_ignorance(trainer.model, inputs)
 
 
 def check_dataset(dataset: Any, args: TrainingArguments, has_collator: bool) -> None:

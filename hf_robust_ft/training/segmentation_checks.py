@@ -40,6 +40,8 @@ def settle_segmentation(args: Any) -> None:
         ("autolora", bool(args.autolora), "its rule follows the accuracy of a classifier"),
         ("probe_epochs", args.probe_epochs > 0, "it trains a classifier's linear head"),
         ("label_smoothing_factor", args.label_smoothing_factor != 0, "Trainer's looks for classes on the last axis"),
+        ("mixup_alpha", args.mixup_alpha > 0, "it mixes the labels of whole images"),
+        ("cutmix_alpha", args.cutmix_alpha > 0, "it mixes the labels of whole images"),
         ("eval_attack_steps", args.eval_attack_steps == AUTO and args.eval_protocol == "paper", "it doubles steps until"
          " no more images fall, and here pixels go on falling: give a number"),
     )  # fmt: skip

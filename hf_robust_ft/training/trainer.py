@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from hf_robust_ft.attacks.pixels import PixelSpace
 from hf_robust_ft.attacks.random_state import random_state_kept
-from hf_robust_ft.schedules.sample_ids import without_ids
 from hf_robust_ft.training import checks
 from hf_robust_ft.training.adversary import Adversary
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.attack_watch import AttackWatch
 from hf_robust_ft.training.base.trainer import BaseTrainer
+from hf_robust_ft.training.batch import batch_of
 from hf_robust_ft.training.compiled_model import model_for_attack
 from hf_robust_ft.training.objectives import Passes
 from hf_robust_ft.training.objectives.structures import step_objective
@@ -89,7 +89,7 @@ class AdversarialTrainer(BaseTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.callback_of(AttackWatch).note(model.training)
-        inputs, ids = without_ids(inputs)
+        inputs, ids = batch_of(self, inputs, model.training)
         if model.training:
             adversarial = self._attacked(inputs, ids)
             passes = Passes.of(self, super().compute_loss, model, inputs, num_items_in_batch)
@@ -103,8 +103,6 @@ class AdversarialTrainer(BaseTrainer):
 
     def _attacked(self, inputs: dict[str, Any], ids: Tensor | None) -> Tensor | None:
         """The batch's images (N, C, H, W), attacked at this step's eps and normalised again; None where that is 0."""
-        if not self.adversary.is_ready:
-            checks.check_first_batch(self, inputs)
         eps, guard, step = self.budget(inputs, ids), self.overfitting_guard, self.state.global_step
         self.callback_of(BatchNormPolicy).hold(self.model, attacks=eps is not None)
         if eps is None:

@@ -10,6 +10,7 @@ from torch import nn
 from hf_robust_ft.attacks import APGD, attack_mode
 from hf_robust_ft.attacks.pixels import PixelClassifier
 from hf_robust_ft.attacks.threat_model import ThreatModel
+from hf_robust_ft.evaluation.second_opinion import check_second_opinion
 from hf_robust_ft.evaluation.trust_checks import run_trust_checks
 from hf_robust_ft.evaluation.trust_verdicts import OPENINGS, TrustCheck
 
@@ -417,3 +418,18 @@ def test_bad_arguments_are_refused(count, num_labels, batch_size):
     labels = torch.zeros(num_labels, dtype=torch.int64)
     with pytest.raises(ValueError, match="Trust checks need pixels"):
         check(classify(smooth_model()), random_images(count), labels, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("known", [None, torch.ones(8, dtype=torch.bool)], ids=["all fall", "all fell before"])
+def test_a_network_is_never_asked_about_no_images(known):
+    """As a ViT, which cannot reshape them, where every image that stood has fallen."""
+    inner, pixels = smooth_model(), random_images(8)
+
+    def logits_fn(pixels):
+        assert len(pixels)
+        return classify(inner)(pixels)
+
+    labels = logits_fn(pixels).argmax(1)
+    options = {"num_images": 8, "classes": torch.arange(4), "seed": 0, "batch_size": 4, "known": known}
+    found = check_second_opinion(logits_fn, pixels, labels, ThreatModel("Linf", 0.5), **options)
+    assert found.value == 1

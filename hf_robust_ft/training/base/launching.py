@@ -26,7 +26,7 @@ def check_launch(args: TrainingArguments) -> None:
     if started != args.world_size:
         raise ValueError(
             f"The launcher started {started} processes, and training sees {args.world_size}: on a machine without GPUs "
-            "give --use_cpu as well."
+            "give use_cpu=True (--use_cpu on a command line)."
         )
     if args.world_size > 1 and args.accelerator_config.even_batches is False:
         raise ValueError(

@@ -16,7 +16,7 @@ from transformers.trainer_utils import HubStrategy
 
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.hub import BackgroundPushError, create_repository, publish
-from hf_robust_ft.hub.contents import checkpoint_files
+from hf_robust_ft.hub.contents import CONFIG, checkpoint_files
 from hf_robust_ft.hub.errors import described
 from hf_robust_ft.hub.uploading import upload
 from hf_robust_ft.models import describe_source
@@ -38,6 +38,7 @@ class PublishingTrainer(TuningTrainer):
 
     - `save_model` only saves: with `args.push_to_hub`, Trainer would push there what was not measured yet.
     - Pushes in the background (`hub_strategy`) are waited for when training ends, and their failures raised then.
+    - Of a `PeftModel` the merged classifier is published, by `push_to_hub`; its adapters are not pushed on the way.
     - A report goes with the weights it was measured on, or not at all.
     """
 
@@ -151,6 +152,8 @@ class PublishingTrainer(TuningTrainer):
                 "them out of the branch, not out of its history. every_save pushes the model alone.",
                 self.args.hub_strategy.value,
             )
+        elif self.args.hub_strategy == HubStrategy.EVERY_SAVE and hasattr(self.model, "peft_config"):
+            logger.warning("Adapters are not pushed on the way: push_to_hub() publishes the merged classifier.")
         self.hub_model_id = create_repository(
             self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
             token=token if token is not None else self.args.hub_token,
@@ -169,6 +172,9 @@ class PublishingTrainer(TuningTrainer):
     ) -> "CommitInfo | Future[CommitInfo] | None":
         """Save, write report and card, publish them with `hf_robust_ft.hub.publish`, and verify what arrived.
 
+        What was never measured is measured first (`evaluate()`), so that scripts written for Trainer run to their last
+        line; like Trainer's, the call is every process's.
+
         Args:
             blocking: False publishes in the background; the future's `result()` raises what went wrong.
             kwargs: passed to `create_model_card`.
@@ -177,15 +183,20 @@ class PublishingTrainer(TuningTrainer):
             The verified commit, or its future; None on other processes than the first.
 
         Raises:
-            ValueError: no robust evaluation, or one of other weights than these.
+            ValueError: no robust evaluation and nothing to make one with, or one of other weights than these.
             PublishError: what could not be pushed. All of it is in `output_dir`, and the message ends with the command
                 that goes on.
         """
+        token = token if token is not None else self.args.hub_token
+        private = private if private is not None else self.args.hub_private_repo
+        if self.robustness_report is None and self.eval_dataset is not None and self.args.robust_eval != "no":
+            if self.hub_model_id is None:  # what is wrong with name, token or rights shows before the evaluation
+                self.init_hf_repo(token=token, private=private)
+            logger.warning("push_to_hub: nothing was measured yet, so trainer.evaluate() runs first.")
+            self.evaluate()
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self._check_report()
         self._finish_current_push()
-        token = token if token is not None else self.args.hub_token
-        private = private if private is not None else self.args.hub_private_repo
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
         self.save_model(_internal_call=True)
@@ -213,9 +224,9 @@ class PublishingTrainer(TuningTrainer):
         """Raise unless there is a robustness report, and of the weights at hand."""
         if self.robustness_report is None:
             raise ValueError(
-                "There is no robustness report to publish: call trainer.evaluate() before push_to_hub() (with "
+                "There is no robustness report to publish: call trainer.evaluate(dataset) before push_to_hub() (with "
                 f"robust_eval='end' or 'epoch' and eps above 0; now robust_eval={self.args.robust_eval!r}, "
-                f"eps={self.args.eps})."
+                f"eps={self.args.eps}, eval_dataset {'given' if self.eval_dataset is not None else 'not given'})."
             )
         if self._measured is None:
             raise ValueError(
@@ -258,6 +269,8 @@ class PublishingTrainer(TuningTrainer):
             return
         if not self.args.hub_always_push and not all(push.done() for push in self._background_pushes):
             return
+        if strategy == HubStrategy.EVERY_SAVE and not (Path(checkpoint_folder) / CONFIG).is_file():
+            return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         # Links, for the next save may delete this checkpoint before it is uploaded.
         snapshot = Path(tempfile.mkdtemp(prefix=SNAPSHOT, dir=self.args.output_dir))
@@ -271,7 +284,8 @@ class PublishingTrainer(TuningTrainer):
     def _push_snapshot(self, snapshot: Path, place: str | None, message: str) -> None:
         """The model alone and, for `place`, also what resuming needs; Trainer's pickled arguments it does not."""
         try:
-            files = {name: snapshot / name for name in checkpoint_files(snapshot)}
+            whole = (snapshot / CONFIG).is_file()  # not the adapters of a `PeftModel` alone
+            files = {name: snapshot / name for name in checkpoint_files(snapshot)} if whole else {}
             if place is not None:
                 state = [path for path in snapshot.rglob("*") if path.is_file() and path.name != TRAINING_ARGS_NAME]
                 files |= {f"{place}/{path.relative_to(snapshot).as_posix()}": path for path in state}

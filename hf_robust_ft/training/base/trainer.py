@@ -19,6 +19,7 @@ from hf_robust_ft.training.base.batch_sizes import batch_sizes
 from hf_robust_ft.training.base.best_model import SelectingTrainer
 from hf_robust_ft.training.base.resuming import TrainingRecord, check_resumed, training_settings, with_record
 from hf_robust_ft.training.guard import OverfittingGuard
+from hf_robust_ft.training.mixing import loss_in_use
 from hf_robust_ft.training.objectives import Loss
 from hf_robust_ft.training.objectives.awp import WeightPerturbation
 from hf_robust_ft.training.objectives.parts import LossParts
@@ -40,7 +41,8 @@ class BaseTrainer(SelectingTrainer):
     weight_perturbation: WeightPerturbation | None = None  # of the training step at hand
 
     def __init__(self, *args: Any, callbacks: list | None = None, **kwargs: Any):
-        super().__init__(*args, callbacks=with_record(callbacks or []), **kwargs)
+        loss = loss_in_use(kwargs["args"], kwargs.pop("compute_loss_func", None))
+        super().__init__(*args, callbacks=with_record(callbacks or []), compute_loss_func=loss, **kwargs)
         for callback in structure_callbacks(self):
             self.add_callback(callback)
         print_readable_eps(self.callback_handler, self.args.norm)

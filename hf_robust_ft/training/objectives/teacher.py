@@ -5,17 +5,23 @@ It is hidden (`objectives.hidden`): no part of `state_dict()`, and never publish
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from hf_robust_ft.training.objectives.head_input import HeadInput
 from hf_robust_ft.training.objectives.hidden import hide
+from hf_robust_ft.training.objectives.passes import logits_of
 from hf_robust_ft.training.tuning.parts import head_parameters
 
+logger = logging.getLogger(__name__)
+
+SIGNIFICANT = 0.05  # how seldom chance may be as often right as a teacher that knows the classes
 TEACHER = "frozen_teacher"  # its name in the model
 
 
@@ -116,6 +122,24 @@ def add_teacher(model: nn.Module, dtype: torch.dtype | None, of_features: bool) 
 def teacher_of(model: nn.Module) -> Teacher | None:
     """A model's teacher, if it has one."""
     return getattr(model, TEACHER, None)
+
+
+def warn_of_ignorance(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Warn where the teacher's answers to a first batch are no better than chance: there is nothing to hold on to.
+
+    Args:
+        model: which has a teacher of answers.
+        inputs: `{"pixel_values": (N, C, H, W), "labels": (N,), ...}`.
+    """
+    labels = inputs["labels"]
+    logits = logits_of(teacher_of(model)(**{name: each for name, each in inputs.items() if name != "labels"}))
+    right, num_labels = int((logits.argmax(1) == labels).sum()), logits.shape[1]
+    if binomtest(right, len(labels), 1 / num_labels, alternative="greater").pvalue > SIGNIFICANT:
+        logger.warning(
+            "The frozen network that pmg_aft holds on to is right for %d of the first %d images, no more than chance "
+            "with %d classes: its head does not know them; training is held to noise. Load it with head='zero_shot', "
+            "or set probe_epochs.", right, len(labels), num_labels,
+        )  # fmt: skip
 
 
 def release_head(model: nn.Module) -> None:

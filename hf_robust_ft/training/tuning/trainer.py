@@ -146,6 +146,7 @@ class TuningTrainer(MendedTrainer):
         """Publish the model: averaged weights with `ema_use="save"`, adapters merged.
 
         Trainer's own checkpoints (which it names a folder for) keep the raw weights or the adapters, and the averages.
+        Of a `PeftModel` that came from the user a call by the user saves the adapters, as Trainer's does.
         """
         if _internal_call and output_dir is not None:
             super().save_model(output_dir, _internal_call)
@@ -154,12 +155,13 @@ class TuningTrainer(MendedTrainer):
             if self.weight_averaging is not None and self.args.should_save:
                 self.weight_averaging.save(output_dir)
             return
-        with self._averages(wanted_for=("save",)), self._merged_adapters():
+        users_own = self.args.lora_rank is None and not _internal_call
+        with self._averages(wanted_for=("save",)), nullcontext() if users_own else self._merged_adapters():
             super().save_model(output_dir, _internal_call)
 
     @contextmanager
     def _merged_adapters(self) -> Iterator[None]:
-        if self.args.lora_rank is None or not hasattr(self.model, "merge_and_unload"):
+        if not hasattr(self.model, "merge_and_unload"):
             yield
             return
         trained = self.model

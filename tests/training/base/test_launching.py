@@ -23,9 +23,9 @@ def test_processes_that_would_train_alone_are_refused(make_args, make_trainer, a
     args = make_args()
     check_launch(args)
     as_torchrun()
-    with pytest.raises(ValueError, match=r"started 2 processes, and training sees 1: .* give --use_cpu"):
+    with pytest.raises(ValueError, match=r"started 2 processes, and training sees 1: .* give use_cpu=True"):
         check_launch(args)
-    with pytest.raises(ValueError, match="give --use_cpu"):
+    with pytest.raises(ValueError, match="give use_cpu=True"):
         make_trainer(args=args)
     monkeypatch.delenv("LOCAL_RANK")  # a cluster's own variable, not a launcher's
     check_launch(args)

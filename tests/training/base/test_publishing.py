@@ -14,6 +14,7 @@ import os, pathlib, sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
+import peft
 import conftest
 import hf_robust_ft.hub.retry as patience
 patience.WAITS = (0.01, 0.02)
@@ -25,19 +26,28 @@ make_args = call(conftest.make_args, pathlib.Path("."))
 make_trainer = call(conftest.make_trainer, make_model, make_args, dataset, processor)
 TOKEN = os.environ["GIVEN_TOKEN"]
 
-def trainer(name, **changes):
+def trainer(name, model=None, **changes):
     settings = dict(output_dir=name, push_to_hub=True, hub_model_id="tester/" + name, hub_token=TOKEN, eps="8/255",
                     eps_schedule="constant", num_train_epochs=2, logging_strategy="no")
-    return make_trainer(make_model("resnet"), **(settings | changes))
+    return make_trainer(model or make_model("resnet"), **(settings | changes))
 """
 RUNS = """
 for strategy in ("end", "every_save", "checkpoint"):
     run = trainer(strategy, hub_strategy=strategy, save_strategy="epoch")
     run.train()
     run.save_model()
+    run.eval_dataset, kept = None, run.eval_dataset
     found[strategy + " early"] = attempt(run.push_to_hub)
-    run.evaluate()
+    run.evaluate(kept)
     found[strategy] = attempt(lambda: run.push_to_hub(dataset_tags="someone/colours").oid)
+adapters = peft.LoraConfig(r=2, target_modules=["convolution"], modules_to_save=["classifier"])
+model = peft.get_peft_model(make_model("resnet"), adapters)
+run = trainer("adapters", model, hub_strategy="every_save", save_strategy="epoch")
+run.train()
+run.save_model()  # peft's own files, and its form of a card
+found["saved adapters"] = sorted(path.name for path in pathlib.Path("adapters").iterdir())
+model.push_to_hub("tester/adapters", token=TOKEN)
+found["adapters"] = attempt(lambda: run.push_to_hub().oid)
 run = trainer("lora", hub_strategy="end", lora_rank=2, lora_targets=["convolution"])
 run.train()
 run.evaluate()
@@ -75,7 +85,7 @@ def pushed(tmp_path_factory):
         yield hub, found, folder, token
 
 
-@pytest.mark.parametrize("name", ["end", "every_save", "checkpoint", "lora"])
+@pytest.mark.parametrize("name", ["end", "every_save", "checkpoint", "lora", "adapters"])
 def test_what_lands_is_the_same_whatever_was_pushed_on_the_way(pushed, name):
     hub, found, _, _ = pushed
     repository = hub.find(f"tester/{name}")
@@ -87,7 +97,7 @@ def test_what_lands_is_the_same_whatever_was_pushed_on_the_way(pushed, name):
         assert all(path.startswith("last-checkpoint/") for path in state) and (name == "checkpoint" or not state)
         assert not any("training_args" in path for path in commit.files)
     early = sum(commit.title.startswith("Training in progress") for commit in repository.commits.values())
-    assert (early > 0) == (name not in ("end", "lora"))
+    assert (early > 0) == (name not in ("end", "lora", "adapters"))
     report = json.loads(repository.files(sha)["robustness_report.json"])
     weights = repository.commits[sha].files["model.safetensors"]
     assert report["metadata"]["weights_sha256"] == {"model.safetensors": weights.sha256}
@@ -108,7 +118,18 @@ def test_saving_does_not_push_and_pushing_needs_an_evaluation(pushed):
     _, found, _, _ = pushed
     for name in ("end", "every_save", "checkpoint"):
         assert found[f"{name} early"]["error"] == "ValueError"
-        assert "call trainer.evaluate() before push_to_hub()" in found[f"{name} early"]["message"]
+        assert "call trainer.evaluate(dataset) before push_to_hub()" in found[f"{name} early"]["message"]
+
+
+def test_of_somebodys_own_peft_model_the_merged_classifier_lands_measured_where_it_was_not(pushed):
+    """As peft's example goes, whose last line is a push without an evaluation."""
+    hub, found, _, _ = pushed
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(found["saved adapters"])
+    assert "model.safetensors" not in found["saved adapters"]
+    card = hub.find("tester/adapters").files(found["adapters"]["value"])["README.md"].decode()
+    assert "More Information Needed" not in card and card.count("## Results") == 1
+    assert found["stderr"].count("nothing was measured yet, so trainer.evaluate() runs first") == 1
+    assert "Adapters are not pushed on the way" in found["stderr"]
 
 
 def test_a_report_does_not_go_with_weights_that_changed_since(pushed):

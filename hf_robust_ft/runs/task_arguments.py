@@ -1,0 +1,93 @@
+"""Which task a run is of, and the options that only masks have."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_robust_ft.data.segmentation import EMBEDDED_SCENES
+from hf_robust_ft.data.segmentation.masks import IGNORE_INDEX
+from hf_robust_ft.models.segmentation import segments
+from hf_robust_ft.provenance.affects import DeclaredArguments
+from hf_robust_ft.provenance.choices import check_choice
+
+CLASSIFICATION, SEGMENTATION = "image-classification", "image-segmentation"
+ALIASES = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION, "semantic-segmentation": SEGMENTATION}
+OF_MASKS = ("id2label", "ignore_index", "reduce_labels")
+
+
+@dataclass(kw_only=True)
+class TaskArguments(DeclaredArguments):
+    """What a model is asked, by the Hub's names of tasks."""
+
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "image-classification, or image-segmentation (in short segmentation): semantic, one class a pixel "
+            f"(default: as the checkpoint's config says; of an embedded model, segmentation for {EMBEDDED_SCENES}).",
+            "affects": ("weights", "measurement"),
+        },
+    )
+    id2label: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON file of the classes of masks by index (default: id2label.json beside the data).",
+            "affects": ("weights", "measurement"),
+        },
+    )
+    ignore_index: int | None = field(
+        default=None,
+        metadata={
+            "help": f"Label of pixels in masks that are left out (default: {IGNORE_INDEX}).",
+            "affects": ("weights", "measurement"),
+        },
+    )
+    reduce_labels: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Masks count classes from 1, and 0 is left out (default: no; in evaluate as the checkpoint's image "
+            "processor says).",
+            "affects": ("weights", "measurement"),
+        },
+    )
+
+    def __post_init__(self):
+        if self.task is not None:
+            self.task = ALIASES.get(self.task, self.task)
+            check_choice("task", self.task, (CLASSIFICATION, SEGMENTATION))
+
+    def settle_task(self, model: str, dataset: str, revision: str | None = None) -> str:
+        """The task of a run with this model and dataset; where it is segmentation, `task` then says so.
+
+        Raises:
+            ValueError: options of masks for a classifier.
+        """
+        if self.task is None and (dataset == EMBEDDED_SCENES or segments(model, revision)):
+            self.task = SEGMENTATION
+        if self.task == SEGMENTATION:
+            return SEGMENTATION
+        given = [name for name in OF_MASKS if getattr(self, name) is not None]
+        if given:
+            raise ValueError(
+                f"--{given[0]} is about masks, and means nothing for {CLASSIFICATION}: leave it out, or give --task "
+                f"{SEGMENTATION}."
+            )
+        return CLASSIFICATION
+
+    def refuse_segmentation(self, command: str, model: str, dataset: str) -> None:
+        """Raise where a command that knows classifiers alone is asked for segmentation."""
+        if self.settle_task(model, dataset) == SEGMENTATION:
+            raise ValueError(
+                f"{command} is for {CLASSIFICATION}, and this is {SEGMENTATION} ({model} on {dataset}). train, "
+                "evaluate, publish and leaderboard know both."
+            )
+
+    def of_masks(self, reduce_labels: bool = False) -> dict[str, Any]:
+        """What `load_segmentation_dataset` is to be told.
+
+        Args:
+            reduce_labels: where the option leaves it open.
+        """
+        return {
+            "id2label": self.id2label,
+            "ignore_index": IGNORE_INDEX if self.ignore_index is None else self.ignore_index,
+            "reduce_labels": reduce_labels if self.reduce_labels is None else self.reduce_labels,
+        }

@@ -1,0 +1,117 @@
+"""What differs between tasks from names to a trainer, in one table; `training.tasks` is its part of training."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedModel
+
+from hf_robust_ft.data import AUGMENTATIONS, align_labels, describe_transforms, with_pixel_values
+from hf_robust_ft.data.segmentation import (
+    JOINT_AUGMENTATION_WORDS,
+    drawn_pairs,
+    load_segmentation_dataset,
+    with_pixel_values_and_masks,
+)
+from hf_robust_ft.models.segmentation import HEADS, load_segmentation_model
+from hf_robust_ft.provenance.choices import check_choice
+from hf_robust_ft.runs.arguments import DataArguments, ModelArguments, at_most
+from hf_robust_ft.runs.task_arguments import CLASSIFICATION, SEGMENTATION
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """The data and models of a task, which here is image classification.
+
+    Attributes:
+        name: the Hub's `pipeline_tag`.
+    """
+
+    name: str = CLASSIFICATION
+
+    def check(self, model_args: ModelArguments, data_args: DataArguments) -> None:
+        """Raise a ValueError for options that mean nothing here, before anything is loaded."""
+        check_choice("augmentation", model_args.augmentation, AUGMENTATIONS)
+
+    def load_data(self, data_args: DataArguments, **options: Any) -> DatasetDict:
+        """The splits, with `facts` for the report."""
+        return data_args.load(**options)
+
+    def class_names(self, splits: DatasetDict) -> list[str]:
+        """The classes of the data by index."""
+        return next(iter(splits.values())).features["label"].names
+
+    def load_model(self, model_args: ModelArguments, names: list[str], seed: int) -> tuple[PreTrainedModel, Any]:
+        """The model for these classes and its image processor."""
+        return model_args.load(names, seed)
+
+    def fitted(self, splits: DatasetDict, config: Any, processor: Any) -> tuple[DatasetDict, Any]:
+        """The splits with the classes in the model's order, and what `inputs` then needs to know."""
+        return DatasetDict({name: align_labels(split, config) for name, split in splits.items()}), None
+
+    def at_most(self, dataset: Dataset, count: int | None, seed: int, name: str) -> Dataset:
+        """`count` images, drawn with `seed`, or all for None."""
+        return at_most(dataset, count, seed, name)
+
+    def inputs(self, dataset: Dataset, processor: Any, known: Any, augmentation: str, sample_ids: bool) -> Dataset:
+        """The dataset as the model takes it."""
+        return with_pixel_values(dataset, processor, augmentation, sample_ids=sample_ids)
+
+    def describe(self, processor: Any, augmentation: str = "none") -> dict[str, Any]:
+        """The transforms in words."""
+        return describe_transforms(processor, augmentation)
+
+
+@dataclass(frozen=True)
+class SegmentationRun(RunTask):
+    """Semantic segmentation."""
+
+    name: str = SEGMENTATION
+
+    def check(self, model_args: ModelArguments, data_args: DataArguments) -> None:
+        check_choice("augmentation", model_args.augmentation, JOINT_AUGMENTATION_WORDS)
+        refuse(data_args, ("streaming",))
+        refuse(model_args, ("architecture", "prompts"))
+        check_choice("head", model_args.head, HEADS)
+
+    def load_data(self, data_args: DataArguments, reduce_labels: bool = False, **options: Any) -> DatasetDict:
+        masks = data_args.of_masks(reduce_labels)
+        return load_segmentation_dataset(data_args.dataset, **masks, **data_args.loading_options(), **options)
+
+    def class_names(self, splits: DatasetDict) -> list[str]:
+        return splits.class_names
+
+    def load_model(self, model_args: ModelArguments, names: list[str], seed: int) -> tuple[PreTrainedModel, Any]:
+        given = {"revision": model_args.model_revision, "trust_remote_code": model_args.trust_remote_code}
+        return load_segmentation_model(
+            model_args.model,
+            label_names=names,
+            image_size=model_args.image_size,
+            seed=seed,
+            head=model_args.head,
+            **{name: value for name, value in given.items() if value},
+        )
+
+    def fitted(self, splits: DatasetDict, config: Any, processor: Any) -> tuple[DatasetDict, Any]:
+        if hasattr(processor, "do_reduce_labels"):  # it is saved with the model
+            processor.do_reduce_labels = splits.reduce_labels
+        return DatasetDict(splits), splits.reader(config)
+
+    def at_most(self, dataset: Dataset, count: int | None, seed: int, name: str) -> Dataset:
+        return dataset if count is None else drawn_pairs(dataset, count, seed)
+
+    def inputs(self, dataset: Dataset, processor: Any, known: Any, augmentation: str, sample_ids: bool) -> Dataset:
+        return with_pixel_values_and_masks(dataset, processor, known, augmentation, sample_ids)
+
+    def describe(self, processor: Any, augmentation: str = "none") -> dict[str, Any]:
+        return describe_transforms(processor, augmentation, JOINT_AUGMENTATION_WORDS)
+
+
+TASKS: dict[str, RunTask] = {task.name: task for task in (RunTask(), SegmentationRun())}
+
+
+def refuse(options: Any, names: tuple[str, ...]) -> None:
+    """Raise a ValueError for the first of these options that is given: it means nothing for segmentation."""
+    for name in names:
+        if getattr(options, name):
+            raise ValueError(f"--{name} is for {CLASSIFICATION}, and means nothing for {SEGMENTATION}: leave it out.")
