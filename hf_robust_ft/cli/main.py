@@ -92,7 +92,7 @@ def _says_all(error: Exception) -> bool:
 
 
 def train(argv: Sequence[str]) -> None:
-    """Fine-tune a pretrained image classifier robustly, by default with the protocol of arXiv 2509.23325."""
+    """Fine-tune a pretrained image classifier or segmenter robustly, by default as arXiv 2509.23325 does."""
     from hf_robust_ft.experiments.planning import PlanArguments, plan_run
     from hf_robust_ft.runs.continuing import refuse_to_overwrite
     from hf_robust_ft.runs.fine_tune import DataArguments, ModelArguments, fine_tune
@@ -126,11 +126,11 @@ def train(argv: Sequence[str]) -> None:
 def _tell_verdict(report: Any) -> None:
     """The last lines of a command that measured a model: whether it is robust, and whether that can be relied on."""
     from hf_robust_ft.evaluation.reliability import reliability_sentence
-    from hf_robust_ft.reporting.verdict import verdict
+    from hf_robust_ft.reporting.artifacts import DRAWERS
 
     if report is None:
         return
-    found = verdict(report)
+    found = DRAWERS[type(report)].verdict(report)
     if found and not found.is_robust:
         print(found.sentence)
     print(reliability_sentence(report))
@@ -195,6 +195,7 @@ def _sweep_options(command: str, argv: Sequence[str], description: str, *more: t
     titles = ("model", "data", "threat model and attacks", "runs", *("recipe" for _ in more))
     options = parse_options(command, argv, types, titles, description, BASE_RECIPE, hidden=set_by_sweep())
     model_args, data_args, args, *_ = options.parsed
+    data_args.refuse_segmentation(command, model_args.model, data_args.dataset)
     if args.process_index == 0:
         used = {key: value for key, value in options.from_recipes.items() if key not in set_by_sweep()}
         print(filled_in(options._replace(from_recipes=used), model_args.model, data_args.dataset), flush=True)
@@ -213,7 +214,7 @@ def reproduce(argv: Sequence[str]) -> None:
 
 
 def evaluate(argv: Sequence[str]) -> None:
-    """Measure clean accuracy, adversarial accuracy and expected robustness of a checkpoint."""
+    """Measure clean accuracy, adversarial accuracy and expected robustness of a checkpoint; of masks also mean IoU."""
     from hf_robust_ft.runs.evaluate import EvaluationArguments, measure
     from hf_robust_ft.runs.fine_tune import DataArguments
     from hf_robust_ft.runs.options import parse_options

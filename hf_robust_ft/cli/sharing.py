@@ -44,7 +44,7 @@ def leaderboard(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--tag", default="hf_robust_ft", help="Which models of the Hub (default: hf_robust_ft).")
     parser.add_argument("--limit", type=int, help="Read at most so many of them.")
-    for name in ("norm", "eps", "protocol", "dataset"):
+    for name in ("norm", "eps", "protocol", "dataset", "task"):
         parser.add_argument(f"--{name}", help=f"Show results of this {name} only.")
     parser.add_argument(
         "--sort",
@@ -63,6 +63,7 @@ def leaderboard(argv: Sequence[str]) -> None:
     from hf_robust_ft.attacks.threat_model import parse_eps
     from hf_robust_ft.hub.leaderboard import Leaderboard, read_sources, read_tagged, to_html, to_markdown
     from hf_robust_ft.reporting.page.assets import check_target, write_page
+    from hf_robust_ft.runs.task_arguments import ALIASES
 
     if options.eps is not None:
         parse_eps(options.eps)  # before the Hub is asked
@@ -73,6 +74,7 @@ def leaderboard(argv: Sequence[str]) -> None:
     api = HfApi()
     found = read_sources(api, options.sources) if options.sources else read_tagged(api, options.tag, options.limit)
     wanted = {name: getattr(options, name) for name in ("norm", "eps", "protocol", "dataset")}
+    wanted["task"] = ALIASES.get(options.task, options.task)
     board = Leaderboard.of(*found, sorted_by=options.sort, wanted=wanted, one_ranking=options.one_ranking)
     print(to_markdown(board), end="")
     for path, render in files:

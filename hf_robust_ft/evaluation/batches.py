@@ -28,7 +28,7 @@ class PairCollator:
 
 
 def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """A data collator: examples with `pixel_values` (C, H, W) and `labels` (int, or (H', W') a pixel) to one batch.
+    """A data collator: examples with `pixel_values` (C, H, W) and `labels` (int) to one batch.
 
     Raises:
         ValueError: an example lacks one of them, or they do not make one batch.
@@ -38,8 +38,7 @@ def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     if len(shapes := {tuple(image.shape) for image in images}) > 1:
         raise ValueError(f"The images of a batch must have one shape, got {sorted(shapes)}: resize or crop them.")
     try:
-        labels = [example["labels"] for example in examples]
-        labels = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.tensor(labels)
+        labels = torch.tensor([example["labels"] for example in examples])
     except (TypeError, ValueError, RuntimeError) as error:
         got = [example["labels"] for example in examples[:3]]
         raise ValueError(f"labels must be class indices, got {got}, ... ({error}).") from None

@@ -5,22 +5,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.stored_examples import STORED_EXAMPLES, ExampleFolder, StoredExamples
 from hf_robust_ft.hub.contents import free_place
 from hf_robust_ft.provenance.record import RECIPE_NAME
 from hf_robust_ft.provenance.weight_hashes import hash_weight_files
 from hf_robust_ft.provenance.yaml_values import load_yaml
-from hf_robust_ft.reporting.artifacts import EXAMPLE_FILES, REPORT_NAME
-from hf_robust_ft.reporting.commands import evaluate_command
-from hf_robust_ft.reporting.consistency import check_consistent
+from hf_robust_ft.reporting.artifacts import DRAWERS, EXAMPLE_FILES, REPORT_NAME
 from hf_robust_ft.reporting.example_pairs import FILE_NAME as EXAMPLE_PAIRS
 from hf_robust_ft.reporting.model_card import EXAMPLES
+from hf_robust_ft.reporting.report_files import Report, read_report_file
 
 REPLACED_REPORT = "robustness_report.replaced.json"
 
 
-def read_report(folder: Path, evaluation: Path | None, repo_id: str) -> RobustnessReport:
+def read_report(folder: Path, evaluation: Path | None, repo_id: str) -> Report:
     """The report to publish: the evaluation's if there is one, with what the checkpoint's own tells of training.
 
     Raises:
@@ -31,18 +29,18 @@ def read_report(folder: Path, evaluation: Path | None, repo_id: str) -> Robustne
     if not path.is_file():
         raise ValueError(f"There is no {REPORT_NAME} in {place}, so nothing is known of its robustness. "
                          f"{how_to_measure(folder, repo_id)}")  # fmt: skip
-    report = RobustnessReport.from_json(path)
+    report = read_report_file(path)
     if report.num_samples < 1 or len(report.epsilons) < 2:
         raise ValueError(f"{path} measured no attack. {how_to_measure(folder, repo_id)}")
     try:
-        check_consistent(report)
+        DRAWERS[type(report)].check(report)
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged or was changed by hand. {error} {how_to_measure(folder, repo_id)}"
         ) from None
     if evaluation is None or not (folder / REPORT_NAME).is_file():
         return report
-    own = RobustnessReport.from_json(folder / REPORT_NAME).metadata
+    own = read_report_file(folder / REPORT_NAME).metadata
     if own.weights_sha256 != hash_weight_files(folder):
         return report
     facts = own.of_model()
@@ -51,7 +49,7 @@ def read_report(folder: Path, evaluation: Path | None, repo_id: str) -> Robustne
     return report.with_metadata(**facts)
 
 
-def check_belongs(report: RobustnessReport, folder: Path, repo_id: str, evaluation: Path | None) -> None:
+def check_belongs(report: Report, folder: Path, repo_id: str, evaluation: Path | None) -> None:
     """Raise unless the report was measured on the weights in `folder`.
 
     Raises:
@@ -86,7 +84,7 @@ def take_report(evaluation: Path, folder: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def check_stored_examples(report: RobustnessReport, place: Path) -> None:
+def check_stored_examples(report: Report, place: Path) -> None:
     """Raise unless the folder of a report holds the whole of its stored examples.
 
     Raises:
@@ -120,11 +118,11 @@ def _attacked_images(folder: Path) -> list[Path]:
     return [*sorted(folder.glob(EXAMPLE_FILES)), *folder.glob(f"{EXAMPLES}/{EXAMPLE_PAIRS}")]
 
 
-def how_to_measure(folder: Path, repo_id: str, like: RobustnessReport | None = None) -> str:
+def how_to_measure(folder: Path, repo_id: str, like: Report | None = None) -> str:
     """The two commands that measure a checkpoint, as its run was set up as far as that is known, and publish it."""
     output = f"{folder}-evaluation"
     if like is not None:
-        measure = evaluate_command(like, str(folder), output_dir=output)
+        measure = DRAWERS[type(like)].command(like, str(folder), output_dir=output)
     else:
         options = {"model": folder, **_options_of_run(folder), "output_dir": output}
         words = (str(word) for name, value in options.items() for word in (f"--{name}", value))

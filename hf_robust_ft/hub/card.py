@@ -6,12 +6,12 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard
 
-from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.hub.contents import free_place
 from hf_robust_ft.hub.repository import CLIENT_ERRORS, explained
 from hf_robust_ft.hub.retry import retry
 from hf_robust_ft.reporting.artifacts import CARD_NAME
 from hf_robust_ft.reporting.card_sections import merge_cards, own_text, split_card, with_metadata_of
+from hf_robust_ft.reporting.report_files import Report
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def check_card(folder: Path) -> None:
         raise ValueError(f"{folder / CARD_NAME} has no complete results in its metadata: {', '.join(incomplete)}.")
 
 
-def with_base_licence(api: HfApi, measured: RobustnessReport) -> RobustnessReport:
+def with_base_licence(api: HfApi, measured: Report) -> Report:
     """The pretrained weights' licence as their own card states it; a warning where nobody states any."""
     facts = measured.metadata
     if facts.get("license") or facts.get("base_model_license"):

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 from transformers.utils import logging as transformers_logging
 
 from hf_robust_ft.evaluation.stored_examples import STORED_EXAMPLES, StoredExamples
+from hf_robust_ft.models.segmentation import segments
 from hf_robust_ft.provenance.record import RECIPE_NAME, RECORD_NAME, portable_recipe
 from hf_robust_ft.reporting.artifacts import CARD_NAME, CURVE_NAME, EXAMPLE_FILES, REPORT_NAME, TRAINING_NAME
 
@@ -182,7 +183,8 @@ def check_loads(folder: str | Path, files: Sequence[str], trust_remote_code: boo
         try:
             with _quiet():
                 AutoImageProcessor.from_pretrained(alone, **options)
-                model, info = AutoModelForImageClassification.from_pretrained(
+                loader = AutoModelForSemanticSegmentation if segments(alone) else AutoModelForImageClassification
+                model, info = loader.from_pretrained(
                     alone, output_loading_info=True, dtype="auto", use_safetensors=True, **options
                 )
         except Exception as error:

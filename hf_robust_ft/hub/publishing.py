@@ -9,7 +9,6 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
 
-from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.stored_examples import STORED_EXAMPLES
 from hf_robust_ft.hub.artifacts import (
     check_belongs,
@@ -36,6 +35,7 @@ from hf_robust_ft.provenance.record import RECORD_NAME, write_run_record
 from hf_robust_ft.provenance.weight_hashes import WEIGHT_FILES
 from hf_robust_ft.reporting.artifacts import CARD_NAME, EXAMPLE_FILES, REPORT_NAME, write_card, write_evidence
 from hf_robust_ft.reporting.licences import check_licence
+from hf_robust_ft.reporting.report_files import Report
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def _prepare(
     token: str | bool | None,
     trust_remote_code: bool,
     examples: bool,
-) -> RobustnessReport:
+) -> Report:
     """Check all that can be checked here, and write report, pictures and card."""
     files = published_files(folder)
     measured = read_report(folder, evaluation, repo_id)

@@ -1,14 +1,24 @@
-"""The files that let others see what was measured: report, pictures, card."""
+"""The files that let others see what was measured: report, pictures, card; of each task by its own drawers."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.reporting.card_sections import merge_cards
+from hf_robust_ft.reporting.commands import evaluate_command
+from hf_robust_ft.reporting.consistency import check_consistent
 from hf_robust_ft.reporting.drawing import drawn
 from hf_robust_ft.reporting.model_card import EXAMPLES, render_model_card
 from hf_robust_ft.reporting.plots import plot_curves, plot_training
+from hf_robust_ft.reporting.report_files import Report
+from hf_robust_ft.reporting.segmentation.card import render_segmentation_card
+from hf_robust_ft.reporting.segmentation.commands import evaluate_segmentation_command
+from hf_robust_ft.reporting.segmentation.consistency import check_consistent_segmentation
+from hf_robust_ft.reporting.segmentation.curves import plot_segmentation_curves
+from hf_robust_ft.reporting.segmentation.verdict import segmentation_verdict
+from hf_robust_ft.reporting.verdict import Verdict, verdict
 
 REPORT_NAME = "robustness_report.json"
 CARD_NAME = "README.md"
@@ -17,8 +27,41 @@ TRAINING_NAME = "training.png"
 EXAMPLE_FILES = f"{EXAMPLES}/example_*.png"
 
 
+class Drawers(NamedTuple):
+    """What makes pictures and card of a task's reports, and what else differs between these.
+
+    Args:
+        plot: the curve, of (reports by name, path).
+        card: the card's text, of (report, pictures).
+        score: what the picture of training shows, by its name in logs.
+        command: that measures a model as a report was, of (report, model, options).
+        check: raises a ValueError where a report's figures do not belong together.
+        verdict: whether a model may be called robust.
+    """
+
+    plot: Callable[..., None]
+    card: Callable[..., str]
+    score: str
+    command: Callable[..., str]
+    check: Callable[[Any], None]
+    verdict: Callable[[Any], Verdict | None]
+
+
+DRAWERS: dict[type, Drawers] = {
+    RobustnessReport: Drawers(plot_curves, render_model_card, "accuracy", evaluate_command, check_consistent, verdict),
+    SegmentationReport: Drawers(
+        plot_segmentation_curves,
+        render_segmentation_card,
+        "mean_iou",
+        evaluate_segmentation_command,
+        check_consistent_segmentation,
+        segmentation_verdict,
+    ),
+}
+
+
 def write_evidence(
-    report: RobustnessReport,
+    report: Report,
     folder: str | Path,
     log_history: list[dict] | None = None,
     label: str = "this model",
@@ -44,17 +87,18 @@ def write_evidence(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     report.to_json(folder / REPORT_NAME)
-    curve, training = folder / CURVE_NAME, folder / TRAINING_NAME
-    drawn("The accuracy-eps curve", lambda: plot_curves({label: report}, curve), curve)
+    curve, training, drawers = folder / CURVE_NAME, folder / TRAINING_NAME, DRAWERS[type(report)]
+    drawn("The accuracy-eps curve", lambda: drawers.plot({label: report}, curve), curve)
     if log_history:
         norm = report.threat_model["norm"]
-        drawn("The picture of training", lambda: plot_training({label: log_history}, training, norm), training)
+        histories, score = {label: log_history}, drawers.score
+        drawn("The picture of training", lambda: plot_training(histories, training, norm, score), training)
     if examples is not None:
         drawn("A picture of attacked images", examples)
     write_card(report, folder)
 
 
-def write_card(report: RobustnessReport, folder: str | Path, replace: Sequence[str] = ()) -> None:
+def write_card(report: Report, folder: str | Path, replace: Sequence[str] = ()) -> None:
     """Render the card of a folder's pictures, or update our section of the one that is there.
 
     Args:
@@ -66,7 +110,7 @@ def write_card(report: RobustnessReport, folder: str | Path, replace: Sequence[s
     card = Path(folder) / CARD_NAME
     existing = card.read_text(encoding="utf-8") if card.is_file() else None
     try:
-        merged = merge_cards(existing, render_model_card(report, pictures_in(folder)), replace)
+        merged = merge_cards(existing, DRAWERS[type(report)].card(report, pictures_in(folder)), replace)
     except ValueError as error:
         raise ValueError(f"Our section cannot be added to {card}: {error}") from None
     card.write_text(merged, encoding="utf-8")

@@ -12,6 +12,7 @@ from hf_robust_ft.evaluation.report import RobustnessReport
 UNKNOWN = "not stated"
 UNNAMED_DATASET = "the evaluation dataset"  # as cards call one that nobody named
 DEFAULT_GRID = "the norm's"
+CLASSIFICATION = "image-classification"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Setting:
         grid: of the trapezoid rule, where it is not the protocol's own; the protocol "exact" uses none.
         image_set: which images, as the function of this name gives it. Results of older versions, which do not tell it,
             are comparable only among themselves.
+        task: the Hub's `pipeline_tag` of the models.
     """
 
     dataset: str
@@ -40,24 +42,26 @@ class Setting:
     attack: str
     grid: str = DEFAULT_GRID
     image_set: str = UNKNOWN
+    task: str = CLASSIFICATION
 
     @classmethod
-    def of(cls, report: RobustnessReport) -> "Setting":
-        """The setting of a report."""
+    def of(cls, report: RobustnessReport, **told: str) -> "Setting":
+        """The setting of a report; `told` says what another task's report tells otherwise."""
         facts, norm, eps = report.metadata, report.threat_model["norm"], report.epsilons[-1]
         usual = default_epsilons(eps, norm)
         is_usual = len(usual) == len(report.epsilons) and np.allclose(usual, report.epsilons, rtol=0, atol=1e-9)
-        return cls(
-            dataset=dataset_text(facts.get("dataset") or facts.get("dataset_name"), facts.get("dataset_config")),
-            split=str(facts.get("split") or UNKNOWN),
-            images=str(report.num_samples),
-            norm=norm,
-            eps=format_eps(eps),
-            protocol=report.protocol,
-            attack=measured_by(report),
-            grid=DEFAULT_GRID if is_usual or report.protocol == "exact" else f"{len(report.epsilons)} points",
-            image_set=image_set(image_digests(report)) or UNKNOWN,
-        )
+        known = {
+            "dataset": dataset_text(facts.get("dataset") or facts.get("dataset_name"), facts.get("dataset_config")),
+            "split": str(facts.get("split") or UNKNOWN),
+            "images": str(report.num_samples),
+            "norm": norm,
+            "eps": format_eps(eps),
+            "protocol": report.protocol,
+            "grid": DEFAULT_GRID if is_usual or report.protocol == "exact" else f"{len(report.epsilons)} points",
+        }
+        if not told:
+            told = {"attack": measured_by(report), "image_set": image_set(image_digests(report)) or UNKNOWN}
+        return cls(**known, **told)
 
     def differences(self, other: "Setting") -> list[str]:
         """What keeps two results apart, "protocol (paper, exact)"; empty if they can be compared."""
@@ -67,8 +71,9 @@ class Setting:
     def __str__(self) -> str:
         grid = "" if self.grid == DEFAULT_GRID else f", grid of {self.grid}"
         which = "which images is not stated" if self.image_set == UNKNOWN else f"images {self.image_set}"
+        task = "" if self.task == CLASSIFICATION else f"{self.task} on "
         return (
-            f"{self.dataset} ({self.split} split, {self.images} images), {self.norm} {self.eps}, protocol "
+            f"{task}{self.dataset} ({self.split} split, {self.images} images), {self.norm} {self.eps}, protocol "
             f"{self.protocol}{grid}, {self.attack}, {which}"
         )
 

@@ -51,16 +51,18 @@ def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> No
     _save(figure, path)
 
 
-def plot_training(histories: Mapping[str, list[dict]], path: str | Path, norm: str = "Linf") -> None:
-    """Validation accuracy by epoch over the budget eps of each run (`Trainer`'s log histories)."""
+def plot_training(
+    histories: Mapping[str, list[dict]], path: str | Path, norm: str = "Linf", score: str = "accuracy"
+) -> None:
+    """Validation accuracy, or another score, by epoch over the budget eps of each run (`Trainer`'s log histories)."""
     unit, unit_name = _unit(norm)
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(6.4, 5.2), sharex=True, height_ratios=(3, 1.2), layout="constrained"
     )
     for (label, history), colour in zip(histories.items(), cycle(COLOURS)):
         for key, style, name in (
-            ("eval_clean_accuracy", "-", "clean"),
-            ("eval_adversarial_accuracy", "--", "adversarial"),
+            (f"eval_clean_{score}", "-", "clean"),
+            (f"eval_adversarial_{score}", "--", "adversarial"),
         ):
             points = [(entry["epoch"], 100 * entry[key]) for entry in history if key in entry and "epoch" in entry]
             if points:
@@ -70,7 +72,7 @@ def plot_training(histories: Mapping[str, list[dict]], path: str | Path, norm: s
             # A log at the end of an epoch tells the eps of the steps before it.
             budget.insert(0, (0.0, budget[0][1]))
             bottom.step(*zip(*budget, strict=True), where="pre", color=colour, label=label)
-    top.set(ylabel="validation accuracy (%)", ylim=(0, 100), title="Training")
+    top.set(ylabel=f"validation {score.replace('_', ' ')} (%)", ylim=(0, 100), title="Training")
     bottom.set(xlabel="epoch", ylabel=f"eps{unit_name}")
     bottom.set_ylim(bottom=0)
     for axes in (top, bottom):

@@ -32,8 +32,8 @@ class DataArguments(TaskArguments):
 
     dataset: str = field(
         metadata={
-            "help": f"A dataset of the paper ({', '.join(SPECS)}), any Hub dataset id, a local folder (imagefolder or "
-            f"parquet) or parquet file, or embedded: 'digits', '{EMBEDDED_SCENES}' (with masks).",
+            "help": f"A dataset of the paper ({', '.join(SPECS)}), any Hub dataset id, a folder of images or "
+            f"parquet file, or embedded: digits, {EMBEDDED_SCENES}.",
             "affects": ("weights", "measurement"),
         }
     )
@@ -178,8 +178,8 @@ class ModelArguments(DeclaredArguments):
     model: str = field(
         metadata={
             "help": f"A backbone of the paper ({', '.join(BACKBONES)}), any AutoModelForImageClassification id "
-            "(timm/... included) or AutoModelForSemanticSegmentation id, open_clip:NAME, a local folder or weight "
-            f"file, or embedded: {', '.join(EMBEDDED_MODELS)}.",
+            "(timm/... included) or ...ForSemanticSegmentation, open_clip:NAME, a folder or weight file, or "
+            f"embedded: {', '.join(EMBEDDED_MODELS)}.",
             "affects": "weights",
         }
     )

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
+from hf_robust_ft.attacks.losses import LOSSES
 from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.data import align_labels, describe_transforms, with_pixel_values
@@ -31,15 +32,23 @@ from hf_robust_ft.provenance.weight_hashes import hash_weight_files
 from hf_robust_ft.reporting import choose_examples, save_examples, write_evidence
 from hf_robust_ft.reporting.examples import remove_examples
 from hf_robust_ft.reporting.model_card import EXAMPLES
+from hf_robust_ft.reporting.report_files import Report
 from hf_robust_ft.runs.arguments import TRUST_HELP, DataArguments, at_most
+from hf_robust_ft.runs.evaluate_segmentation import measure_segmentation
 from hf_robust_ft.runs.model_names import check_model_name, describe_model
+from hf_robust_ft.runs.task_arguments import SEGMENTATION
 
 
 @dataclass
 class EvaluationArguments:
     """How `hf-robust-ft evaluate` measures."""
 
-    model: str = field(metadata={"help": "AutoModelForImageClassification id, local checkpoint folder or weight file."})
+    model: str = field(
+        metadata={
+            "help": "AutoModelForImageClassification or AutoModelForSemanticSegmentation id, local checkpoint "
+            "folder or weight file."
+        }
+    )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     architecture: str | None = field(
         default=None, metadata={"help": "What a weight file holds: timm/NAME, open_clip:NAME, or a folder or Hub id."}
@@ -64,7 +73,13 @@ class EvaluationArguments:
         },
     )
     attack_steps_limit: int = field(default=STEPS_LIMIT, metadata={"help": "The most steps of 'auto'."})
-    attack_loss: str = field(default="ce", metadata={"help": "Loss that the attack climbs: ce, dlr, dlr_targeted."})
+    attack_loss: str = field(
+        default="ce",
+        metadata={
+            "help": "Loss that the attack climbs: ce, dlr, dlr_targeted; of masks "
+            "pixel_ce (for ce), segpgd, masked_ce, js, masked_spherical."
+        },
+    )
     protocol: str = field(
         default="paper",
         metadata={
@@ -119,6 +134,9 @@ class EvaluationArguments:
         for name in ("save_examples", "store_examples"):
             if getattr(self, name) and not self.output_dir:
                 raise ValueError(f"{name} needs an output_dir to write to.")
+        self.asked_steps = self.attack_steps  # None where the protocol's own are meant
+        if self.attack_loss in LOSSES and LOSSES[self.attack_loss].dense:
+            return  # of segmentation, which has settings of its own
         self.attack_steps = AUTO if self.settings.converges else self.settings.attack.steps
 
     @cached_property
@@ -136,9 +154,7 @@ class EvaluationArguments:
         )
 
 
-def measure(
-    options: EvaluationArguments, data_args: DataArguments, command: str
-) -> tuple[PartialState, RobustnessReport]:
+def measure(options: EvaluationArguments, data_args: DataArguments, command: str) -> tuple[PartialState, Report]:
     """Load, measure and, with an `output_dir`, write; under torchrun every process takes its share of the images.
 
     Raises:
@@ -152,6 +168,8 @@ def measure(
         )
     state = PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
     device = _device(options.device, state)
+    if data_args.settle_task(options.model, data_args.dataset, options.model_revision) == SEGMENTATION:
+        return state, measure_segmentation(options, data_args, command, device, state)
     model, processor, images, splits = load_model_and_images(options, data_args)
     hashes = {"weights_sha256": hash_weight_files(options.model)} if os.path.isdir(options.model) else {}
     data = data_args.describe(splits)

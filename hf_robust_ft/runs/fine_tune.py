@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from hf_robust_ft.attacks import use_memory_format
 from hf_robust_ft.data import SeededAugmentation
-from hf_robust_ft.evaluation.batches import stack_examples
 from hf_robust_ft.hub import BackgroundPushError
 from hf_robust_ft.hub.repository import check_repo_id
 from hf_robust_ft.provenance.class_names import class_names
@@ -113,7 +112,7 @@ def build_trainer(
         train_dataset=run.inputs("train", model_args.augmentation, sample_ids=args.needs_sample_ids),
         eval_dataset=run.inputs("validation"),
         processing_class=run.processor,
-        data_collator=stack_examples,
+        data_collator=run.task.collate,
         callbacks=[SeededAugmentation(), TrainingRecord(run_settings(model_args, data_args) if data_args else {})],
     )
 

@@ -15,15 +15,15 @@ _RUN = ("config", "model", "dataset", "eps", "learning_rate", "num_train_epochs"
 _SWEEP = ("config", "runs", "model", "dataset", "epsilons", "seeds", "num_train_epochs", "learning_rate", "threshold")
 ESSENTIALS = {
     "train": (
-        *_RUN, "image_size", "schedule", "objective", "bf16", "seed", "eval_protocol", "output_dir",
+        *_RUN, "task", "image_size", "schedule", "objective", "bf16", "seed", "eval_protocol", "output_dir",
         "resume_from_checkpoint", "push_to_hub", "dry_run",
     ),
     "search": (*_RUN, "trials", "minutes", "learning_rates", "weight_decays", "bf16", "recipe"),
     "diagnose": (*_SWEEP, "output_dir", "bf16"),
     "calibrate": (*_SWEEP, "output_dir", "bf16", "recipe"),
     "evaluate": (
-        "model", "dataset", "split", "norm", "eps", "protocol", "attack_steps", "autoattack", "max_eval_samples",
-        "batch_size", "device", "store_examples", "output_dir",
+        "model", "dataset", "task", "split", "norm", "eps", "protocol", "attack_steps", "autoattack",
+        "max_eval_samples", "batch_size", "device", "store_examples", "output_dir",
     ),
     "reproduce": (
         "grid", "models", "datasets", "epsilons", "settings", "seeds", "only", "runner", "launcher", "output_dir",

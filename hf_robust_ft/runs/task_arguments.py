@@ -21,8 +21,8 @@ class TaskArguments(DeclaredArguments):
     task: str | None = field(
         default=None,
         metadata={
-            "help": "image-classification, or image-segmentation (in short segmentation): semantic, one class a pixel "
-            f"(default: as the checkpoint's config says; of an embedded model, segmentation for {EMBEDDED_SCENES}).",
+            "help": "classification or segmentation, of images (default: as the checkpoint's config or "
+            f"{EMBEDDED_SCENES} says).",
             "affects": ("weights", "measurement"),
         },
     )

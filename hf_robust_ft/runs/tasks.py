@@ -1,5 +1,6 @@
 """What differs between tasks from names to a trainer, in one table; `training.tasks` is its part of training."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from hf_robust_ft.data.segmentation import (
     load_segmentation_dataset,
     with_pixel_values_and_masks,
 )
+from hf_robust_ft.evaluation.batches import stack_examples, stack_masks
 from hf_robust_ft.models.segmentation import HEADS, load_segmentation_model
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments, at_most
@@ -25,9 +27,11 @@ class RunTask:
 
     Attributes:
         name: the Hub's `pipeline_tag`.
+        collate: makes a batch of examples.
     """
 
     name: str = CLASSIFICATION
+    collate: Callable[[list], dict] = stack_examples
 
     def check(self, model_args: ModelArguments, data_args: DataArguments) -> None:
         """Raise a ValueError for options that mean nothing here, before anything is loaded."""
@@ -67,6 +71,7 @@ class SegmentationRun(RunTask):
     """Semantic segmentation."""
 
     name: str = SEGMENTATION
+    collate: Callable[[list], dict] = stack_masks
 
     def check(self, model_args: ModelArguments, data_args: DataArguments) -> None:
         check_choice("augmentation", model_args.augmentation, JOINT_AUGMENTATION_WORDS)

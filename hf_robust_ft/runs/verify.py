@@ -20,6 +20,7 @@ from hf_robust_ft.provenance.source_names import nothing_here
 from hf_robust_ft.provenance.weight_hashes import hash_weight_files
 from hf_robust_ft.reporting.artifacts import REPORT_NAME
 from hf_robust_ft.reporting.commands import evaluate_command
+from hf_robust_ft.reporting.report_files import refuse_segmentation_report
 from hf_robust_ft.runs.arguments import DataArguments
 from hf_robust_ft.runs.evaluate import EvaluationArguments, load_model_and_images
 
@@ -67,6 +68,7 @@ def verify(target: str, given: Overrides) -> tuple[RobustnessReport, list[Verifi
             names; the message says what to give.
     """
     path = _report_path(target, given.revision)
+    refuse_segmentation_report(path, "verify checks reports")
     report = RobustnessReport.from_json(path)
     model = given.model or _model_of(report, path)
     examples = _examples_of(report, path, given.examples, model)

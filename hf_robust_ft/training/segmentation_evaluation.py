@@ -1,6 +1,7 @@
 """The evaluation of a segmentation model within `Trainer.evaluate()`, as `evaluate_segmentation` measures it."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from hf_robust_ft.attacks import APGD
 from hf_robust_ft.attacks.batch_checks import check_batch, check_first_batch
-from hf_robust_ft.attacks.losses import measuring_loss
 from hf_robust_ft.attacks.pass_meter import PassMeter
 from hf_robust_ft.evaluation.reliability import is_reliable
 from hf_robust_ft.evaluation.segmentation.counts import mean_iou, pixel_accuracy, pixel_counts
@@ -23,8 +23,12 @@ from hf_robust_ft.evaluation.segmentation.worst_case import curves, fewest_right
 from hf_robust_ft.evaluation.trust_verdicts import TrustCheck
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.provenance.image_hashes import as_hex, hash_images
+from hf_robust_ft.reporting.examples import remove_examples
+from hf_robust_ft.reporting.model_card import EXAMPLES
+from hf_robust_ft.reporting.segmentation.overlays import save_overlays
 from hf_robust_ft.training.evaluation_facts import data_facts, precision_facts
 
+SHOWN_EXAMPLES = 4  # overlays beside the card, of the images that the trust checks look at
 CHECKED_IMAGES = 16  # each has many pixels, over which the checks count
 
 
@@ -111,7 +115,7 @@ class SegmentationEvaluation:
             return {}
         if self.attacks:
             report = self._report()
-            self.trainer._keep_report(report, self._examples_writer())
+            self.trainer._keep_report(report, self._overlays_writer())
             metrics = {name: getattr(report, name) for name in self.task.metrics}
             metrics["reliable"] = float(is_reliable(report))
         else:
@@ -158,8 +162,26 @@ class SegmentationEvaluation:
         _, pixels, labels, worst = zip(*self._checked, strict=True)
         return torch.stack(pixels).to(device), torch.stack(labels).to(device), np.stack(worst)
 
-    def _examples_writer(self) -> Callable[[str | Path], None]:
-        return lambda folder: None
+    def _overlays_writer(self) -> Callable[[str], None]:
+        """Puts overlays of attacked images into a folder. The trainer keeps it: it holds these images and no model."""
+        is_shown = not self.adversary.is_sharded and bool(self._checked)
+        images = tuple(each[:SHOWN_EXAMPLES] for each in self._checked_images()[:2]) if is_shown else None
+        names = class_names(getattr(self.model, "config", None), self.num_classes)
+        return partial(_write_overlays, self.trainer, images, self.settings.attacks[0], names)
+
+
+def _write_overlays(
+    trainer: Any, images: tuple[Tensor, Tensor] | None, attack: APGD, names: list[str], folder: str
+) -> None:
+    """Take pictures of other weights out of a folder, and put overlays of these images and masks there."""
+    pictures = Path(folder, EXAMPLES)
+    remove_examples(pictures)
+    if images is None:
+        return
+    pixels, labels = images
+    segmenter = trainer.adversary.classifier(trainer.model, {"labels": labels})
+    threat_model = trainer.args.threat_model
+    save_overlays(segmenter, pixels, labels, pictures, threat_model=threat_model, attack=attack, class_names=names)
 
 
 def settings_of(args: Any, ignore_index: int | None) -> SegmentationSettings:
@@ -168,14 +190,10 @@ def settings_of(args: Any, ignore_index: int | None) -> SegmentationSettings:
     Raises:
         ValueError: as `evaluation.segmentation.settings.check`.
     """
-    attack = None
-    if args.eval_protocol == "paper":
-        loss = measuring_loss(args.attack_loss)
-        attack = APGD(steps=args.eval_attack_steps, loss=loss, random_start=False, select="fooled")
     return check(
         args.threat_model,
         epsilons=args.evaluation_grid,
-        attack=attack,
+        attack=args.eval_attack if args.eval_protocol == "paper" else None,
         protocol=args.eval_protocol,
         ignore_index=ignore_index,
         seed=args.seed,

@@ -6,11 +6,22 @@ import time
 import pytest
 import torch
 from colour_classifier import ColourClassifier
+from colour_segmenter import ColourSegmenter
 from conftest import run_script
+from tiny_segmenters import scenes
 from torch.utils.data import DataLoader
 
 import hf_robust_ft.evaluation.measure_batch as evaluation_work
-from hf_robust_ft import APGD, AttackResult, PixelSpace, RobustnessReport, ThreatModel, evaluate_robustness
+from hf_robust_ft import (
+    APGD,
+    AttackResult,
+    PixelSpace,
+    RobustnessReport,
+    SegmentationReport,
+    ThreatModel,
+    evaluate_robustness,
+    evaluate_segmentation,
+)
 from hf_robust_ft.evaluation.batches import stack_examples
 
 # Batches of 10 are five, the last of 8; a batch of 48 leaves the second process without one.
@@ -60,6 +71,7 @@ import datetime
 import json
 import time
 import torch.distributed
+import test_evaluate_segmentation as segmentation
 import test_evaluation_distributed as cases
 from colour_classifier import ColourClassifier
 
@@ -75,6 +87,7 @@ for name in cases.CASES:
     forwards[f"{name} autoattack"] = len(cases.judged)
 stored = cases.measure_case("exact", dataset, processor, results_dir=folder / "results")
 stored.to_json(folder / f"stored-{rank}.json")
+segmentation.measure(batch_size=3, checks=True).to_json(folder / f"segmentation-{rank}.json")
 try:
     cases.measure_case("paper", DataLoader(dataset, 10, shuffle=True), processor)
 except ValueError as error:
@@ -115,6 +128,19 @@ def test_both_processes_return_the_report_of_one(both, dataset, processor, monke
     assert single.num_samples == 48 and 0 < single.adversarial_accuracy < single.clean_accuracy
     for rank in (0, 1):
         assert RobustnessReport.from_json(both / f"{name}-{rank}.json") == single
+
+
+def test_both_processes_return_the_segmentation_report_of_one(both):
+    single = evaluate_segmentation(
+        ColourSegmenter(),
+        scenes(8, size=16),
+        threat_model=ThreatModel("Linf", 0.2),
+        epsilons=[0, 0.1, 0.2],
+        batch_size=3,
+        progress=False,
+    )
+    for rank in (0, 1):
+        assert SegmentationReport.from_json(both / f"segmentation-{rank}.json") == single
 
 
 def test_the_paper_case_covers_every_field(both):

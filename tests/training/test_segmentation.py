@@ -12,6 +12,7 @@ from transformers import AutoModelForSemanticSegmentation, Trainer
 from hf_robust_ft import SCHEDULES, AdversarialTrainer, PixelSpace, ThreatModel
 from hf_robust_ft.evaluation.segmentation.evaluate import evaluate_segmentation
 from hf_robust_ft.evaluation.segmentation.reliability import CHECKS
+from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.training.adversary import Adversary
 from hf_robust_ft.training.tasks import TASKS, ImageSegmentation, task_of
 
@@ -358,3 +359,38 @@ def test_the_best_checkpoint_is_told_by_what_of_masks_is_measured_under_attack(b
 def test_the_reliable_protocol_is_the_worst_case_over_seas_losses(build):
     trainer = build(eval_protocol="reliable", eval_attack_steps=None)
     assert len(trainer.task.evaluation(trainer, None).settings.attacks) == 4
+
+
+def test_a_report_a_card_and_overlays_go_beside_the_checkpoint(build, learnt, tmp_path):
+    trainer = build(copy.deepcopy(learnt), eval_dataset=scenes(3), output_dir=str(tmp_path))
+    trainer.evaluate()
+    trainer.create_model_card()
+    report = SegmentationReport.from_json(tmp_path / "robustness_report.json")
+    assert report.pixel_accuracies == trainer.robustness_report.pixel_accuracies
+    card = (tmp_path / "README.md").read_text()
+    assert "image-segmentation" in card and "example_000.png" in card
+    assert len(list(tmp_path.glob("examples/example_*.png"))) == 3
+
+
+SETTINGS = [
+    {"freeze": "backbone"},
+    {"lora_rank": 2},
+    {"memory_format": "channels_last"},
+    {"awp_gamma": 0.005},
+    {"ema_decay": 0.9},
+    {"layer_decay": 0.7},
+    {"attack_loss": "segpgd", "norm": "L2", "eps": 0.5, "eval_epsilons": ["0", "0.5"]},
+    {"attack_loss": "js", "norm": "L1", "eps": 5, "eval_epsilons": ["0", "5"], "bf16": True},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["-".join(map(str, next(iter(each.items())))) for each in SETTINGS])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_what_is_set_for_classifiers_holds_for_segmenters(build, kind, settings):
+    trainer = build(MAKERS[kind](), eps_schedule="constant", max_steps=1, **settings)
+    before = weights(trainer)
+    trainer.train()
+    changed = [name for name, value in weights(trainer).items() if not torch.equal(value, before[name])]
+    assert changed
+    if settings.get("freeze") == "backbone":
+        assert all("head" in name for name in changed)

@@ -32,7 +32,8 @@ class SegmentationSplits(DatasetDict):
         class_names: by index.
         ignore_index: the label of pixels that are left out.
         reduce_labels: whether 0 is left out and classes count from 1.
-        facts: `split_sizes`, and where they apply `dataset_commit` and `skipped_images`, as of classification.
+        facts: `split_sizes`, `masks` (the two above), and where they apply `dataset_commit` and `skipped_images`, as of
+            classification.
     """
 
     class_names: list[str]
@@ -150,6 +151,7 @@ def load_segmentation_dataset(
     source = {name: split for name, (split, _, _) in looked.items()}
     splits = SegmentationSplits(with_all_splits(source, dataset_id, sizes, by=None) if "train" in source else source)
     splits.class_names, splits.ignore_index, splits.reduce_labels = names, ignore_index, reduce_labels
+    facts["masks"] = {"ignore_index": ignore_index, "reduce_labels": reduce_labels}
     splits.facts = {name: value for name, value in facts.items() if value} | {
         "split_sizes": {name: len(split) for name, split in splits.items()}
     }

@@ -140,17 +140,15 @@ class SegmentationWork:
         with meter, nan_refused(segmenter, f"an image of batch {number}"):
             with torch.no_grad():
                 clean = pixel_counts(segmenter(pixels).argmax(1), labels, self.num_labels)
-            found = [
-                attack(segmenter, pixels, labels, settings.threat_model, eps=eps, generator=generator).predictions
-                for eps in settings.epsilons[1:]
-                for attack in settings.attacks
-            ]
-        counts = [pixel_counts(predictions, labels, self.num_labels) for predictions in found]
-        counts = torch.stack(counts) if counts else clean[:0]
+            found = [clean[:0]]
+            for eps in settings.epsilons[1:]:
+                for attack in settings.attacks:
+                    result = attack(segmenter, pixels, labels, settings.threat_model, eps=eps, generator=generator)
+                    found.append(pixel_counts(result.predictions, labels, self.num_labels))
         shape = (len(settings.epsilons) - 1, len(settings.attacks), *clean.shape)
         return {
             "clean": to_sparse(clean.cpu().numpy()),
-            "found": to_sparse(counts.reshape(shape).cpu().numpy()),
+            "found": to_sparse(torch.cat(found).reshape(shape).cpu().numpy()),
             "image_hashes": as_hex(hash_images(pixels)),
             "passes": [meter.forwards, meter.gradients],
         }

@@ -16,16 +16,16 @@ class SegmentationProtocol:
     Attributes:
         losses: of `attacks.dense_losses`, one attack each.
         steps: of each attack, unless others are asked for.
-        larger_eps: whether each begins in larger balls (arXiv 2306.12941).
+        larger_eps: whether each begins in larger balls (arXiv 2306.12941); under L1 it always does.
     """
 
     losses: tuple[str, ...]
     steps: int
     larger_eps: bool
 
-    def attacks(self, steps: int | None = None) -> list[APGD]:
+    def attacks(self, norm: str = "Linf", steps: int | None = None) -> list[APGD]:
         """In the order in which they are run."""
-        given = {"steps": steps or self.steps, "larger_eps": self.larger_eps}
+        given = {"steps": steps or self.steps, "larger_eps": self.larger_eps or norm == "L1"}
         return [APGD(loss=loss, random_start=False, select="fooled", **given) for loss in self.losses]
 
 
@@ -36,20 +36,22 @@ SEGMENTATION_PROTOCOLS = {
 }
 
 
-def resolve_attacks(protocol: str, attack: APGD | None, attack_steps: int | None) -> list[APGD]:
+def resolve_attacks(protocol: str, attack: APGD | None, attack_steps: int | None, norm: str = "Linf") -> list[APGD]:
     """The attacks of a protocol, or the one given in place of the paper's.
 
     Raises:
         ValueError: an unknown protocol, an attack of one label an image, or settings that exclude each other.
     """
     check_choice("protocol", protocol, SEGMENTATION_PROTOCOLS, "protocols")
-    if attack_steps is not None and (isinstance(attack_steps, bool) or not isinstance(attack_steps, int)):
+    if attack_steps is not None and (
+        isinstance(attack_steps, bool) or not isinstance(attack_steps, int) or attack_steps < 1
+    ):
         raise ValueError(
-            f"attack_steps of a segmentation model must be a whole number, got {attack_steps!r}: there is no 'auto', "
-            "since pixels go on falling for long; the check converged says whether more steps would find more."
+            f"attack_steps of a segmentation model must be a whole number of at least 1, got {attack_steps!r}: there "
+            "is no 'auto', since pixels go on falling for long; the check converged tells whether more would."
         )
     if attack is None:
-        return SEGMENTATION_PROTOCOLS[protocol].attacks(attack_steps)
+        return SEGMENTATION_PROTOCOLS[protocol].attacks(norm, attack_steps)
     if not isinstance(attack, APGD):
         raise ValueError(f"attack must be an APGD, e.g. APGD(steps=20, loss='pixel_ce'); got {attack!r}.")
     if protocol != "paper":

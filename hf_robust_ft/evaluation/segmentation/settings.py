@@ -55,7 +55,7 @@ def check(
     return SegmentationSettings(
         threat_model=threat_model,
         epsilons=resolve_epsilons(epsilons, threat_model),
-        attacks=resolve_attacks(protocol, attack, attack_steps),
+        attacks=resolve_attacks(protocol, attack, attack_steps, threat_model.norm),
         protocol=protocol,
         ignore_index=ignore_index,
         seed=seed,

@@ -22,7 +22,8 @@ from hf_robust_ft.evaluation.segmentation.settings import SegmentationSettings
 from hf_robust_ft.evaluation.trust_checks import LOSS_SCALES, MOST_DRAWS
 from hf_robust_ft.evaluation.trust_verdicts import TrustCheck, is_tolerated, verdict
 
-TOLERATED = 0.01  # of pixel accuracy
+# Of pixel accuracy. Losses that all do well differ by a point or so; what hides gradients loses tens of points.
+TOLERATED, TOLERATED_OF_OTHERS = 0.01, 0.02
 LONGER = 3  # times the steps, for `converged`
 MOST_RIGHT_AT_HUGE_EPS = 0.1  # of pixels that were right
 QUERIES = 200  # of the search without gradients
@@ -49,7 +50,7 @@ def run_segmentation_checks(
     | `converged` | fall of the accuracy with three times the steps | above one point |
     | `deterministic`, `alone` | as for a classifier, of the logits of 4 images' pixels | as there |
     | `huge_eps` | share of right pixels left at Linf 0.5, L2 0.5 sqrt(D) or L1 0.5 D | above 10 % |
-    | `second_opinion` | fall of the accuracy by other losses and a search without gradients | above one point |
+    | `second_opinion` | fall of the accuracy by other losses and a search without gradients | above two points |
 
     D is C * H * W. The last is what a model that hides its gradients cannot pass: `square_search` needs none.
 
@@ -169,8 +170,8 @@ def _check_noise(sample: _Sample) -> TrustCheck:
         "random_noise",
         by_attack < by_noise or not sample.left.any() or by_noise == clean == by_attack,
         by_noise - by_attack,
-        f"of {clean:.1%} of the pixels that are right, {by_attack:.1%} are left by the attack at "
-        f"{sample.settings.threat_model} and {by_noise:.1%} by the worst of {draws} random perturbations of that size",
+        f"{clean:.1%} of the pixels are right; at {sample.settings.threat_model} the attack leaves {by_attack:.1%} and "
+        f"the worst of {draws} random perturbations {by_noise:.1%}",
         advice=f"it is misled, so the reported figures are too high: try {sample.stronger}",
     )
 
@@ -225,10 +226,10 @@ def _check_second_opinion(sample: _Sample) -> TrustCheck:
     names = ", ".join(attack.loss for attack in others)
     return verdict(
         "second_opinion",
-        before - after <= TOLERATED,
+        before - after <= TOLERATED_OF_OTHERS,
         before - after,
-        f"of {before:.1%} of the pixels that the attack leaves right at {sample.settings.threat_model}, {after:.1%} "
-        f"are left by the worst of it, attacks on other losses ({names}) and a search without gradients ({QUERIES} "
+        f"at {sample.settings.threat_model} the attack leaves {before:.1%} of the pixels right, and the worst of it "
+        f"{after:.1%} with attacks on other losses ({names}) and a search without gradients ({QUERIES} "
         f"queries), which alone leave {sample.accuracy(by_others):.1%} and {sample.accuracy(by_search):.1%}",
         advice=f"the reported figures are too high: try {sample.stronger}, and look for what in the model keeps "
         "attacks from its gradients",

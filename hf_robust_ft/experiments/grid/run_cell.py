@@ -58,6 +58,7 @@ def run_cell(job: Job, *, keeps_checkpoint: bool = False) -> MeasuredCell:
         configuration = job.configuration(arguments)
         _check_begun(job, configuration, is_main)
         set_seed(arguments.training.seed)
+        arguments.data.refuse_segmentation("reproduce", arguments.model.model, arguments.data.dataset)
         prepared = prepare_run(*arguments)
         trainer, counter = _train(job, arguments, prepared)
         before = time.monotonic()

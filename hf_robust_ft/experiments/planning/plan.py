@@ -137,6 +137,7 @@ def plan_run(
         ValueError: a dataset or model that is neither known, local nor cached, with what to give instead; or what
             `fine_tune` would refuse at its start.
     """
+    data_args.refuse_segmentation("--dry_run", model_args.model, data_args.dataset)
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "tf32" if args.tf32 else "fp32"
     gpu = get_gpu(plan_args.gpu)
     peak = gpu.peak(precision)

@@ -12,7 +12,8 @@ TITLE = "Robustness leaderboard"
 CAUTION = (
     "Figures are what the repositories say of themselves, not measured again; each is an upper bound found by an "
     "attack: protocol reliable, the worst case of four attacks, is the one to rank by. A ranking holds one setting "
-    "only: other data, norms, eps, protocols and attacks cannot be compared. "
+    "only: other tasks, data, norms, eps, protocols and attacks cannot be compared; of image-segmentation the figures "
+    "are mean IoU. "
     "Doubtful figures, which are not checked or failed their checks, stand below all that are ok."
 )
 

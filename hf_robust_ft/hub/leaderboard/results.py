@@ -9,12 +9,25 @@ from huggingface_hub import EvalResult
 from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
 from hf_robust_ft.evaluation.convergence_text import first_round
 from hf_robust_ft.evaluation.reliability import DOUBTFUL, OK, short_verdict
-from hf_robust_ft.evaluation.report import RobustnessReport
-from hf_robust_ft.reporting.comparability import UNKNOWN, UNNAMED_DATASET, Setting, dataset_text, image_set
-from hf_robust_ft.reporting.consistency import check_consistent
+from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
+from hf_robust_ft.reporting.artifacts import DRAWERS
+from hf_robust_ft.reporting.comparability import (
+    CLASSIFICATION,
+    UNKNOWN,
+    UNNAMED_DATASET,
+    Setting,
+    dataset_text,
+    image_digests,
+    image_set,
+)
+from hf_robust_ft.reporting.report_files import SEGMENTATION, Report
+from hf_robust_ft.reporting.segmentation.card import METRICS, attack_of
 
 SCORES = ("expected_robustness", "adversarial_accuracy", "clean_accuracy")
 NEEDED = ("norm", "eps", "protocol")  # without them a figure means nothing
+# Of a segmentation report, and in its card by the metrics' own names.
+SCORES_OF_MASKS = dict(zip(("expected_mean_iou", "adversarial_mean_iou", "clean_mean_iou"), SCORES, strict=True))
+METRICS_OF_MASKS = {METRICS[of][0]: name for of, name in SCORES_OF_MASKS.items()}
 ROUNDING = 1e-5  # of the figures in a card
 NOT_TOLD = f"{DOUBTFUL}: not told"
 
@@ -47,13 +60,23 @@ class Result:
     url: str | None = None
 
     @classmethod
-    def of_report(cls, report: RobustnessReport, source: str, url: str | None = None) -> "Result":
-        """The result of a `robustness_report.json`.
+    def of_report(cls, report: Report, source: str, url: str | None = None) -> "Result":
+        """The result of a `robustness_report.json`; of segmentation its mean IoU takes the place of accuracy.
 
         Raises:
             ValueError: scores that do not follow from the report's own curve.
         """
-        check_consistent(report)
+        DRAWERS[type(report)].check(report)
+        if isinstance(report, SegmentationReport):
+            interval = report.confidence_intervals.get("expected_mean_iou")
+            return cls(
+                source,
+                segmentation_setting(report),
+                **{name: getattr(report, of) for of, name in SCORES_OF_MASKS.items()},
+                interval=tuple(interval) if interval else None,
+                reliability=short_verdict(report.reliability),
+                url=url,
+            )
         interval = report.confidence_intervals.get("expected_robustness")
         return cls(
             source,
@@ -113,6 +136,8 @@ def from_eval_results(entries: Iterable[EvalResult], source: str, url: str | Non
 
 def _score_of(entry: EvalResult) -> str | None:
     """Which of our scores an entry holds; clean accuracy may go by the Hub's own name of accuracy."""
+    if entry.task_type == SEGMENTATION:
+        return METRICS_OF_MASKS.get(entry.metric_type)
     if entry.metric_type in SCORES:
         return entry.metric_type
     is_clean = entry.metric_type == "accuracy" and str(entry.metric_name or "").lower().startswith("clean")
@@ -135,7 +160,18 @@ def _setting_of(entry: EvalResult) -> Setting:
         protocol=str(told["protocol"]),
         attack=str(told.get("attack", UNKNOWN)),
         image_set=image_set(told) or UNKNOWN,
+        task=_task_of(entry),
     )
+
+
+def _task_of(entry: EvalResult) -> str:
+    return SEGMENTATION if entry.task_type == SEGMENTATION else CLASSIFICATION
+
+
+def segmentation_setting(report: SegmentationReport) -> Setting:
+    """How a segmentation report was measured."""
+    which = image_set(image_digests(report)) or UNKNOWN
+    return Setting.of(report, attack=attack_of(report), image_set=which, task=SEGMENTATION)
 
 
 def _reliability_of(entry: EvalResult) -> str:
@@ -147,9 +183,9 @@ def _clean_accuracy(entries: Sequence[EvalResult], setting: Setting) -> float | 
     """Clean accuracy on the same data; an eps of its own it need not name, as it has none."""
     for entry in entries:
         told = entry.metric_args if isinstance(entry.metric_args, dict) else {}
-        where = _dataset_of(entry), str(entry.dataset_split or UNKNOWN)
+        where = _task_of(entry), _dataset_of(entry), str(entry.dataset_split or UNKNOWN)
         images = str(told.get("samples", setting.images)), image_set(told) or setting.image_set
-        if where == (setting.dataset, setting.split) and images == (setting.images, setting.image_set):
+        if where == (setting.task, setting.dataset, setting.split) and images == (setting.images, setting.image_set):
             return _share(entry.metric_value, "clean_accuracy")
     return None
 

@@ -16,12 +16,12 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import validate_repo_id
 
-from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.hub.leaderboard.results import Result, from_eval_results
 from hf_robust_ft.reporting.artifacts import CARD_NAME, REPORT_NAME
 from hf_robust_ft.reporting.comparability import DEFAULT_GRID, UNKNOWN
 from hf_robust_ft.reporting.model_card import TAG
 from hf_robust_ft.reporting.page.runs import runs_in, short_names
+from hf_robust_ft.reporting.report_files import read_report_file
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _read_files(source: str, report: Path | None, card: Path | None, url: str | 
     """The report's result and the card's in other settings; where both tell of the same setting, they must agree."""
     measured, told, wrong = [], [], []
     try:
-        measured = [Result.of_report(RobustnessReport.from_json(report), source, url)] if report else []
+        measured = [Result.of_report(read_report_file(report), source, url)] if report else []
     except Exception as error:  # as above: a stranger's file may hold anything
         wrong.append(f"{REPORT_NAME}: {_reason(error, report)}")
     try:

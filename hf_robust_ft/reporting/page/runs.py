@@ -10,6 +10,7 @@ from hf_robust_ft.provenance.validation_curves import ACCURACY_KEYS, find_state
 from hf_robust_ft.reporting.artifacts import EXAMPLE_FILES, REPORT_NAME
 from hf_robust_ft.reporting.example_pairs import FILE_NAME, ExamplePairs
 from hf_robust_ft.reporting.model_card import EXAMPLES
+from hf_robust_ft.reporting.report_files import refuse_segmentation_report
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def _find_report(place: Path) -> Path:
 
 
 def _read(file: Path, name: str, with_folder: bool) -> Run:
+    refuse_segmentation_report(file, "the page shows runs")
     report = RobustnessReport.from_json(file)
     if not with_folder:
         return Run(name, report)

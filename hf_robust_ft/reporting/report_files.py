@@ -1,0 +1,38 @@
+"""A `robustness_report.json` of any task: its key `task` says which; of classification there is none."""
+
+import json
+from pathlib import Path
+
+from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
+
+SEGMENTATION = "image-segmentation"
+
+Report = RobustnessReport | SegmentationReport
+
+
+def read_report_file(path: str | Path) -> Report:
+    """Read a report of the task that it names.
+
+    Raises:
+        ValueError: no report of this package.
+    """
+    return (SegmentationReport if task_of_file(path) == SEGMENTATION else RobustnessReport).from_json(path)
+
+
+def task_of_file(path: str | Path) -> str | None:
+    """The task that a report file names; None where it names none, or is none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return content.get("task") if isinstance(content, dict) else None
+
+
+def refuse_segmentation_report(path: str | Path, what: str) -> None:
+    """Raise a ValueError where a file is a report of segmentation, which `what` does not know."""
+    if task_of_file(path) == SEGMENTATION:
+        raise ValueError(
+            f"{path} is a report of {SEGMENTATION}, and {what} of classification alone. Its card (README.md) shows it, "
+            "and leaderboard ranks it."
+        )
