@@ -70,7 +70,7 @@ class AttackResult:
     Attributes:
         adversarial: (N, C, H, W) float32 pixels in [0, 1], inside the ball.
         fooled: (N,) bool, whether `adversarial` is misclassified; of one label a pixel, in most of the labelled ones.
-        loss: (N,) float32, the attack loss at `adversarial`; targeted, towards the best class; of masks, cross-entropy.
+        loss: (N,) float32, the attack loss at `adversarial`, or its `AttackLoss.compared`; targeted, of the best class.
         predictions: (N,) int64, the class predicted for `adversarial`; of one label a pixel, (N, H, W).
     """
 
