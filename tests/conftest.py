@@ -143,6 +143,7 @@ def make_args(tmp_path):
             "output_dir": str(tmp_path / "out"),
             "num_train_epochs": 4,
             "per_device_train_batch_size": 8,
+            "per_device_eval_batch_size": 24,  # two of the 48 images: each attack costs by the batch
             "learning_rate": 1e-3,
             "remove_unused_columns": False,
             "report_to": "none",

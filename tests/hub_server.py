@@ -27,8 +27,10 @@ from loopback_hub.handler import Handler, LogEntry
 from loopback_hub.repositories import Repository
 
 SCRIPT = """
-import json, os, sys
+import json, os, sys, time
 found = {{}}
+# Clients wait for up to 8 s before they try again.
+time.sleep = lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01))
 
 def attempt(call, *args, **options):
     "What the call returns, or of its error the type's name, the message and the causes' names."

@@ -94,7 +94,9 @@ def help_of(command: str) -> str:
                 cli.main([command, "--help-all"])
             else:
                 sys.argv = [command, "--help"]
-                importlib.import_module(command).main()
+                module = importlib.import_module(command)
+                whole = hasattr(module, "__path__")  # a folder, which `python -m` enters by its __main__
+                (importlib.import_module(f"{command}.__main__") if whole else module).main()
     finally:
         sys.argv = argv
     return said.getvalue()

@@ -26,11 +26,19 @@ NAMES = [
     "05_publish_and_compare",
     "06_methods",
 ]
+SHORT_CHECKS = f"""
+import sys
+sys.path.append({str(Path(__file__).parent)!r})
+import short_search
+"""
 # Run before the first cell of 01: four short epochs (the whole run takes minutes: marked slow).
-SHORTER = """
+SHORTER = (
+    SHORT_CHECKS
+    + """
 from hf_robust_ft.experiments import quickstart as example
 example.COMPARED["hinge"] |= {"num_train_epochs": 4, "max_train_samples": 96, "max_eval_samples": 32}
 """
+)
 # In place of the recipe `notebook`, after the parameters of the others.
 SHORT = {
     "num_train_epochs": 3,
@@ -180,7 +188,7 @@ def test_a_short_form_runs_and_its_figures_fit_together(name, shared):
     notebook = read(name)
     expected = pictures(notebook)
     (shared / "short.yaml").write_text(yaml.safe_dump({**read_recipe("notebook"), **SHORT}))
-    parameters_after(notebook, 'RECIPE = "short.yaml"')
+    parameters_after(notebook, f'{SHORT_CHECKS}RECIPE = "short.yaml"')
     run(notebook, shared)
     if not name.startswith("02"):  # a model of three epochs may have too few of the images that are shown
         assert pictures(notebook) == expected
@@ -191,7 +199,7 @@ def test_publishing_goes_to_the_hub_that_is_named(shared):
     notebook = read("05_publish_and_compare")
     (shared / "short.yaml").write_text(yaml.safe_dump({**read_recipe("notebook"), **SHORT}))
     with HubServer() as hub:
-        parameters_after(notebook, f'RECIPE, REPO = "short.yaml", "{hub.user}/robust-digits"')
+        parameters_after(notebook, f'{SHORT_CHECKS}RECIPE, REPO = "short.yaml", "{hub.user}/robust-digits"')
         run(notebook, shared, hub.environment(shared, token=hub.token) | {"HF_HUB_OFFLINE": "0"})
         held = set(hub.find(f"{hub.user}/robust-digits").files())
     assert {"model.safetensors", "README.md", "robustness_report.json", "recipe.yaml"} <= held

@@ -120,8 +120,12 @@ class PixelSpace:
 
 def input_dtype(model: nn.Module) -> torch.dtype | None:
     """The floating dtype of the model's first convolution, which embeds images, or else of its first parameter."""
-    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
-    first = next((parameter for parameter in parameters if parameter.ndim == 4), parameters[0] if parameters else None)
+    first = None
+    for parameter in model.parameters():  # at every forward, so no further than the first convolution
+        if parameter.is_floating_point():
+            if parameter.ndim == 4:
+                return parameter.dtype
+            first = parameter if first is None else first
     return None if first is None else first.dtype
 
 

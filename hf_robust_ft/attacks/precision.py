@@ -13,6 +13,13 @@ from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
 logger = logging.getLogger(__name__)
 
 TOLERATED = 0.01  # share of the gradients that may be lost without a warning
+# Of gradients that are lost, by the precision they are lost in.
+CURES = {
+    "fp16": "Train in bf16 or fp32.",
+    "bf16": "Train in fp32.",
+    "no": "In fp32 they are the model's own: look for rounding in it, for units that are off, or for logits so far "
+    "apart that the loss no longer changes (then take a lower learning rate, or let eps rise earlier).",
+}
 
 
 SHORT_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -117,11 +124,11 @@ class GradientReport:
         if gone > TOLERATED:
             logger.warning(
                 "%.1f %% of the input gradients that the training attack follows are zero, NaN or infinite (precision: "
-                "%s; images without any: %.1f %%): the attack is weaker than its eps and steps say.%s",
+                "%s; images without any: %.1f %%): the attack is weaker than its eps and steps say. %s",
                 100 * gone,
                 {"no": "fp32"}.get(precision, precision),
                 100 * lost.unusable,
-                " Train in bf16 or fp32." if precision == "fp16" else "",
+                CURES[precision],
             )
         return {
             "attack_gradients_unusable": lost.unusable,

@@ -125,13 +125,13 @@ def train(argv: Sequence[str]) -> None:
 
 def _tell_verdict(report: Any) -> None:
     """The last lines of a command that measured a model: whether it is robust, and whether that can be relied on."""
-    from hf_robust_ft.evaluation.reliability import reliability_sentence
+    from hf_robust_ft.evaluation.reliability import is_reliable, reliability_sentence
     from hf_robust_ft.reporting.artifacts import DRAWERS
 
     if report is None:
         return
     found = DRAWERS[type(report)].verdict(report)
-    if found and not found.is_robust:
+    if found and (not found.is_robust or is_reliable(report)):
         print(found.sentence)
     print(reliability_sentence(report))
 

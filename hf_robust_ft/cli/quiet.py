@@ -7,8 +7,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# A logger's name -> how what it says begins. Set before the libraries are imported, which takes seconds.
+# A logger's name -> a part of what it says. Set before the libraries are imported, which takes seconds.
 SILENCED = {
+    # A table of a replaced head's weights, which our own line tells; any others that do not fit are an error.
+    "transformers.modeling_utils": "LOAD REPORT",
     # Its settings are saved, in config.json (training/base/upstream_fixes.py).
     "transformers.models.timm_wrapper.image_processing_timm_wrapper": "The `save_pretrained` method is disabled",
     # A processor without a fast form, timm's: its values are the same.
@@ -25,10 +27,10 @@ def quiet_libraries() -> Iterator[None]:
     format_before = warnings.formatwarning
     asked = [] if sys.stderr.isatty() else [name for name in BARS if name not in os.environ]
     os.environ.update(dict.fromkeys(asked, "1"))
-    for name, start in SILENCED.items():
+    for name, part in SILENCED.items():
         logger = logging.getLogger(name)
         if not any(isinstance(each, _Without) for each in logger.filters):
-            logger.addFilter(_Without(start))
+            logger.addFilter(_Without(part))
     warnings.formatwarning = _one_line
     try:
         yield
@@ -39,14 +41,14 @@ def quiet_libraries() -> Iterator[None]:
 
 
 class _Without(logging.Filter):
-    """Drops what begins so."""
+    """Drops what holds this."""
 
-    def __init__(self, start: str):
+    def __init__(self, part: str):
         super().__init__()
-        self.start = start
+        self.part = part
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(self.start)
+        return self.part not in record.getMessage()
 
 
 def _one_line(

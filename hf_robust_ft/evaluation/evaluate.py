@@ -215,7 +215,7 @@ def _measured(
         _finish_examples(work.examples, processes, records, rows["image_hashes"])
     found: list[TrustCheck] = []
     if checks and processes.rank == 0:
-        found = first_work.trust_checks(batches, rows, check_converged=rounds is None)
+        found = first_work.trust_checks(batches, rows, check_converged=rounds is None, progress=progress)
     found = processes.gather(found)[0] if checks else []
     return rows, found if rounds is None or not checks else with_convergence(found, rounds)
 

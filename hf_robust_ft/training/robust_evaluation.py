@@ -19,6 +19,7 @@ from hf_robust_ft.attacks.pixels import PixelClassifier
 from hf_robust_ft.evaluation.batch_artifacts import misclassified_again
 from hf_robust_ft.evaluation.checked_images import CHECKED_IMAGES, ClassReservoir
 from hf_robust_ft.evaluation.convergence import AUTO, Convergence, with_convergence
+from hf_robust_ft.evaluation.progress import counted, progress_bar
 from hf_robust_ft.evaluation.protocols import Outcome, attack_on_grid, attack_standing, closing_attacks
 from hf_robust_ft.evaluation.reliability import is_reliable
 from hf_robust_ft.evaluation.report import RobustnessReport
@@ -222,9 +223,11 @@ class RobustEvaluation:
             return []
         pixels, labels, smallest = self._checked_images()
         found = torch.cat([torch.cat([labels, wrong]) for labels, _, wrong, _ in self._gathered]).unique()
-        with self.adversary.mode(self.model):
+        silent = self.args.disable_tqdm or not self.trainer.is_world_process_zero()
+        bar = progress_bar(None, "Trust checks", "forward passes", disable=silent, leave=False)
+        with self.adversary.mode(self.model), bar:
             checks = run_trust_checks(
-                self.adversary.classifier(self.model, {}),
+                counted(self.adversary.classifier(self.model, {}), bar),
                 pixels,
                 labels,
                 self.args.threat_model,

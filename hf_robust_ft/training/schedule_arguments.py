@@ -1,6 +1,7 @@
 """The threat model's arguments and its schedule's: how eps, and the number of attack steps, grow over training."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -11,6 +12,7 @@ from hf_robust_ft.schedules import SCHEDULES, PerSample, Schedule, build_schedul
 from hf_robust_ft.training.guard import check_guard
 
 GRANULARITIES = ("epoch", "step")
+FOLLOW_EPS = "eps"
 
 
 @dataclass
@@ -90,8 +92,8 @@ class ScheduleArguments(ThreatModelArguments):
     attack_steps_schedule: str = field(
         default="constant",
         metadata={
-            "help": "How attack_steps grow from attack_steps_min, whatever eps does: a schedule as of eps, but for "
-            "auto, loss_driven, per_sample.",
+            "help": "How attack_steps grow from attack_steps_min: 'eps' (in step with eps, whatever schedule that has) "
+            "or a schedule of their own, as of eps, but for auto, loss_driven, per_sample.",
             "affects": "weights",
         },
     )
@@ -146,18 +148,45 @@ class ScheduleArguments(ThreatModelArguments):
             ThreatModel(self.norm, target.eps * self.schedule_overshoot)
         except ValueError as error:
             raise ValueError(f"schedule_overshoot={self.schedule_overshoot} times eps={self.eps}: {error}") from None
-        steps = build_schedule(self.attack_steps_schedule, arguments=self.attack_steps_args, of="attack steps")
+        own = build_schedule(self.eps_schedule, self.schedule_start, self.schedule_end, self.schedule_args, seed)
+        build_steps_schedule(self.attack_steps_schedule, self.attack_steps_args, own)
         if not 1 <= self.attack_steps_min <= attack_steps:
             raise ValueError(
                 f"attack_steps_min must be between 1 and attack_steps={attack_steps}, got {self.attack_steps_min}."
             )
-        if steps.name == "constant" and self.attack_steps_min != 1:
+        if self.attack_steps_schedule == "constant" and self.attack_steps_min != 1:
             raise ValueError("attack_steps_min does nothing without attack_steps_schedule: set it (e.g. hinge).")
         if self.attack_guard is not None:
             check_guard(self.attack_guard, self.attack_guard_every)
-            if steps.name == "constant":
+            if self.attack_steps_schedule == "constant":
                 raise ValueError("attack_guard does nothing without attack_steps_schedule: every attack is a full one.")
-        return build_schedule(self.eps_schedule, self.schedule_start, self.schedule_end, self.schedule_args, seed)
+        return own
+
+
+def build_steps_schedule(name: str, arguments: Mapping[str, Any] | None, of_eps: Schedule, seed: int = 0) -> Schedule:
+    """The schedule of the attack steps: that of eps itself, whose memory it then goes by, or one of their own.
+
+    Args:
+        name: `FOLLOW_EPS`, or a key of `SCHEDULES` without memory.
+        arguments: its own, `start` and `end` included; there are none that follow eps.
+        of_eps: the schedule of eps.
+        seed: what a sampled schedule of their own draws from.
+
+    Raises:
+        ValueError: what `build_schedule` refuses, arguments without effect, or no one eps a batch to follow.
+    """
+    if name != FOLLOW_EPS:
+        return build_schedule(name, arguments=arguments, seed=seed, of="attack steps")
+    if arguments:
+        raise ValueError(
+            f"attack_steps_args={arguments} do nothing: with attack_steps_schedule='eps' steps follow eps."
+        )
+    if of_eps.is_per_sample:
+        raise ValueError(
+            "attack_steps_schedule='eps' needs one eps a batch, and under eps_schedule='per_sample' each image has its "
+            "own. Choose another eps_schedule, or a schedule of the steps' own, e.g. attack_steps_schedule='hinge'."
+        )
+    return of_eps
 
 
 SCHEDULE_DEFAULTS = {

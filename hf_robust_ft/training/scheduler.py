@@ -15,6 +15,7 @@ from hf_robust_ft.schedules import build_schedule, parse_schedule_args
 from hf_robust_ft.training.schedule_arguments import (
     GRANULARITIES,
     SCHEDULE_UNSTATED,
+    build_steps_schedule,
     check_can_observe,
     check_overshoot,
 )
@@ -51,7 +52,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         schedule_args: the schedule's other arguments.
         overshoot: factor on eps_g in training, at least 1.
         seed: what sampled schedules draw from.
-        attack_steps_schedule: a key of `SCHEDULES` without memory, for the number of attack steps.
+        attack_steps_schedule: for the number of attack steps, a key of `SCHEDULES` without memory, or "eps".
         attack_steps_args: its arguments, `start` and `end` included.
 
     Raises:
@@ -90,16 +91,12 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         self.target_eps = parse_eps(settings["eps"])
         self.peak_eps = self.target_eps * overshoot
         self.alpha = build_schedule(settings["schedule"], settings["start"], settings["end"], own, settings["seed"])
-        self.steps_alpha = build_schedule(
-            settings["attack_steps_schedule"],
-            arguments=steps_own,
-            seed=settings["seed"] + 1,  # other draws than those of eps
-            of="attack steps",
-        )
+        other_draws = settings["seed"] + 1  # than those of eps
+        self.steps_alpha = build_steps_schedule(settings["attack_steps_schedule"], steps_own, self.alpha, other_draws)
         self.granularity = granularity
         self.memory, self.observed_at = self.alpha.begin(), 0
         self.current_eps = self.peak_eps * self.alpha(0.0, 0, self.memory)
-        self.current_attack_share = self.steps_alpha(0.0, 0)
+        self.current_attack_share = self.steps_alpha(0.0, 0, self.memory)
 
     @classmethod
     def from_args(cls, args: Any) -> "EpsilonSchedulerCallback":
@@ -156,7 +153,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
     def attack_share_at(self, step: int, max_steps: int) -> float:
         """The share of the attack steps, in [0, 1], at optimizer step `step`."""
         step = self._period_start(step)
-        return self.steps_alpha(step / max_steps, step)
+        return self.steps_alpha(step / max_steps, step, self.memory)
 
     def _period_start(self, step: int) -> int:
         return step - step % self.steps_per_epoch if self.granularity == "epoch" else step

@@ -111,15 +111,18 @@ class Silent(nn.Module):
         return torch.stack([margin, -margin], 1)
 
 
+@pytest.mark.parametrize(
+    ("precision", "cure"), [("fp16", "bf16 or fp32"), ("bf16", "in fp32"), ("no", "rounding in it")]
+)
 @pytest.mark.parametrize(("images", "warns"), [(20, True), (200, False)])
-def test_above_one_percent_there_is_a_warning(images, warns, caplog):
+def test_above_one_percent_there_is_a_warning_with_a_cure(images, warns, precision, cure, caplog):
     report = GradientReport()
     pixels, labels = torch.full((images, 1, 2, 2), 0.5), torch.zeros(images, dtype=torch.int64)
     with caplog.at_level(logging.WARNING):
         assert report.once("no") == {}
         APGD(steps=2, random_start=False)(report.metered(Silent()), pixels, labels, ThreatModel("Linf", 0.1))
-        assert report.once("fp16")["attack_gradients_unusable"] == pytest.approx(1 / images)
-    assert ("5.0 % of the input gradients" in caplog.text and "bf16 or fp32" in caplog.text) == warns
+        assert report.once(precision)["attack_gradients_unusable"] == pytest.approx(1 / images)
+    assert ("5.0 % of the input gradients" in caplog.text and cure in caplog.text) == warns
     assert report.once("fp16") == {} and report.metered(Silent) is Silent
 
 

@@ -105,7 +105,7 @@ def outcome(tmp_path_factory):
     with HubServer(page_size=3) as hub:
         start(hub)
         script = SCRIPT.format(aliases=list(REPLICAS), faulty=FAULTY, streamed=STREAMED, token=hub.token)
-        yield hub, hub.run(script, tmp_path_factory.mktemp("datasets"))
+        yield hub, hub.run(script, tmp_path_factory.mktemp("datasets"), timeout=300)
 
 
 @pytest.mark.parametrize("alias", REPLICAS)

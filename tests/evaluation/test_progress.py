@@ -6,7 +6,7 @@ import pytest
 from tqdm import tqdm as bar
 
 from hf_robust_ft.evaluation import progress
-from hf_robust_ft.evaluation.progress import SECONDS, ProgressLines, progress_bar
+from hf_robust_ft.evaluation.progress import SECONDS, ProgressLines, counted, progress_bar
 
 
 @pytest.fixture
@@ -46,6 +46,14 @@ def test_what_is_left_is_told_at_the_last_minutes_pace_with_the_scores(clock, ca
     clock[0] = 1000
     silent.update(1)
     assert not capsys.readouterr().err
+
+
+def test_calls_are_counted_where_nobody_knows_how_many_there_will_be(clock, capsys):
+    with ProgressLines(None, "Trust checks", "forward passes") as lines:
+        double = counted(lambda number: 2 * number, lines)
+        for clock[0] in (20, 40, 70):
+            assert double(4) == 8
+    assert capsys.readouterr().err == "Trust checks: 3 forward passes, 01:10 so far\n"
 
 
 def test_a_terminal_gets_a_bar_and_a_file_lines(monkeypatch, capsys):

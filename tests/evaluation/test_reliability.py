@@ -149,7 +149,8 @@ def test_every_place_says_doubtful_and_why(kind, tmp_path, capsys):
     short = f"doubtful: {', '.join(names)}"
     assert short in str(report)
     cli._tell_verdict(report)
-    assert capsys.readouterr().out.splitlines()[-1] == reliability_sentence(report)
+    told = capsys.readouterr().out
+    assert told.splitlines()[-1] == reliability_sentence(report) and not told.startswith("Robust")
     board = Leaderboard.of([Result.of_report(report, "a")])
     assert f"| **{short}**" in to_markdown(board) and short in to_html(board)
     facts = {"training": {"eps": "8/255"}, **report.metadata}
@@ -180,6 +181,14 @@ def test_every_place_says_ok(capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("Reliability: ok. All 8 trust checks passed")
     results = [each for each in ModelCard(card).data.eval_results if each.metric_type in ROBUST_SCORES]
     assert all(each.metric_args["reliability"] == "ok" and "doubtful" not in each.metric_name for each in results)
+
+
+def test_a_robust_model_is_called_so_in_the_last_lines_unless_that_is_doubtful(capsys):
+    for checks, lines in ((), 2), (([],), 1):
+        report = dataclasses.replace(report_with(*checks), adversarial_accuracy=0.9, accuracies=[0.95, 0.92, 0.91, 0.9])
+        cli._tell_verdict(report)
+        told = capsys.readouterr().out.splitlines()
+        assert len(told) == lines and told[0].startswith("Robust at Linf 8/255: 90.0%") == (lines == 2)
 
 
 def test_pictures_name_a_doubtful_curve(tmp_path, monkeypatch):

@@ -81,6 +81,9 @@ def test_a_flag_is_one_however_it_is_written(parse, flag):
     ("flags", "message"),
     [
         (["--eps_shedule", "hinge"], "Unknown option --eps_shedule. Did you mean --eps_schedule"),
+        (["--epochs", "5"], "Unknown option --epochs. Did you mean --num_train_epochs"),
+        (["--batch-size", "8"], "Did you mean --per_device_train_batch_size"),
+        (["--lr", "1e-3"], "Unknown option --lr. Did you mean --learning_rate"),
         (["--learning-rat", "1"], "Did you mean --learning_rate"),
         (["--schedule", "hing"], "Unknown eps schedule 'hing'. Did you mean hinge? Valid schedules: none, constant,"),
         (["--eps_schedule", "fix"], "Unknown eps schedule 'fix'. Did you mean constant?"),

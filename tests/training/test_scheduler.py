@@ -119,6 +119,24 @@ def test_attack_steps_have_a_schedule_of_their_own():
     assert all(drawn.eps_at(step, 9) / EPS != pytest.approx(drawn.attack_share_at(step, 9)) for step in range(9))
 
 
+@pytest.mark.parametrize("schedule", ["hinge", "linear_warmup", "uniform", "none"])
+def test_attack_steps_may_follow_eps(schedule):
+    callback = EpsilonSchedulerCallback("8/255", schedule, overshoot=1.5, attack_steps_schedule="eps")
+    callback.steps_per_epoch = 5
+    for step in range(50):
+        assert callback.eps_at(step, 50) == pytest.approx(1.5 * EPS * callback.attack_share_at(step, 50))
+
+
+def test_attack_steps_follow_an_eps_that_follows_what_is_measured():
+    callback = EpsilonSchedulerCallback("8/255", "loss_driven", granularity="step", attack_steps_schedule="eps")
+    shares = []
+    for step in range(20):
+        callback.observe(0.0, step + 1, 20)
+        shares.append(callback.attack_share_at(step, 20))
+        assert callback.eps_at(step, 20) == pytest.approx(EPS * shares[-1])
+    assert shares[-1] > shares[0]
+
+
 def adaptive(callback, accuracies, at=0, remembered=None, steps_per_epoch=3, **settings):
     """Drive an accuracy-driven callback from step `at`; eps of each step, and what checkpoints would keep."""
     args = SimpleNamespace(

@@ -349,7 +349,7 @@ def test_a_bad_label_in_a_later_batch_is_named(make_trainer, make_model, dataset
         def __getitem__(self, index):
             return {**dataset[index], "labels": bad if index == 17 else dataset[index]["labels"]}
 
-    trainer = make_trainer(make_model(), train_dataset=Mislabelled())
+    trainer = make_trainer(make_model(), train_dataset=Mislabelled(), per_device_eval_batch_size=8)
     with pytest.raises(ValueError, match=rf"in 0\.\.4-1, got {bad}"):
         trainer.train()
     trainer.eval_dataset = Mislabelled()

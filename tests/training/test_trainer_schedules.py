@@ -179,6 +179,21 @@ def test_attack_steps_and_overshoot_reach_the_attack(make_trainer, monkeypatch):
     assert training["schedule_overshoot"] == 1.25 and training["attack_steps_args"] == {"end": 0.5}
 
 
+def test_attack_steps_that_follow_eps_do_so_at_every_attack(make_trainer, monkeypatch):
+    seen, attacked = [], Adversary.attack
+
+    def spy(self, *args, eps, attack, **options):
+        if self.is_ready:
+            seen.append((eps, attack.steps))
+        return attacked(self, *args, eps=eps, attack=attack, **options)
+
+    monkeypatch.setattr(Adversary, "attack", spy)
+    make_trainer(eps_schedule="linear_warmup", attack_steps=5, attack_steps_min=2, attack_steps_schedule="eps").train()
+    # Four epochs, the first at eps 0, without an attack; the ramp ends at 0.74 of training.
+    assert [steps for _, steps in seen] == [3] * 6 + [4] * 6 + [5] * 6
+    assert [eps * 255 / 8 for eps, _ in seen[::6]] == pytest.approx([0.25 / 0.74, 0.5 / 0.74, 1])
+
+
 KILLED = """
 import json, os, signal
 from transformers import TrainerCallback

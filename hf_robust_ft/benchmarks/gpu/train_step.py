@@ -94,22 +94,27 @@ def rates(setup: Setup, model: str, precision_name: str, seconds: float) -> dict
     size = (image_size(setup.small),) * 2
     flops = count_flops(build_model(model, setup.small, "meta"), size)
     of_step = setup.batch_size * (setup.steps * flops.input_gradient + flops.forward + flops.training)
-    card = card_of(setup.card)
-    share = of_step / seconds / (card.peak(precision_name) * 1e12) if card else "no peak known"
-    return {
-        "images / s": setup.batch_size / seconds,
-        "TFLOPS": of_step / seconds / 1e12,
-        "share of the card's peak": share,
-    }
+    figures = {"images / s": setup.batch_size / seconds, "TFLOPS": of_step / seconds / 1e12}
+    try:
+        peak = card_of(setup.card).peak(precision_name)
+    except ValueError as error:  # an unknown card, or one without this precision
+        return {**figures, "share of the card's peak": str(error)}
+    return {**figures, "share of the card's peak": figures["TFLOPS"] / peak}
 
 
-def card_of(name: str) -> Gpu | None:
-    """The card that CUDA names so, among those whose peak is known.
+def card_of(name: str) -> Gpu:
+    """The card that CUDA names so.
 
-    >>> card_of("NVIDIA A100-SXM4-80GB").name, card_of("NVIDIA H100 PCIe").name, card_of("NVIDIA A10G")
-    ('NVIDIA A100', 'NVIDIA H100 PCIe', None)
+    Raises:
+        ValueError: none of those whose peak is known.
+
+    >>> card_of("NVIDIA A100-SXM4-80GB").name, card_of("NVIDIA H100 PCIe").name
+    ('NVIDIA A100', 'NVIDIA H100 PCIe')
     """
     words = name.lower().replace("geforce rtx ", "rtx").replace("-", " ").split()
     if "pcie" in words and "h100" in words:
         return GPUS["h100_pcie"]
-    return next((GPUS[word] for word in words if word in GPUS), None)
+    for word in words:
+        if word in GPUS:
+            return GPUS[word]
+    raise ValueError(f"not known for {name}")

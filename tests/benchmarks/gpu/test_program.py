@@ -100,11 +100,18 @@ def test_on_cuda_each_precision_and_compilation_has_its_row():
     ("name", "found"),
     [("NVIDIA A100-SXM4-80GB", "NVIDIA A100"), ("NVIDIA H100 PCIe", "NVIDIA H100 PCIe"),
      ("NVIDIA H100 80GB HBM3", "NVIDIA H100 SXM"), ("NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 4090"),
-     ("Tesla T4", "NVIDIA T4"), ("NVIDIA A10G", None), ("CPU", None)],
+     ("Tesla T4", "NVIDIA T4")],
 )  # fmt: skip
 def test_a_card_is_known_by_the_name_that_cuda_gives_it(name, found):
-    card = train_step.card_of(name)
-    assert (card and card.name) == found
+    assert train_step.card_of(name).name == found
+
+
+def test_a_card_without_a_known_peak_is_named_beside_what_was_measured():
+    setup = Setup("cpu", True, ("ResNet-50",), 2, 1, 1)
+    figures = train_step.rates(setup, "ResNet-50", "bf16", seconds=0.5)
+    assert figures["images / s"] == 4 and figures["share of the card's peak"] == "not known for CPU"
+    with pytest.raises(ValueError, match="not known for NVIDIA A10G"):
+        train_step.card_of("NVIDIA A10G")
 
 
 @pytest.mark.parametrize(

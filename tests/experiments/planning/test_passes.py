@@ -49,6 +49,7 @@ def visited():
         {"attack_loss": "dlr_targeted", "num_train_epochs": 2, "schedule_end": 0.5, "schedule_start": 0.1},
         {"eps": "0", "eval_epsilons": None, "num_train_epochs": 1},
         {"eps_schedule": "uniform", "attack_steps": 4, "attack_steps_schedule": "cosine", "schedule_overshoot": 1.1},
+        {"eps_schedule": "linear_warmup", "attack_steps": 4, "attack_steps_schedule": "eps"},
         {"objective": "trades", "attack_loss": "kl", "attack_random_start": True},
         {"objective": "trades", "objective_beta": 0.0, "eps_schedule": "constant", "num_train_epochs": 1},
         {"objective": "mart", "gradient_accumulation_steps": 2, "num_train_epochs": 3},
@@ -68,6 +69,7 @@ def visited():
         "targeted",
         "eps_0",
         "attack_steps",
+        "attack_steps_follow_eps",
         "trades_kl",
         "trades_0",
         "mart",
@@ -107,11 +109,12 @@ def test_the_plan_of_a_training_is_what_passes_through_the_model(make_trainer, m
         # Both rise as early as they can after the first look: auto after 2 of 4 epochs, the loss after 1.
         ({"eps_schedule": "auto", "schedule_args": {"patience": 1}, "eval_strategy": "epoch"}, 48),
         ({"eps_schedule": "loss_driven", "schedule_granularity": "epoch"}, 3 * 48),
+        ({"eps_schedule": "loss_driven", "schedule_granularity": "epoch", "attack_steps_schedule": "eps"}, 3 * 48),
         ({"eps_schedule": "per_sample", "attack_steps": 3}, 4 * 48),
         ({"eps_schedule": "per_sample", "objective": "mart"}, 4 * 48),
         ({"eps_schedule": "per_sample", "eps": "0", "eval_epsilons": None}, 0),
     ],
-    ids=["auto", "loss_driven", "per_sample", "per_sample_mart", "eps_0"],
+    ids=["auto", "loss_driven", "loss_driven_steps", "per_sample", "per_sample_mart", "eps_0"],
 )
 def test_the_plan_bounds_what_a_schedule_that_follows_training_attacks(
     make_trainer, make_args, images, processor, visited, changes, attacked
@@ -135,16 +138,19 @@ EVALUATIONS = [
 
 
 @pytest.mark.parametrize(("robust_eval", "steps", "protocol"), EVALUATIONS)
-def test_the_plan_of_an_evaluation_bounds_what_passes(make_trainer, make_args, visited, robust_eval, steps, protocol):
+def test_the_plan_of_an_evaluation_bounds_what_passes(
+    make_trainer, make_args, dataset, visited, robust_eval, steps, protocol
+):
     options = {"eval_epsilons": None, "eval_attack_steps": steps, "eval_attack_steps_limit": 40}
     options["eval_protocol"] = protocol
     args = make_args(num_train_epochs=2, eval_strategy="epoch", robust_eval=robust_eval, **options)
-    trainer = make_trainer(args=args)
+    few = dataset.select(range(16))
+    trainer = make_trainer(args=args, train_dataset=few, eval_dataset=few)
     seen = visited(trainer.model)
     trainer.train()
     trainer.evaluate()  # as the test split
-    planned = list(phases(args, training_length(args, 48), {"validation": 48, "test": 48}, num_classes=4))
-    assert evaluations(args, training_length(args, 48)) == 2
+    planned = list(phases(args, training_length(args, 16), {"validation": 16, "test": 16}, num_classes=4))
+    assert evaluations(args, training_length(args, 16)) == 2
     assert seen["training"] == sum(phase.training for phase in planned)
     for kind in ("input_gradient", "forward"):
         exact = sum(getattr(phase, kind) for phase in planned if not phase.at_most)
