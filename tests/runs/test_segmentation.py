@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from hub_server import HubServer
 from huggingface_hub import ModelCard
 from PIL import Image as PILImage
 from transformers import SegformerImageProcessor
@@ -146,3 +147,14 @@ def test_the_shipped_recipe_is_a_whole_run():
     options = parse_options("train", ["--config", "segmentation"], types, ("a", "b", "c"), "", BASE_RECIPE)
     assert options.recipes == ["segmentation"] and options.parsed[1].task == "image-segmentation"
     assert options.parsed[0].augmentation == "none"
+
+
+def test_publishing_puts_it_on_the_hub_under_its_task(went):
+    with HubServer() as hub:
+        folders = [str(went / name) for name in ("run", "evaluation")]
+        publish = ["publish", folders[0], "tester/scenes", "--report", folders[1], "--license", "mit"]
+        hub.run(f"from hf_robust_ft.cli.main import main\nmain({publish!r})", went, token=hub.token, HF_HUB_OFFLINE="0")
+        *_, commit = hub.find("tester/scenes").commits.values()
+    card = ModelCard(commit.files["README.md"].content.decode())
+    assert card.data.pipeline_tag == "image-segmentation" and card.data.license == "mit"
+    assert {"model.safetensors", "robustness_report.json", "examples/example_000.png"} <= set(commit.files)

@@ -14,7 +14,6 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 
-from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.hub import BackgroundPushError, create_repository, publish
 from hf_robust_ft.hub.contents import CONFIG, checkpoint_files
 from hf_robust_ft.hub.errors import described
@@ -25,6 +24,7 @@ from hf_robust_ft.provenance.tensor_hashes import hash_model
 from hf_robust_ft.provenance.weight_hashes import hash_weight_files
 from hf_robust_ft.reporting import write_evidence
 from hf_robust_ft.reporting.licences import check_licence
+from hf_robust_ft.reporting.report_files import Report
 from hf_robust_ft.training.tuning import TuningTrainer
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class PublishingTrainer(TuningTrainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
-        self.robustness_report: RobustnessReport | None = None
+        self.robustness_report: Report | None = None
         self._write_examples: Callable[[str], Any] = lambda folder: None  # pictures of attacked images
         self._measured: str | None = None  # which weights `robustness_report` is of
         self._saved: str | None = None  # which weights lie in `output_dir`
@@ -53,7 +53,7 @@ class PublishingTrainer(TuningTrainer):
 
     # ---- Evidence ----------------------------------------------------------------
 
-    def _keep_report(self, report: RobustnessReport, write_examples: Callable[[str], Any]) -> None:
+    def _keep_report(self, report: Report, write_examples: Callable[[str], Any]) -> None:
         self.robustness_report, self._measured = report, self._weights_now()
         self._write_examples = write_examples
 
