@@ -70,8 +70,7 @@ class AttackResult:
     Attributes:
         adversarial: (N, C, H, W) float32 pixels in [0, 1], inside the ball.
         fooled: (N,) bool, whether `adversarial` is misclassified; of one label a pixel, in most of the labelled ones.
-        loss: (N,) float32, the attack loss at `adversarial`; a targeted loss, towards the best target class; one that
-            counts only some of the pixels, the mean cross-entropy of all.
+        loss: (N,) float32, the attack loss at `adversarial`, or its `AttackLoss.compared`; targeted, of the best class.
         predictions: (N,) int64, the class predicted for `adversarial`; of one label a pixel, (N, H, W).
     """
 
@@ -220,8 +219,8 @@ def apgd(
     non-zero. At eps = 0 the images come back as they are, for one forward.
 
     Args:
-        logits_fn: pixels (N, C, H, W) in [0, 1] -> logits (N, K), e.g. a `PixelClassifier`; with a dense loss
-            (N, K, H', W'), e.g. a `PixelSegmenter`.
+        logits_fn: pixels (N, C, H, W) in [0, 1] -> logits (N, K), as a `PixelClassifier`'s, or of a dense loss
+            (N, K, H', W'), as a `PixelSegmenter`'s.
         pixels: float32 (N, C, H, W) in [0, 1]; not checked here, since that would wait for the device.
         labels: int64 (N,), the classes to move away from; with loss="ce" also float32 (N, K), shares of classes
             (mixup), an image then being fooled where its largest one is not predicted.
@@ -266,12 +265,7 @@ def apgd(
 
 
 def checked_ball(
-    pixels: Tensor,
-    labels: Tensor,
-    threat_model: ThreatModel,
-    eps: float | Tensor | None = None,
-    *,
-    dense: bool = False,
+    pixels: Tensor, labels: Tensor, threat_model: ThreatModel, eps: float | Tensor | None = None, dense: bool = False
 ) -> Ball | None:
     """The ball to search, or None where its radius is 0; with `dense`, labels are one a pixel.
 

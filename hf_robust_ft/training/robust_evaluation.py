@@ -16,9 +16,6 @@ from hf_robust_ft.attacks.batch_checks import check_batch, check_first_batch
 from hf_robust_ft.attacks.model_calls import extract_logits
 from hf_robust_ft.attacks.pass_meter import PassMeter
 from hf_robust_ft.attacks.pixels import PixelClassifier
-from hf_robust_ft.attacks.precision import evaluated_in
-from hf_robust_ft.data.source_hashes import source_digest
-from hf_robust_ft.data.sources import loaded_facts
 from hf_robust_ft.evaluation.batch_artifacts import misclassified_again
 from hf_robust_ft.evaluation.checked_images import CHECKED_IMAGES, ClassReservoir
 from hf_robust_ft.evaluation.convergence import AUTO, Convergence, with_convergence
@@ -34,6 +31,7 @@ from hf_robust_ft.provenance.image_hashes import as_hex, hash_images
 from hf_robust_ft.reporting import choose_examples, save_examples
 from hf_robust_ft.reporting.examples import remove_examples
 from hf_robust_ft.reporting.model_card import EXAMPLES
+from hf_robust_ft.training.evaluation_facts import data_facts, precision_facts
 
 SHOWN_EXAMPLES = 4  # attacked images beside the card, of those that the trust checks look at
 
@@ -212,7 +210,10 @@ class RobustEvaluation:
             checks=self._trust_checks(),
             convergence=None if self.rounds is None else self.rounds.described(),
             class_names=self._class_names(),
-            metadata=self.trainer.facts().merged(self._data_facts(), self._precision()),
+            metadata=self.trainer.facts().merged(
+                data_facts(getattr(self.dataloader, "dataset", None), self.in_training),
+                precision_facts(self.model, self.accelerator, self.in_training),
+            ),
         )
 
     def _trust_checks(self) -> list[TrustCheck]:
@@ -247,18 +248,6 @@ class RobustEvaluation:
 
     def _class_names(self) -> list[str]:
         return class_names(getattr(self.model, "config", None), self.num_classes)
-
-    def _data_facts(self) -> dict[str, Any]:
-        """Where the images are from, and after training which they are: that reads all their files."""
-        dataset = getattr(self.dataloader, "dataset", None)
-        digest = None if self.in_training else source_digest(dataset)
-        return loaded_facts(dataset) | ({"source_digest": digest} if digest else {})
-
-    def _precision(self) -> dict[str, str]:
-        """The half precision of this evaluation, that of training and of the weights included."""
-        autocast = self.accelerator.mixed_precision
-        warns = not self.in_training and self.accelerator.is_main_process
-        return evaluated_in(self.model, None if autocast == "no" else autocast, warn=warns)
 
     # ---- Pictures --------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from torch import nn
 from hf_robust_ft.attacks import attack_mode
 from hf_robust_ft.attacks.losses import LOSSES, get_loss
 from hf_robust_ft.evaluation.batches import first_images
+from hf_robust_ft.evaluation.convergence import AUTO
 from hf_robust_ft.provenance.choices import refuse_together
 
 # What the losses of one label an image are of one label a pixel: the same, of each pixel.
@@ -41,8 +42,8 @@ def settle_segmentation(args: Any) -> None:
         ("label_smoothing_factor", args.label_smoothing_factor != 0, "Trainer's looks for classes on the last axis"),
         ("mixup_alpha", args.mixup_alpha > 0, "it mixes the labels of whole images"),
         ("cutmix_alpha", args.cutmix_alpha > 0, "it mixes the labels of whole images"),
-        ("eval_attack_steps", args.eval_attack_steps == "auto", "it doubles steps until no more images fall; here"
-         " more pixels always may: give a number"),
+        ("eval_attack_steps", args.eval_attack_steps == AUTO and args.eval_protocol == "paper", "it doubles steps until"
+         " no more images fall, and here pixels go on falling: give a number"),
     )  # fmt: skip
     refuse_together("a segmentation model", args, excluded)
 

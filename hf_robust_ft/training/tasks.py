@@ -26,7 +26,7 @@ from hf_robust_ft.training.compiled_model import settle_loss
 from hf_robust_ft.training.objectives.passes import logits_of, scaled_mean
 from hf_robust_ft.training.robust_evaluation import RobustEvaluation
 from hf_robust_ft.training.segmentation_checks import check_masks_fit, settle_segmentation
-from hf_robust_ft.training.segmentation_evaluation import SegmentationEvaluation
+from hf_robust_ft.training.segmentation_evaluation import SegmentationEvaluation, settings_of
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ class ImageSegmentation(Task):
 
     def settle(self, args: Any) -> None:
         settle_segmentation(args)
+        settings_of(args, self.ignore_index)
 
     @property
     def label_check(self) -> Callable[..., None]:

@@ -9,7 +9,10 @@ import torch
 from tiny_segmenters import CLASSES, IGNORED, SIZE, scenes, segformer, upernet
 from transformers import AutoModelForSemanticSegmentation, Trainer
 
-from hf_robust_ft import SCHEDULES, AdversarialTrainer, PixelSpace
+from hf_robust_ft import SCHEDULES, AdversarialTrainer, PixelSpace, ThreatModel
+from hf_robust_ft.evaluation.segmentation.evaluate import evaluate_segmentation
+from hf_robust_ft.evaluation.segmentation.reliability import CHECKS
+from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.training.adversary import Adversary
 from hf_robust_ft.training.tasks import TASKS, ImageSegmentation, task_of
 
@@ -300,3 +303,94 @@ def test_masks_of_half_the_size_train_where_the_models_loss_resizes_and_are_refu
     assert trainer.state.global_step == 4
     with pytest.raises(ValueError, match="the loss of UperNetForSemanticSegmentation does not take them"):
         build(upernet(), train_dataset=half).train()
+
+
+# ---- Evaluation ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def learnt(data):
+    """A SegFormer that has learnt the scenes: most pixels are right, and an attack brings some down."""
+    model = segformer()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    batch = {name: torch.stack([each[name] for each in data]) for name in data[0]}
+    for _ in range(25):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_evaluate_gives_what_evaluate_segmentation_measures(build, data, learnt):
+    settings = {"eval_epsilons": ["0", "8/255", "16/255"], "eps": "16/255", "eval_attack_steps": 3}
+    trainer = build(copy.deepcopy(learnt), per_device_eval_batch_size=4, eval_dataset=data[:6], **settings)
+    metrics = trainer.evaluate()
+    report = evaluate_segmentation(
+        learnt, data[:6], threat_model=ThreatModel("Linf", "16/255"), epsilons=["0", "8/255", "16/255"],
+        attack_steps=3, checks=False, batch_size=4, progress=False,
+    )  # fmt: skip
+    for name in ImageSegmentation.metrics:
+        assert metrics[f"eval_{name}"] == pytest.approx(getattr(report, name), abs=1e-9), name
+    ours = trainer.robustness_report
+    assert (ours.pixel_accuracies, ours.mean_ious) == (report.pixel_accuracies, report.mean_ious)
+    assert ours.image_hashes == report.image_hashes and ours.attacks == report.attacks
+    assert metrics["eval_clean_pixel_accuracy"] > 0.6
+    assert metrics["eval_adversarial_pixel_accuracy"] < metrics["eval_clean_pixel_accuracy"]
+    assert [check["name"] for check in ours.checks] == list(CHECKS)
+    assert metrics["eval_reliable"] in (0.0, 1.0) and ours.metadata.training["attack_loss"] == "pixel_ce"
+
+
+def test_without_a_robust_evaluation_only_clean_scores_are_measured(build, learnt):
+    metrics = build(copy.deepcopy(learnt), robust_eval="no").evaluate()
+    assert metrics["eval_clean_pixel_accuracy"] > 0.6 and metrics["eval_clean_mean_iou"] > 0
+    assert not any("adversarial" in name for name in metrics)
+
+
+def test_the_best_checkpoint_is_told_by_what_of_masks_is_measured_under_attack(build, learnt):
+    trainer = build(
+        copy.deepcopy(learnt), robust_eval="epoch", eval_strategy="epoch", save_strategy="epoch", num_train_epochs=2,
+        metric_for_best_model="adversarial_mean_iou", load_best_model_at_end=True,
+    )  # fmt: skip
+    trainer.train()
+    measured = logged(trainer, "eval_adversarial_mean_iou")
+    assert len(measured) == 2 and trainer.state.best_metric == max(measured)
+
+
+def test_the_reliable_protocol_is_the_worst_case_over_seas_losses(build):
+    trainer = build(eval_protocol="reliable", eval_attack_steps=None)
+    assert len(trainer.task.evaluation(trainer, None).settings.attacks) == 4
+
+
+def test_a_report_a_card_and_overlays_go_beside_the_checkpoint(build, learnt, tmp_path):
+    trainer = build(copy.deepcopy(learnt), eval_dataset=scenes(3), output_dir=str(tmp_path))
+    trainer.evaluate()
+    trainer.create_model_card()
+    report = SegmentationReport.from_json(tmp_path / "robustness_report.json")
+    assert report.pixel_accuracies == trainer.robustness_report.pixel_accuracies
+    card = (tmp_path / "README.md").read_text()
+    assert "image-segmentation" in card and "example_000.png" in card
+    assert len(list(tmp_path.glob("examples/example_*.png"))) == 3
+
+
+SETTINGS = [
+    {"freeze": "backbone"},
+    {"lora_rank": 2},
+    {"memory_format": "channels_last"},
+    {"awp_gamma": 0.005},
+    {"ema_decay": 0.9},
+    {"layer_decay": 0.7},
+    {"attack_loss": "segpgd", "norm": "L2", "eps": 0.5, "eval_epsilons": ["0", "0.5"]},
+    {"attack_loss": "js", "norm": "L1", "eps": 5, "eval_epsilons": ["0", "5"], "bf16": True},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["-".join(map(str, next(iter(each.items())))) for each in SETTINGS])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_what_is_set_for_classifiers_holds_for_segmenters(build, kind, settings):
+    trainer = build(MAKERS[kind](), eps_schedule="constant", max_steps=1, **settings)
+    before = weights(trainer)
+    trainer.train()
+    changed = [name for name, value in weights(trainer).items() if not torch.equal(value, before[name])]
+    assert changed
+    if settings.get("freeze") == "backbone":
+        assert all("head" in name for name in changed)
