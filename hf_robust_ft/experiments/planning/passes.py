@@ -180,7 +180,10 @@ def phases(
     if args.threat_model.eps > 0:
         gradients, forwards = attack_passes(APGD(steps=1), num_classes)
         gradients += 1
-    yield Phase("check of the first batch", checked, forward=forwards * checked, input_gradient=gradients * checked)
+    forward = forwards * checked
+    if args.has_teacher and not args.asks_features:  # whether the teacher knows the classes
+        forward += min(args.train_batch_size * args.world_size, length.images)
+    yield Phase("check of the first batch", checked, forward=forward, input_gradient=gradients * checked)
     visits = evaluations(args, length) * sizes["validation"]
     if visits:
         yield Phase("validation", visits, forward=visits)
