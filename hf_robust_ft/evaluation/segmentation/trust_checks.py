@@ -25,7 +25,9 @@ from hf_robust_ft.evaluation.trust_verdicts import TrustCheck, is_tolerated, ver
 # Of pixel accuracy. Losses that all do well differ by a point or so; what hides gradients loses tens of points.
 TOLERATED, TOLERATED_OF_OTHERS = 0.01, 0.02
 LONGER = 3  # times the steps, for `converged`
-MOST_RIGHT_AT_HUGE_EPS = 0.1  # of pixels that were right
+MOST_RIGHT_AT_HUGE_EPS = 0.2  # of pixels that were right
+# Cross-entropy spends itself on pixels that are wrong already: on digits' scenes it leaves 44 % at Linf 0.5, this 7 %.
+AT_HUGE_EPS = APGD(steps=40, loss="masked_ce", random_start=False, select="fooled")
 QUERIES = 200  # of the search without gradients
 OTHER_LOSSES = ("masked_ce", "js", "masked_spherical")  # of the second opinion, without those of the protocol
 COMPARED_IMAGES = 4  # whose logits are compared pixel by pixel: they take much memory
@@ -49,7 +51,7 @@ def run_segmentation_checks(
     | `random_noise` | fall of the accuracy by the attack, less that by the worst of several random draws | below 0 |
     | `converged` | fall of the accuracy with three times the steps | above one point |
     | `deterministic`, `alone` | as for a classifier, of the logits of 4 images' pixels | as there |
-    | `huge_eps` | share of right pixels left at Linf 0.5, L2 0.5 sqrt(D) or L1 0.5 D | above 10 % |
+    | `huge_eps` | share of right pixels left at Linf 0.5, L2 0.5 sqrt(D) or L1 0.5 D | above 20 % |
     | `second_opinion` | fall of the accuracy by other losses and a search without gradients | above two points |
 
     D is C * H * W. The last is what a model that hides its gradients cannot pass: `square_search` needs none.
@@ -194,13 +196,14 @@ def _check_huge_eps(sample: _Sample) -> TrustCheck:
     size, given = sample.pixels[0].numel(), sample.settings.threat_model
     huge = {"Linf": 0.5, "L2": 0.5 * size**0.5, "L1": 0.5 * size}[given.norm]
     threat_model = dataclasses.replace(given, eps=max(huge, given.eps))
-    left = float(sample.left_by(sample.attacks[:1], threat_model).sum() / sample.clean.sum())
+    attack = dataclasses.replace(AT_HUGE_EPS, larger_eps=sample.attacks[0].larger_eps)
+    left = float(sample.left_by([attack], threat_model).sum() / sample.clean.sum())
     return verdict(
         "huge_eps",
         left <= MOST_RIGHT_AT_HUGE_EPS,
         left,
-        f"allowed to change pixels by half of their range ({threat_model}), it leaves {left:.1%} of the right pixels, "
-        f"where at most {MOST_RIGHT_AT_HUGE_EPS:.1%} should be left",
+        f"allowed to change pixels by half of their range ({threat_model}), {attack} leaves {left:.1%} of the "
+        f"right pixels, where at most {MOST_RIGHT_AT_HUGE_EPS:.1%} should be left",
         advice="the attack is weak, or the model hides its gradients or ignores its input, so the reported figures "
         f"mean little: try {sample.stronger}, and look for rounding or saturation",
     )

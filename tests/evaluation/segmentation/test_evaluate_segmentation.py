@@ -80,8 +80,7 @@ def test_other_norms_are_measured_under_l1_with_larger_balls_first(norm, eps):
     report = measure(threat_model=ThreatModel(norm, eps), epsilons=[0, eps], checks=True)
     assert report.attacks[0]["larger_eps"] == (norm == "L1")
     assert report.adversarial_pixel_accuracy < report.clean_pixel_accuracy
-    # The steps of L1 change few pixels each, and here all count: even huge perturbations are too much for ten.
-    assert ("huge_eps" in str(report.reliability)) == (norm == "L1")
+    assert "huge_eps" not in str(report.reliability), "an honest model falls to huge perturbations in each norm"
 
 
 def test_at_eps_0_nothing_is_attacked():
