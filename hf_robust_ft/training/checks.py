@@ -23,7 +23,7 @@ from hf_robust_ft.training.objectives.parts import LossParts
 from hf_robust_ft.training.objectives.structures import check_structure
 from hf_robust_ft.training.objectives.teacher import warn_of_ignorance
 from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
-from hf_robust_ft.training.tasks import task_of
+from hf_robust_ft.training.tasks import Task, task_of
 from hf_robust_ft.training.tuning.batch_norm import BatchNormPolicy
 
 REENTRANT_REFUSED = (
@@ -75,19 +75,26 @@ def check_data(
     data: list,
     eval_dataset: Any,
     data_collator: Callable | None,
+    compute_metrics: Callable | None,
 ) -> None:
     """Raise for data sets that give no images, and for arguments that mean nothing for the model's task."""
     if model is not None:
-        task_of(model).settle(args)
+        check_task(task_of(model), args, eval_dataset, compute_metrics)
     check_probe_data(args, eval_dataset)
     for dataset in data:
         check_dataset(dataset, args, has_collator=data_collator is not None)
 
 
+def check_task(task: Task, args: AdversarialTrainingArguments, eval_dataset: Any, compute_metrics: Any) -> None:
+    """Raise for arguments that mean nothing for a task, and for a metric of the best model that nothing measures."""
+    task.settle(args)
+    check_best_metric(args, task.metrics, compute_metrics is not None, eval_dataset)
+
+
 def check_built(trainer: Any, train_dataset: Any, eval_dataset: Any) -> None:
     """Raise for what the trainer's model, data and processes, now that they are known, cannot do together."""
-    trainer.task.settle(trainer.args)  # of a model that a function made
-    check_best_metric(trainer.args, trainer.task.metrics, trainer.compute_metrics is not None, eval_dataset)
+    if trainer.model_init is not None:  # the model is known now
+        check_task(trainer.task, trainer.args, eval_dataset, trainer.compute_metrics)
     check_sharded(trainer.args, trainer.is_fsdp_enabled)
     check_structure(trainer)
     check_model(trainer.model)

@@ -58,7 +58,7 @@ class AdversarialTrainer(BaseTrainer):
         args = checks.checked_args(args)
         data = [train_dataset, *checks.datasets_of(eval_dataset)]
         self.pixel_space = find_pixel_space(pixel_space, processing_class, model, data, data_collator)
-        checks.check_data(args, model, data, eval_dataset, data_collator)
+        checks.check_data(args, model, data, eval_dataset, data_collator, compute_metrics)
         self.evaluation: Any = None  # the one under way
         super().__init__(
             model=model,

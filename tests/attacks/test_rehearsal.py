@@ -175,7 +175,7 @@ def test_batches_of_different_sizes_are_trained_and_measured(make_trainer, make_
     rows = [{"pixel_values": torch.rand(3, 16, 16 + 4 * (index // 8)), "labels": index % 4} for index in range(24)]
     trainer = make_trainer(
         make_model("resnet"), num_train_epochs=1, eps_schedule="constant", train_dataset=rows, eval_dataset=rows,
-        train_sampling_strategy="sequential", trainer_cls=OURS,
+        train_sampling_strategy="sequential", trainer_cls=OURS, per_device_eval_batch_size=8,
     )  # fmt: skip
     trainer.train()
     found = trainer.evaluate()

@@ -7,9 +7,9 @@ import pytest
 import torch
 from finished_run import report
 
-import hf_robust_ft.reporting.artifacts
+from hf_robust_ft import RobustnessReport
 from hf_robust_ft.evaluation.batches import stack_examples
-from hf_robust_ft.reporting import write_evidence
+from hf_robust_ft.reporting import artifacts, write_evidence
 from hf_robust_ft.reporting.artifacts import CARD_NAME, CURVE_NAME, REPORT_NAME, TRAINING_NAME
 
 HISTORY = [{"epoch": 1.0, "loss": 1.0, "eps": 0.0}, {"epoch": 1.0, "eval_clean_accuracy": 0.5}]
@@ -17,6 +17,16 @@ HISTORY = [{"epoch": 1.0, "loss": 1.0, "eps": 0.0}, {"epoch": 1.0, "eval_clean_a
 
 def fail(*_, **__):
     raise KeyError(3)
+
+
+def replace(monkeypatch, name, draw):
+    """Have a picture drawn by another function: the curve's is the task's, the training's that of all."""
+    if name == "plot_curves":
+        monkeypatch.setitem(
+            artifacts.DRAWERS, RobustnessReport, artifacts.DRAWERS[RobustnessReport]._replace(plot=draw)
+        )
+    else:
+        monkeypatch.setattr(artifacts, name, draw)
 
 
 def test_the_report_is_there_before_any_picture_is_drawn(tmp_path, monkeypatch):
@@ -27,7 +37,7 @@ def test_the_report_is_there_before_any_picture_is_drawn(tmp_path, monkeypatch):
         seen.append(1)
 
     for name in ("plot_curves", "plot_training"):
-        monkeypatch.setattr(hf_robust_ft.reporting.artifacts, name, draw)
+        replace(monkeypatch, name, draw)
     write_evidence(report(), tmp_path, HISTORY, examples=draw)
     assert len(seen) == 3
 
@@ -37,7 +47,7 @@ def test_a_picture_that_fails_is_told_in_one_line_and_the_rest_is_written(tmp_pa
     write_evidence(report(), tmp_path, HISTORY)  # an earlier run's
     caplog.clear()
     if failing != "examples":
-        monkeypatch.setattr(hf_robust_ft.reporting.artifacts, failing, fail)
+        replace(monkeypatch, failing, fail)
     write_evidence(report(), tmp_path, HISTORY, examples=fail if failing == "examples" else None)
     assert [record.getMessage() for record in caplog.records] == [
         {

@@ -67,7 +67,7 @@ def test_files_that_are_no_recipe_are_refused(tmp_path, content, message):
 
 
 def test_a_recipe_that_is_not_there_lists_the_shipped():
-    listed = "mart, notebook, notebook_hub, paper_default, pmg_aft, quickstart, roli, trades"
+    listed = "mart, notebook, notebook_hub, paper_default, pmg_aft, quickstart, roli, segmentation, trades"
     with pytest.raises(ValueError, match=listed):
         read_recipe("papre_default")
 
@@ -81,7 +81,7 @@ def test_later_recipes_override_earlier_ones(tmp_path):
     assert compose_recipes([]) == {}
 
 
-WHOLE_RUNS = ("paper_default", "quickstart", "notebook", "notebook_hub")
+WHOLE_RUNS = ("paper_default", "quickstart", "notebook", "notebook_hub", "segmentation")
 OVERLAYS = {
     "autolora": {"autolora": True, "autolora_rate": "authors", "lr_scheduler_type": "constant", "robust_eval": "epoch"},
     "best_expected": {"eps_schedule": "linear_warmup"},
