@@ -192,12 +192,17 @@ def _gradient_sizes(sample: _Sample, pixels: Tensor, labels: Tensor) -> Tensor:
         loss.check_num_classes(logits.shape[1])
         likeliest_wrong = logits.detach().float().scatter(1, labels[:, None], -torch.inf).argmax(1)
         objective = loss.objective(logits, labels, likeliest_wrong)
-        sizes = torch.zeros_like(objective)
-        for scale in LOSS_SCALES:
-            (gradient,) = torch.autograd.grad(objective.sum() * scale, x, retain_graph=True)
-            sizes = torch.where((sizes > 0) & sizes.isfinite(), sizes, gradient.abs().flatten(1).amax(1))
-            if ((sizes > 0) & sizes.isfinite()).all():
-                break
+        return largest_gradients(objective, x)
+
+
+def largest_gradients(objective: Tensor, x: Tensor) -> Tensor:
+    """The largest entry of each image's gradient of (N,) at `x`, (N,), by the first loss scale that shows one."""
+    sizes = torch.zeros_like(objective)
+    for scale in LOSS_SCALES:
+        (gradient,) = torch.autograd.grad(objective.sum() * scale, x, retain_graph=True)
+        sizes = torch.where((sizes > 0) & sizes.isfinite(), sizes, gradient.abs().flatten(1).amax(1))
+        if ((sizes > 0) & sizes.isfinite()).all():
+            break
     return sizes
 
 

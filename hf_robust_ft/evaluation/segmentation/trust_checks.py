@@ -19,7 +19,7 @@ from hf_robust_ft.evaluation.segmentation.counts import RIGHT
 from hf_robust_ft.evaluation.segmentation.reliability import CHECKS
 from hf_robust_ft.evaluation.segmentation.search import square_search
 from hf_robust_ft.evaluation.segmentation.settings import SegmentationSettings
-from hf_robust_ft.evaluation.trust_checks import LOSS_SCALES, MOST_DRAWS
+from hf_robust_ft.evaluation.trust_checks import MOST_DRAWS, largest_gradients
 from hf_robust_ft.evaluation.trust_verdicts import TrustCheck, is_tolerated, verdict
 
 # Of pixel accuracy. Losses that all do well differ by a point or so; what hides gradients loses tens of points.
@@ -149,15 +149,7 @@ def _gradient_sizes(sample: _Sample, pixels: Tensor, labels: Tensor) -> Tensor:
     loss = get_loss(sample.attacks[0].loss)
     with torch.enable_grad():
         x = pixels.detach().float().requires_grad_()
-        logits = sample.logits_fn(x)
-        objective = loss.objective(logits, labels, None)
-        sizes = torch.zeros_like(objective)
-        for scale in LOSS_SCALES:
-            (gradient,) = torch.autograd.grad(objective.sum() * scale, x, retain_graph=True)
-            sizes = torch.where((sizes > 0) & sizes.isfinite(), sizes, gradient.abs().flatten(1).amax(1))
-            if ((sizes > 0) & sizes.isfinite()).all():
-                break
-    return sizes
+        return largest_gradients(loss.objective(sample.logits_fn(x), labels, None), x)
 
 
 def _check_noise(sample: _Sample) -> TrustCheck:
