@@ -35,8 +35,7 @@ def stack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """
     _check_examples(examples)
     images = [torch.as_tensor(example["pixel_values"]) for example in examples]
-    if len(shapes := {tuple(image.shape) for image in images}) > 1:
-        raise ValueError(f"The images of a batch must have one shape, got {sorted(shapes)}: resize or crop them.")
+    _check_one_shape("images", images, "resize or crop them")
     try:
         labels = torch.tensor([example["labels"] for example in examples])
     except (TypeError, ValueError, RuntimeError) as error:
@@ -54,12 +53,13 @@ def stack_masks(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     _check_examples(examples)
     parts = {key: [torch.as_tensor(example[key]) for example in examples] for key in ("pixel_values", "labels")}
     for key, values in parts.items():
-        if len(shapes := {tuple(value.shape) for value in values}) > 1:
-            raise ValueError(
-                f"The {key} of a batch must have one shape, got {sorted(shapes)}: resize or crop image and mask "
-                "together, or take batch_size=1."
-            )
+        _check_one_shape(key, values, "resize or crop image and mask together, or take batch_size=1")
     return {key: torch.stack(values) for key, values in parts.items()}
+
+
+def _check_one_shape(what: str, values: Sequence[Tensor], cure: str) -> None:
+    if len(shapes := {tuple(value.shape) for value in values}) > 1:
+        raise ValueError(f"The {what} of a batch must have one shape, got {sorted(shapes)}: {cure}.")
 
 
 def _check_examples(examples: Sequence[Any]) -> None:

@@ -1,10 +1,7 @@
 """What was measured of a model's robustness, and how: the record that prints, plots and cards are made from."""
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +9,7 @@ import numpy as np
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.convergence_text import convergence_sentence
 from hf_robust_ft.evaluation.reliability import reliability_of, short_verdict
-from hf_robust_ft.evaluation.trust_verdicts import TrustCheck, summary
+from hf_robust_ft.evaluation.stored_report import StoredReport
 from hf_robust_ft.metrics.robustness.curve import grid_weights, survival_expectation
 from hf_robust_ft.metrics.robustness.threat_distribution_specs import parse_distribution
 from hf_robust_ft.provenance.facts import RunFacts
@@ -22,7 +19,7 @@ SCHEMA_VERSION = 2  # 1: before there was a number
 
 
 @dataclass(frozen=True)
-class RobustnessReport:
+class RobustnessReport(StoredReport):
     """What was measured and how. Accuracies lie in [0, 1]; every eps is in pixel units of [0, 1].
 
     Attributes:
@@ -62,6 +59,9 @@ class RobustnessReport:
             the rest, and whatever is given, or read from a file, is replaced.
     """
 
+    newest_schema = SCHEMA_VERSION
+    described = "robustness report"
+
     clean_accuracy: float
     adversarial_accuracy: float
     expected_robustness: float
@@ -89,47 +89,7 @@ class RobustnessReport:
     reliability: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        object.__setattr__(self, "metadata", RunFacts().merged(self.metadata))
-        object.__setattr__(self, "reliability", reliability_of(self))
-
-    def to_json(self, path: str | Path) -> None:
-        """Write the report; `from_json` reads it back equal."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {**dataclasses.asdict(self), "metadata": dict(self.metadata)}
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> "RobustnessReport":
-        """Read a report.
-
-        Raises:
-            ValueError: the file is no JSON, or holds other keys or values than a report's, or is of a newer version.
-        """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no JSON file: {error}.") from None
-        version = content.pop("schema_version", 1) if isinstance(content, dict) else 1
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
-            raise ValueError(
-                f"{path} is a report of schema_version {version!r}, this package reads those up to {SCHEMA_VERSION}: "
-                "pip install --upgrade hf_robust_ft."
-            )
-        names = {entry.name for entry in dataclasses.fields(cls)}
-        required = {entry.name for entry in dataclasses.fields(cls) if _has_no_default(entry)}
-        if not isinstance(content, dict) or set(content) - names or required - set(content):
-            held = sorted(content) if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"{path} is no robustness report: expected the keys {sorted(names)}, found {held}.")
-        try:
-            return cls(**content)
-        except (AttributeError, LookupError, TypeError) as error:
-            raise ValueError(f"{path} is no robustness report: {type(error).__name__}: {error}.") from None
-
-    def with_metadata(self, **metadata: Any) -> "RobustnessReport":
-        """The same measurement with more said about it; None forgets a fact."""
-        return dataclasses.replace(self, metadata=self.metadata.merged(metadata))
+        self._settle(reliability_of)
 
     def expected_robustness_under(self, distribution: str | Mapping[float | str, float]) -> float:
         """The mean accuracy over an eps that is not uniform on [0, eps_g].
@@ -182,11 +142,7 @@ class RobustnessReport:
         lines.append(f"{'reliability':<22} {short_verdict(self.reliability)}")
         if told := convergence_sentence(self.convergence):
             lines.append(told)
-        if precision := self.metadata.evaluated_in:
-            lines.append(
-                f"measured in {precision}: attacks find fewer errors than in fp32, robust figures may be too high"
-            )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._precision_lines()])
 
     def class_table(self) -> str:
         """The scores by class as lines of text."""
@@ -206,14 +162,6 @@ class RobustnessReport:
         count = self.autoattack_samples
         return f"{count} images drawn at random" if self.autoattack_images else f"{count} images, the first of the data"
 
-    def check_lines(self) -> str:
-        """The trust checks, a line each."""
-        return summary([TrustCheck(**check) for check in self.checks])
-
 
 def _as_array(smallest_epsilons: Sequence[float | None]) -> np.ndarray:
     return np.array([np.inf if eps is None else eps for eps in smallest_epsilons])
-
-
-def _has_no_default(entry: dataclasses.Field) -> bool:
-    return entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.reliability import is_reliable
 from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.reporting.report_files import Report
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe-Ito: told apart by everyone
 
@@ -20,7 +21,7 @@ def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> No
     """Accuracy against eps, one line a report, in the band of its 95 % confidence intervals where it has any."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     first = next(iter(reports.values()))
-    unit, unit_name = _unit(first.threat_model["norm"])
+    unit, _ = _unit(first.threat_model["norm"])
     for (label, report), colour in zip(reports.items(), cycle(COLOURS)):
         x = [eps * unit for eps in report.epsilons]
         y = [100 * accuracy for accuracy in report.accuracies]
@@ -38,17 +39,23 @@ def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> No
             low, high = zip(*([100 * value for value in pair] for pair in bands), strict=True)
             name = "95 % interval" if len(reports) == 1 else None
             axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0, label=name)
-    axes.set(
-        xlabel=f"{first.threat_model['norm']} budget eps{unit_name}",
-        ylabel="accuracy under attack (%)",
-        ylim=(0, 100),
-        xlim=(0, first.epsilons[-1] * unit),
-        title=f"Robustness up to {first.threat_model['norm']} {format_eps(first.epsilons[-1])}, "
-        f"{first.num_samples} images",
-    )
-    axes.grid(alpha=0.3)
+    label_curves(axes, first, "accuracy under attack (%)")
     axes.legend(frameon=False)
     _save(figure, path)
+
+
+def label_curves(axes: plt.Axes, report: Report, score: str) -> None:
+    """Name the axes of curves over eps, as of this report."""
+    norm, eps = report.threat_model["norm"], report.epsilons[-1]
+    unit, unit_name = _unit(norm)
+    axes.set(
+        xlabel=f"{norm} budget eps{unit_name}",
+        ylabel=score,
+        ylim=(0, 100),
+        xlim=(0, eps * unit),
+        title=f"Robustness up to {norm} {format_eps(eps)}, {report.num_samples} images",
+    )
+    axes.grid(alpha=0.3)
 
 
 def plot_training(
@@ -82,7 +89,7 @@ def plot_training(
     _save(figure, path)
 
 
-def _mark(report: RobustnessReport) -> str:
+def _mark(report: Report) -> str:
     return "" if is_reliable(report) else " (doubtful)"
 
 

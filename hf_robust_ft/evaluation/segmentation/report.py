@@ -1,7 +1,5 @@
 """What was measured of a segmentation model's robustness, and how."""
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.reliability import short_verdict
 from hf_robust_ft.evaluation.segmentation.convergence import segmentation_convergence_sentence
 from hf_robust_ft.evaluation.segmentation.reliability import segmentation_reliability
-from hf_robust_ft.evaluation.trust_verdicts import TrustCheck, summary
+from hf_robust_ft.evaluation.stored_report import StoredReport
 from hf_robust_ft.provenance.facts import RunFacts
 from hf_robust_ft.provenance.plain_text import one_line
 
@@ -20,7 +18,7 @@ METHOD = "bootstrap over images and one more"
 
 
 @dataclass(frozen=True)
-class SegmentationReport:
+class SegmentationReport(StoredReport):
     """What was measured and how. Scores lie in [0, 1]; every eps is in pixel units of [0, 1].
 
     Pixel accuracy is the share of all labelled pixels that are right; mean IoU is of the intersections and unions of
@@ -55,6 +53,9 @@ class SegmentationReport:
             or read from a file, is replaced.
     """
 
+    newest_schema = SCHEMA_VERSION
+    described = f"report of {TASK}"
+
     clean_pixel_accuracy: float
     adversarial_pixel_accuracy: float
     expected_pixel_accuracy: float
@@ -83,48 +84,15 @@ class SegmentationReport:
     reliability: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        object.__setattr__(self, "metadata", RunFacts().merged(self.metadata))
-        object.__setattr__(self, "reliability", segmentation_reliability(self))
-
-    def to_json(self, path: str | Path) -> None:
-        """Write the report; `from_json` reads it back equal."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {**dataclasses.asdict(self), "metadata": dict(self.metadata)}
+        self._settle(segmentation_reliability)
 
     @classmethod
-    def from_json(cls, path: str | Path) -> "SegmentationReport":
-        """Read a report.
-
-        Raises:
-            ValueError: the file is no JSON, is of another task, holds other keys or values than such a report's, or is
-                of a newer version.
-        """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no JSON file: {error}.") from None
+    def _check_task(cls, path: str | Path, content: Any) -> None:
         if not isinstance(content, dict) or content.get("task") != TASK:
             raise ValueError(
                 f"{path} is no report of {TASK} (its key 'task' says so). A classifier's is read by "
                 "RobustnessReport.from_json."
             )
-        version = content.get("schema_version")
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
-            raise ValueError(
-                f"{path} is a report of schema_version {version!r}, this package reads those up to {SCHEMA_VERSION}: "
-                "pip install --upgrade hf_robust_ft."
-            )
-        try:
-            return cls(**content)
-        except (AttributeError, LookupError, TypeError) as error:
-            raise ValueError(f"{path} is no report of {TASK}: {type(error).__name__}: {error}.") from None
-
-    def with_metadata(self, **metadata: Any) -> "SegmentationReport":
-        """The same measurement with more said about it; None forgets a fact."""
-        return dataclasses.replace(self, metadata=self.metadata.merged(metadata))
 
     def __str__(self) -> str:
         eps, norm = format_eps(self.epsilons[-1]), self.threat_model["norm"]
@@ -142,11 +110,7 @@ class SegmentationReport:
         lines.append(f"{'reliability':<28} {short_verdict(self.reliability)}")
         if told := segmentation_convergence_sentence(self.convergence):
             lines.append(told)
-        if precision := self.metadata.evaluated_in:
-            lines.append(
-                f"measured in {precision}: attacks find fewer errors than in fp32, robust figures may be too high"
-            )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._precision_lines()])
 
     def class_table(self) -> str:
         """The IoUs by class as lines of text."""
@@ -158,7 +122,3 @@ class SegmentationReport:
             pixels = row["labelled_pixels"]
             lines.append(f"{name:<{width}}  {pixels:10}  {clean:9.1%}  {adversarial:11.1%}  {expected:8.1%}")
         return "\n".join(lines)
-
-    def check_lines(self) -> str:
-        """The trust checks, a line each."""
-        return summary([TrustCheck(**check) for check in self.checks])
