@@ -34,12 +34,3 @@ def task_of_file(path: str | Path) -> str | None:
     except ValueError:
         return None
     return content.get("task") if isinstance(content, dict) else None
-
-
-def refuse_segmentation_report(path: str | Path, what: str) -> None:
-    """Raise a ValueError where a file is a report of segmentation, which `what` does not know."""
-    if task_of_file(path) == SEGMENTATION:
-        raise ValueError(
-            f"{path} is a report of {SEGMENTATION}, and {what} of classification alone. Its card (README.md) shows it, "
-            "and leaderboard ranks it."
-        )

@@ -77,7 +77,7 @@ class TaskArguments(DeclaredArguments):
         if self.settle_task(model, dataset) == SEGMENTATION:
             raise ValueError(
                 f"{command} is for {CLASSIFICATION}, and this is {SEGMENTATION} ({model} on {dataset}). train, "
-                "evaluate, publish and leaderboard know both."
+                "evaluate, reproduce, report, verify, publish and leaderboard know both."
             )
 
     def of_masks(self, reduce_labels: bool = False) -> dict[str, Any]:

@@ -14,15 +14,17 @@ from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.data.source_hashes import source_digest
 from hf_robust_ft.evaluation.protocols import RECOMMENDED
 from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.evaluation.stored_examples import INDEX_NAME, STORED_EXAMPLES
 from hf_robust_ft.hub.verification import Verified, verify_report
 from hf_robust_ft.provenance.source_names import nothing_here
 from hf_robust_ft.provenance.weight_hashes import hash_weight_files
 from hf_robust_ft.reporting.artifacts import REPORT_NAME
 from hf_robust_ft.reporting.commands import evaluate_command
-from hf_robust_ft.reporting.report_files import refuse_segmentation_report
+from hf_robust_ft.reporting.report_files import Report, read_report_file
 from hf_robust_ft.runs.arguments import DataArguments
 from hf_robust_ft.runs.evaluate import EvaluationArguments, load_model_and_images
+from hf_robust_ft.runs.verify_segmentation import verify_segmentation
 
 NOT_NEEDED = ("checkpoint-*/*", "last-checkpoint/*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")  # of a repository
 
@@ -57,8 +59,10 @@ class Overrides:
     device: str | None = None
 
 
-def verify(target: str, given: Overrides) -> tuple[RobustnessReport, list[Verified]]:
+def verify(target: str, given: Overrides) -> tuple[Report, list[Verified]]:
     """Run the report's model on its images and its stored examples, and compare: the report, and what was found.
+
+    A report of masks has no stored examples: its attacks run again (`verify_segmentation`).
 
     Args:
         target: a `robustness_report.json`, a folder that holds one, or a repository's id.
@@ -68,9 +72,13 @@ def verify(target: str, given: Overrides) -> tuple[RobustnessReport, list[Verifi
             names; the message says what to give.
     """
     path = _report_path(target, given.revision)
-    refuse_segmentation_report(path, "verify checks reports")
-    report = RobustnessReport.from_json(path)
+    report = read_report_file(path)
     model = given.model or _model_of(report, path)
+    if isinstance(report, SegmentationReport):
+        if given.examples is not None:
+            raise ValueError(f"--examples {given.examples}: a report of masks has none, its attacks run again.")
+        found, images = verify_segmentation(report, *_arguments(report, model, given))
+        return report, [*_compare_files(report, model, images), *found]
     examples = _examples_of(report, path, given.examples, model)
     options, data = _arguments(report, model, given)
     classifier, processor, images, _ = load_model_and_images(options, data)
@@ -106,7 +114,7 @@ def _report_path(target: str, revision: str | None) -> Path:
     return folder / REPORT_NAME
 
 
-def _model_of(report: RobustnessReport, path: Path) -> str:
+def _model_of(report: Report, path: Path) -> str:
     """The checkpoint beside the report, or the model on the Hub that was evaluated."""
     if (path.parent / "config.json").is_file():
         return str(path.parent)
@@ -136,7 +144,7 @@ def _examples_of(report: RobustnessReport, path: Path, given: str | None, model:
     )
 
 
-def _arguments(report: RobustnessReport, model: str, given: Overrides) -> tuple[EvaluationArguments, DataArguments]:
+def _arguments(report: Report, model: str, given: Overrides) -> tuple[EvaluationArguments, DataArguments]:
     facts = report.metadata
     told = {
         "split": facts.get("split"),
@@ -145,6 +153,7 @@ def _arguments(report: RobustnessReport, model: str, given: Overrides) -> tuple[
         "dataset_revision": None if facts.get("dataset_alias") else facts.get("dataset_commit"),
         "skip_bad_images": bool(facts.get("skipped_images")),
         **(facts.get("splitting") or {}),
+        **(facts.get("masks") or {}),
     }
     if given.dataset is not None:  # another one's configuration and commit are its own
         told |= {"dataset_config": None, "dataset_revision": None}
@@ -158,7 +167,7 @@ def _arguments(report: RobustnessReport, model: str, given: Overrides) -> tuple[
     )
 
 
-def _compare_files(report: RobustnessReport, model: str, images: Any) -> list[Verified]:
+def _compare_files(report: Report, model: str, images: Any) -> list[Verified]:
     """Whether weights and image files are those that were measured, where the report tells."""
     found = []
     measured = report.metadata.weights_sha256

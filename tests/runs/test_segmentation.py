@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from grid_results import make_result
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 from scene_folders import SIDE, write_scenes
@@ -58,6 +59,25 @@ def test_the_card_shows_mean_iou_and_overlays_under_the_hubs_tag(folder, went):
     assert pictures and all(f"examples/{name}" in str(card) for name in pictures)
 
 
+def test_a_report_is_verified_by_measuring_again(went, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(went)  # a report names a local folder without the folders above it
+    told = ["verify", str(went / "evaluation"), "--model", str(went / "run"), "--device", "cpu"]
+    main(told)
+    out = capsys.readouterr().out
+    for name in ("weights", "image files", "scores", "images", "clean scores", "under attack"):
+        assert any(line.startswith(f"ok     {name}") for line in out.splitlines()), out
+    assert "measured again, the figures are the same" in out
+    content = json.loads((went / "evaluation" / "robustness_report.json").read_text())
+    content["mean_ious"][-1] += 0.02
+    content["adversarial_mean_iou"] += 0.02
+    (tmp_path / "robustness_report.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="scores, under attack"):
+        main(["verify", str(tmp_path), *told[2:]])
+    with pytest.raises(SystemExit):
+        main([*told, "--examples", "x"])
+    assert "a report of masks has none" in capsys.readouterr().err
+
+
 def test_the_result_loads_by_transformers_alone(went):
     script = (
         "import sys; from transformers import pipeline; from PIL import Image\n"
@@ -76,11 +96,21 @@ def test_the_leaderboard_ranks_by_mean_iou_and_names_the_task(went, capsys):
     assert "image-segmentation on scenes" in told and f"{100 * report['expected_mean_iou']:.2f} %" in told
 
 
-@pytest.mark.parametrize("argv", [["report"], ["verify"]])
-def test_what_shows_classifiers_alone_says_so(argv, went, capsys):
+def test_the_page_shows_both_scores_of_masks_their_training_and_overlays(went, tmp_path, capsys):
+    main(["report", str(went / "run"), str(went / "evaluation"), "--html", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text()
+    report = json.loads((went / "run" / "robustness_report.json").read_text())
+    for name in ("clean_mean_iou", "expected_pixel_accuracy"):
+        assert f"{100 * report[name]:.1f} %" in page
+    told = ("Mean IoU at", "Pixel accuracy at", "Validation mean IoU and eps by epoch", "expected IoU", "pixels",
+            "From left to right: an image", "Protocol paper: at each eps every image", "APGD-PIXEL-CE-2")  # fmt: skip
+    assert [words for words in told if words not in page] == []
+    assert page.count('class="strip"') == len(list((went).glob("*/examples/example_*.png"))) > 0
+    classifier = make_result().report
+    classifier.to_json(tmp_path / "robustness_report.json")
     with pytest.raises(SystemExit):
-        main([*argv, str(went / "run")])
-    assert "is a report of image-segmentation" in capsys.readouterr().err
+        main(["report", str(tmp_path), str(went / "run"), "--html", str(tmp_path / "both.html")])
+    assert "are of different ones: make a page of each" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,13 @@ class SegmentationProtocol:
         losses: of `attacks.dense_losses`, one attack each.
         steps: of each attack, unless others are asked for.
         larger_eps: whether each begins in larger balls (arXiv 2306.12941); under L1 it always does.
+        description: for readers of figures.
     """
 
     losses: tuple[str, ...]
     steps: int
     larger_eps: bool
+    description: str
 
     def attacks(self, norm: str = "Linf", steps: int | None = None) -> list[APGD]:
         """In the order in which they are run."""
@@ -32,8 +34,20 @@ class SegmentationProtocol:
 
 # `reliable`: the ensemble of SEA (arXiv 2306.12941) and cross-entropy, at a third of the authors' 300 steps an attack.
 SEGMENTATION_PROTOCOLS = {
-    "paper": SegmentationProtocol(("pixel_ce",), PAPER_STEPS, larger_eps=False),
-    "reliable": SegmentationProtocol(("pixel_ce", "masked_ce", "masked_ce_balanced", "js"), RELIABLE_STEPS, True),
+    "paper": SegmentationProtocol(
+        ("pixel_ce",),
+        PAPER_STEPS,
+        larger_eps=False,
+        description="Protocol *paper*: at each eps every image is attacked by APGD on the mean cross-entropy of its "
+        "pixels; what was found at an eps counts at every larger one.",
+    ),
+    "reliable": SegmentationProtocol(
+        ("pixel_ce", "masked_ce", "masked_ce_balanced", "js"),
+        RELIABLE_STEPS,
+        larger_eps=True,
+        description="Protocol *reliable*: at each eps the worst case of four attacks, on cross-entropy and on the "
+        "losses of SEA (arXiv 2306.12941), each in larger balls first.",
+    ),
 }
 
 

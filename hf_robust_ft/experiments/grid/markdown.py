@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hf_robust_ft.experiments.grid.measures import ACCURACY
 from hf_robust_ft.provenance.plain_text import table_cell
+from hf_robust_ft.reporting.measures import ACCURACY
 
 NONE = "-"  # where there is no figure
 SHORT = {"clean": "clean", "adversarial": "adv.", "expected": "expected"}  # scores, above their columns

@@ -19,7 +19,6 @@ from hf_robust_ft.experiments.grid.comparison import (
     setting_rank,
 )
 from hf_robust_ft.experiments.grid.markdown import SHORT
-from hf_robust_ft.experiments.grid.measures import ACCURACY, MEASURES
 from hf_robust_ft.experiments.grid.paper_comparison import is_measured_as_paper, paper_figure
 from hf_robust_ft.experiments.grid.plot_styles import Styles, styles_of
 from hf_robust_ft.experiments.grid.results import MeasuredCell
@@ -28,6 +27,7 @@ from hf_robust_ft.experiments.paper.numbers import Scores
 from hf_robust_ft.provenance.validation_curves import ValidationCurve
 from hf_robust_ft.reporting.diagnosis_text import threshold_for
 from hf_robust_ft.reporting.drawing import drawn
+from hf_robust_ft.reporting.measures import ACCURACY, MEASURES
 from hf_robust_ft.reporting.plots import _save, plt
 
 _PAPERS, _NEVER = "the paper's", "never adapted"  # entries of legends

@@ -12,7 +12,6 @@ from hf_robust_ft.attacks.losses import measuring_loss
 from hf_robust_ft.evaluation.segmentation.protocols import SEGMENTATION_PROTOCOLS
 from hf_robust_ft.experiments.grid.arguments import SET_BY_GRID, GridArguments, read_grid, shipped_grids
 from hf_robust_ft.experiments.grid.cells import CellArguments, Grid, Job
-from hf_robust_ft.experiments.grid.measures import ACCURACY
 from hf_robust_ft.experiments.grid.planning import GridPlan, plan_grid
 from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.grid.run_cell import refuse_changes
@@ -20,6 +19,7 @@ from hf_robust_ft.experiments.grid.runners import RUN
 from hf_robust_ft.experiments.planning import PlanArguments
 from hf_robust_ft.provenance.affects import MEASUREMENT, arguments
 from hf_robust_ft.provenance.choices import check_choice
+from hf_robust_ft.reporting.measures import ACCURACY
 from hf_robust_ft.runs.arguments import DataArguments
 from hf_robust_ft.runs.command_parser import wants_all
 from hf_robust_ft.runs.option_help import show_essentials

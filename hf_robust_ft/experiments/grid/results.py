@@ -8,9 +8,9 @@ from typing import Any
 
 from hf_robust_ft.evaluation.convergence_text import first_round
 from hf_robust_ft.experiments.grid.cells import Cell
-from hf_robust_ft.experiments.grid.measures import MEASURES, Measure, attacks_of
 from hf_robust_ft.experiments.paper.numbers import Scores
 from hf_robust_ft.provenance.atomic import write_whole
+from hf_robust_ft.reporting.measures import MEASURES, Measure, attacks_of
 from hf_robust_ft.reporting.report_files import Report, report_of
 
 

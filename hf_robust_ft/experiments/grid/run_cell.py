@@ -19,13 +19,13 @@ from transformers.trainer_utils import set_seed
 from hf_robust_ft.evaluation.evaluate import evaluate_robustness
 from hf_robust_ft.evaluation.segmentation.evaluate import evaluate_segmentation
 from hf_robust_ft.experiments.grid.cells import CellArguments, Job
-from hf_robust_ft.experiments.grid.measures import MEASURES
 from hf_robust_ft.experiments.grid.pass_counter import PassCounter
 from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.provenance.affects import unsaid
 from hf_robust_ft.provenance.atomic import write_whole
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.provenance.record import differences, environment_facts
+from hf_robust_ft.reporting.measures import MEASURES
 from hf_robust_ft.reporting.report_files import Report
 from hf_robust_ft.runs.fine_tune import PreparedRun, build_trainer, prepare_run, probe_first
 from hf_robust_ft.runs.recipes import RUN_ARGUMENTS

@@ -17,11 +17,11 @@ from hf_robust_ft.experiments.grid.comparison import (
     t_test_over_configurations,
     t_test_over_seeds,
 )
-from hf_robust_ft.experiments.grid.measures import ACCURACY, MEASURES
 from hf_robust_ft.experiments.grid.paper_comparison import is_measured_as_paper, paper_figure, trained_otherwise
 from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.grid.settings import schedule_epochs
 from hf_robust_ft.experiments.paper.numbers import Scores
+from hf_robust_ft.reporting.measures import ACCURACY, MEASURES
 
 REFERENCES = ("fix", "hinge")
 ALL_EPS = "all"

@@ -17,11 +17,11 @@ from hf_robust_ft.reporting.comparability import (
     UNNAMED_DATASET,
     Setting,
     dataset_text,
-    image_digests,
     image_set,
 )
 from hf_robust_ft.reporting.report_files import SEGMENTATION, Report
-from hf_robust_ft.reporting.segmentation.card import METRICS, attack_of
+from hf_robust_ft.reporting.segmentation.card import METRICS
+from hf_robust_ft.reporting.segmentation.setting import segmentation_setting
 
 SCORES = ("expected_robustness", "adversarial_accuracy", "clean_accuracy")
 NEEDED = ("norm", "eps", "protocol")  # without them a figure means nothing
@@ -166,12 +166,6 @@ def _setting_of(entry: EvalResult) -> Setting:
 
 def _task_of(entry: EvalResult) -> str:
     return SEGMENTATION if entry.task_type == SEGMENTATION else CLASSIFICATION
-
-
-def segmentation_setting(report: SegmentationReport) -> Setting:
-    """How a segmentation report was measured."""
-    which = image_set(image_digests(report)) or UNKNOWN
-    return Setting.of(report, attack=attack_of(report), image_set=which, task=SEGMENTATION)
 
 
 def _reliability_of(entry: EvalResult) -> str:

@@ -1,12 +1,13 @@
 """The page's charts as Plotly figures; the colours of text, grid and ground follow the theme and stand in page.css."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
 from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.reporting.measures import ACCURACY, Measure
 
 try:
     from plotly.graph_objects import Figure
@@ -20,7 +21,6 @@ DASHES = (("solid", ""), ("dash", "6 4"), ("dot", "2 3"))  # Plotly's names, and
 CHOSEN = "#2e87d6"
 MOST_STEPS = 1000  # of a staircase
 LONGEST = 18  # characters of a class on the axis
-SCORES = ("expected robustness", "adversarial accuracy", "clean accuracy")
 ORDERS = {"worst first": "mean ascending", "as in the report": "trace"}
 
 Shown = dict[str, Any]  # a run as `render` describes it
@@ -39,18 +39,18 @@ def unit_of(norm: str) -> tuple[float, str, str]:
     return (1 / 255, " (1/255)", "/255") if norm == "Linf" else (1.0, "", "")
 
 
-def curves(norm: str, runs: Sequence[Shown]) -> dict[str, Any]:
-    """Accuracy over eps; measured by the protocol "exact", the curve between the points is a staircase.
+def curves(norm: str, runs: Sequence[Shown], measure: Measure = ACCURACY) -> dict[str, Any]:
+    """The measure over eps; measured by the protocol "exact", the curve between the points is a staircase.
 
     Values can be read also at the points of other runs' grids. The two shapes mark the eps chosen.
     """
     unit, title, suffix = unit_of(norm)
     every = sorted({eps for run in runs for eps in run["report"].epsilons})
     largest = every[-1] / unit
-    figure = _figure(f"{norm} budget eps{title}", "accuracy (%)", f"eps %{{x:.4~g}}{suffix}")
+    figure = _figure(f"{norm} budget eps{title}", f"{measure.name} (%)", f"eps %{{x:.4~g}}{suffix}")
     for run in runs:
         report, line = run["report"], run["style"]["line"]
-        bands = dict(zip(report.epsilons, report.confidence_intervals.get("accuracies") or [], strict=False))
+        bands = measure.intervals(report)
         if bands:
             x, y = [*bands, *reversed(bands)], [high for _, high in bands.values()]
             y += [low for low, _ in reversed(bands.values())]
@@ -59,12 +59,12 @@ def curves(norm: str, runs: Sequence[Shown]) -> dict[str, Any]:
         is_exact = report.protocol == "exact"
         if is_exact:
             x = _steps(report)
-            stairs = {"y": _in(0.01, report.accuracies_at(x)), "mode": "lines", "line": line | {"shape": "hv"}}
+            stairs = {"y": _in(0.01, measure.at(report, x)), "mode": "lines", "line": line | {"shape": "hv"}}
             figure.add_scatter(x=_in(unit, x), meta=run["name"], hoverinfo="skip", **stairs)
         x = [eps for eps in every if eps <= report.epsilons[-1]]
         figure.add_scatter(
             x=_in(unit, x),
-            y=_in(0.01, report.accuracies_at(x)),
+            y=_in(0.01, measure.at(report, x)),
             meta=run["name"],
             name=_text(run["name"]) + ("" if run["reliability"]["verdict"] == "ok" else " (doubtful)"),
             mode="markers" if is_exact else "lines+markers",
@@ -81,15 +81,15 @@ def curves(norm: str, runs: Sequence[Shown]) -> dict[str, Any]:
     return figure.to_dict()
 
 
-def timeline(norm: str, runs: Sequence[Shown]) -> dict[str, Any]:
-    """Validation accuracy by epoch over the eps trained at."""
+def timeline(norm: str, runs: Sequence[Shown], measure: Measure = ACCURACY) -> dict[str, Any]:
+    """The measure on validation images by epoch over the eps trained at."""
     unit, title, suffix = unit_of(norm)
     series = {
         "clean": ({"dash": "solid"}, 0.01, "y", "%{y:.1f} %"),
         "adversarial": ({"dash": "dash"}, 0.01, "y", "%{y:.1f} %"),
         "eps": ({"shape": "vh"}, unit, "y2", f"%{{y:.4~g}}{suffix}"),
     }
-    figure = _figure("epoch", "accuracy (%)", "epoch %{x:.3~g}")
+    figure = _figure("epoch", f"{measure.name} (%)", "epoch %{x:.3~g}")
     for run in runs:
         for key, (look, scale, axis, hover) in series.items():
             points = getattr(run["timeline"], key)
@@ -108,25 +108,33 @@ def timeline(norm: str, runs: Sequence[Shown]) -> dict[str, Any]:
     return figure.to_dict()
 
 
-def by_class(runs: Sequence[Shown]) -> tuple[dict[str, Any], dict[str, dict[str, list]]]:
-    """One score by class, a dot a run; and menus of other scores and orders, each choice Plotly's arguments for it."""
+def by_class(
+    runs: Sequence[Shown], scores: Mapping[str, str], counted: tuple[str, str]
+) -> tuple[dict[str, Any], dict[str, dict[str, list]]]:
+    """One score by class, a dot a run; and menus of other scores and orders, each choice Plotly's arguments for it.
+
+    Args:
+        scores: the key in a report's row of each score, the one shown at first before others.
+        counted: the key of what a class has many of, and its name.
+    """
+    key, word = counted
+    first = next(iter(scores))
     tables = {run["name"]: run["report"].per_class for run in runs}
     shares = {
-        score: [_in(0.01, (row[score.replace(" ", "_")] for row in table)) for table in tables.values()]
-        for score in SCORES
+        score: [_in(0.01, (row[name] for row in table)) for table in tables.values()] for score, name in scores.items()
     }
-    figure = _figure(f"{SCORES[0]} (%)", "")
-    for run, table, x in zip(runs, tables.values(), shares[SCORES[0]], strict=True):
+    figure = _figure(f"{first} (%)", "")
+    for run, table, x in zip(runs, tables.values(), shares[first], strict=True):
         figure.add_scatter(
             x=x,
             y=[row["class"] for row in table],
-            customdata=[[_text(row["class"]), row["samples"]] for row in table],
+            customdata=[[_text(row["class"]), row[key]] for row in table],
             meta=run["name"],
             name=_text(run["name"]),
             mode="markers",
             cliponaxis=False,
             marker={"size": 10, "color": run["style"]["line"]["color"], "symbol": run["style"]["symbol"]},
-            hovertemplate="%{customdata[0]}: %{x:.1f} % of %{customdata[1]} images",
+            hovertemplate=f"%{{customdata[0]}}: %{{x:.1f}} % of %{{customdata[1]}} {word}",
         )
     names = [row["class"] for row in tables[runs[0]["name"]]]
     short = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}" for name in names]

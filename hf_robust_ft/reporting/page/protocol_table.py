@@ -1,6 +1,6 @@
 """How each run was measured, side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,16 +9,44 @@ from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.convergence_text import convergence_sentence
 from hf_robust_ft.evaluation.reliability import OK, reliability_of_autoattack
 from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.evaluation.segmentation.convergence import segmentation_convergence_sentence
+from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.reporting.comparability import Setting, attack_name
 from hf_robust_ft.reporting.objective import objective_text
 from hf_robust_ft.reporting.reach import REACH
+from hf_robust_ft.reporting.report_files import Report
+from hf_robust_ft.reporting.segmentation.card import attack_of
 
 
-def protocol_rows(reports: Sequence[RobustnessReport]) -> list[dict[str, Any]]:
-    """Settings as rows of `name` and `values`, one a run; in those that `differs` marks the runs differ."""
+def attack_facts(report: RobustnessReport) -> dict[str, Any]:
+    """What a classifier's report tells of its attacks."""
+    return {
+        "attack": attack_name(report.attack, report.convergence),
+        "attack steps": convergence_sentence(report.convergence),
+        "AutoAttack accuracy": _autoattack_text(report),
+        **{f"expected robustness, eps ~ {name}": f"{value:.1%}" for name, value in report.distributions.items()},
+    }
+
+
+def attack_facts_of_masks(report: SegmentationReport) -> dict[str, Any]:
+    """What a segmenter's tells."""
+    return {"attack": attack_of(report), "attack steps": segmentation_convergence_sentence(report.convergence)}
+
+
+def protocol_rows(
+    reports: Sequence[Report],
+    setting_of: Callable[[Any], Setting] = Setting.of,
+    of_attack: Callable[[Any], dict[str, Any]] = attack_facts,
+) -> list[dict[str, Any]]:
+    """Settings as rows of `name` and `values`, one a run; in those that `differs` marks the runs differ.
+
+    Args:
+        setting_of: how a report was measured.
+        of_attack: what else it tells of the attack.
+    """
     rows: dict[str, list[str]] = {}
     for position, report in enumerate(reports):
-        for name, value in _facts(report).items():
+        for name, value in _facts(report, setting_of(report), of_attack(report)).items():
             rows.setdefault(name, [""] * len(reports))[position] = "" if value is None else str(value)
     return [
         {"name": name, "values": values, "differs": len(set(values)) > 1}
@@ -27,25 +55,23 @@ def protocol_rows(reports: Sequence[RobustnessReport]) -> list[dict[str, Any]]:
     ]
 
 
-def _facts(report: RobustnessReport) -> dict[str, Any]:
+def _facts(report: Report, setting: Setting, of_attack: dict[str, Any]) -> dict[str, Any]:
     """What a report tells of how it was measured, and of the training before; None for what it does not."""
-    facts, setting = report.metadata, Setting.of(report)
+    facts = report.metadata
     training = facts.get("training") or {}
     subject = facts.get("base_model_text") or facts.get("base_model")
     revision = facts.get("dataset_commit") or facts.get("dataset_revision")
     return {
         "threat model": f"{setting.norm} {setting.eps}",
         "protocol": report.protocol,
-        "attack": attack_name(report.attack, report.convergence),
-        "attack steps": convergence_sentence(report.convergence),
+        **{name: of_attack.pop(name) for name in ("attack", "attack steps")},
         "measured in": facts.get("evaluated_in"),
         "grid": _grid_text(report.epsilons),
         "images": report.num_samples,
         "dataset": setting.dataset,
         "dataset revision": revision,
         "split": setting.split,
-        "AutoAttack accuracy": _autoattack_text(report),
-        **{f"expected robustness, eps ~ {name}": f"{value:.1%}" for name, value in report.distributions.items()},
+        **of_attack,
         "trained from": subject if training else None,
         "model": None if training else subject,
         "objective": objective_text(training),

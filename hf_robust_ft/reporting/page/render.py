@@ -10,20 +10,18 @@ from PIL import Image
 
 from hf_robust_ft.attacks.threat_model import format_eps, readable_eps
 from hf_robust_ft.evaluation.confidence_intervals import interval_method
-from hf_robust_ft.evaluation.protocols import PROTOCOLS
 from hf_robust_ft.evaluation.reliability import reliability_sentence
-from hf_robust_ft.evaluation.report import RobustnessReport
-from hf_robust_ft.reporting.comparability import Setting
-from hf_robust_ft.reporting.consistency import check_consistent
+from hf_robust_ft.reporting.artifacts import DRAWERS
 from hf_robust_ft.reporting.example_pairs import ExamplePairs, drawable
-from hf_robust_ft.reporting.objective import objective_doubt
+from hf_robust_ft.reporting.measures import MEASURES, Measure
 from hf_robust_ft.reporting.page import figures
 from hf_robust_ft.reporting.page.assets import read_asset, render_template
 from hf_robust_ft.reporting.page.protocol_table import protocol_rows
 from hf_robust_ft.reporting.page.runs import Run
 from hf_robust_ft.reporting.page.slider import slider_ticks, what_keeps_apart
+from hf_robust_ft.reporting.page.tasks import PAGE_TASKS
 from hf_robust_ft.reporting.reach import LEAST, reach_of, reach_sentence
-from hf_robust_ft.reporting.verdict import verdict
+from hf_robust_ft.reporting.report_files import Report
 
 OTHER_WORDS = {"images": "number of images", "image_set": "the images themselves"}  # than the fields of `Setting`
 MOST_EXAMPLES = 12  # of a run: each takes up to 0.4 MB at 224 px
@@ -37,28 +35,37 @@ def render_page(runs: Sequence[Run], title: str = "Robustness report") -> str:
         title: what the page is called.
 
     Raises:
-        ValueError: a report whose figures do not follow from its own curve.
+        ValueError: a report whose figures do not follow from its own curve, or reports of different tasks.
     """
+    kinds = {type(run.report): run.name for run in runs}
+    if len(kinds) > 1:
+        names = " and ".join(kinds.values())
+        raise ValueError(f"A page shows runs of one task, and {names} are of different ones: make a page of each.")
+    task, measures = PAGE_TASKS[next(iter(kinds))], MEASURES[next(iter(kinds))]
     shown = [_describe(run, index) for index, run in enumerate(runs)]
+    norms = _distinct(run["setting"].norm for run in shown)
     return render_template(
         "page.html",
         [figures.get_plotlyjs(), read_asset("page.js")],
         title=title,
+        task=task,
+        measures=measures,
         runs=shown,
-        groups=[_norm_group(norm, shown) for norm in _distinct(run["setting"].norm for run in shown)],
+        groups=[_group(norm, measure, shown) for measure in measures for norm in norms],
+        trainings=[_training(norm, measures[0], shown) for norm in norms],
         class_groups=_class_groups(shown),
         examples=[_examples_of(run.name, run.examples) for run in runs if run.examples],
         notices=_notices(shown),
-        protocol_rows=protocol_rows([run.report for run in runs]),
-        protocol_texts=[PROTOCOLS[name].description for name in _distinct(run.report.protocol for run in runs)],
+        protocol_rows=protocol_rows([run.report for run in runs], task.setting, task.attack_facts),
+        protocol_texts=[task.protocols[name] for name in _distinct(run.report.protocol for run in runs)],
     )
 
 
 def _describe(run: Run, index: int) -> figures.Shown:
     """A run as the template and the figures take it."""
-    report = run.report
+    report, task, drawers = run.report, PAGE_TASKS[type(run.report)], DRAWERS[type(run.report)]
     try:
-        check_consistent(report)
+        drawers.check(report)
     except ValueError as error:
         raise ValueError(f"{run.name} cannot be shown, for its report is damaged. {error} Measure it again.") from None
     facts = report.metadata
@@ -67,13 +74,13 @@ def _describe(run: Run, index: int) -> figures.Shown:
     return {
         **vars(run),
         "style": figures.style_of(index),
-        "setting": Setting.of(report),
+        "setting": task.setting(report),
         "subtitle": subject if subject != run.name else None,
         "pictures": [{"alt": f"{run.name}: {strip.stem}", "uri": _png_uri(strip.read_bytes())} for strip in run.strips],
         "notes": facts.get("notes") or [],
         "reach": None if reach is None else {"sentence": reach_sentence(reach), "passed": reach >= LEAST},
-        "objective_doubt": objective_doubt(report),
-        "verdict": verdict(report),
+        "objective_doubt": task.doubt(report),
+        "verdict": drawers.verdict(report),
         "reliability": {**report.reliability, "sentence": reliability_sentence(report)},
         "interval_method": interval_method(report.confidence_intervals),
         "curve_table": _curve_table(report),
@@ -82,21 +89,25 @@ def _describe(run: Run, index: int) -> figures.Shown:
     }
 
 
-def _norm_group(norm: str, shown: Sequence[figures.Shown]) -> dict[str, Any]:
-    """The runs of one norm, which share an axis: budgets of different norms have no common scale."""
+def _training(norm: str, measure: Measure, shown: Sequence[figures.Shown]) -> dict[str, Any]:
+    trained = [run for run in shown if run["setting"].norm == norm and run["timeline"]]
+    return {"norm": norm, "runs": trained, "figure": figures.timeline(norm, trained, measure)}
+
+
+def _group(norm: str, measure: Measure, shown: Sequence[figures.Shown]) -> dict[str, Any]:
+    """A measure of the runs of one norm, which share an axis: budgets of different norms have no common scale."""
     runs = [run for run in shown if run["setting"].norm == norm]
-    trained = [run for run in runs if run["timeline"]]
     reports, unit = [run["report"] for run in runs], figures.unit_of(norm)[0]
-    ticks, common = slider_ticks(reports, unit), min(report.epsilons[-1] for report in reports) / unit
+    setting_of = PAGE_TASKS[type(reports[0])].setting
+    ticks, common = slider_ticks(reports, unit, measure), min(report.epsilons[-1] for report in reports) / unit
     return {
         "norm": norm,
+        "measure": measure.name,
         "runs": runs,
-        "trained": trained,
-        "curves": figures.curves(norm, runs),
-        "timeline": figures.timeline(norm, trained),
+        "curves": figures.curves(norm, runs, measure),
         "slider": {
             "ticks": ticks,
-            "apart": [[what_keeps_apart(one, other, unit) for other in reports] for one in reports],
+            "apart": [[what_keeps_apart(one, other, unit, setting_of) for other in reports] for one in reports],
         },
         "start": min(range(len(ticks)), key=lambda index: abs(ticks[index]["x"] - common)),
     }
@@ -111,7 +122,8 @@ def _class_groups(shown: Sequence[figures.Shown]) -> list[dict[str, Any]]:
             groups.setdefault((run["setting"], classes), []).append(run)
     found = []
     for (setting, _), runs in groups.items():
-        figure, menus = figures.by_class(runs)
+        task = PAGE_TASKS[type(runs[0]["report"])]
+        figure, menus = figures.by_class(runs, task.class_scores, task.counted)
         found.append({"setting": setting, "runs": runs, "figure": figure, "menus": menus})
     return found
 
@@ -150,21 +162,25 @@ def _png_uri(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
-def _curve_table(report: RobustnessReport) -> tuple[list[str], list[list[str]]]:
+def _curve_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Headings and rows, as of the tables below."""
-    rows = [[format_eps(eps), _percent(share)] for eps, share in zip(report.epsilons, report.accuracies, strict=True)]
-    bands = report.confidence_intervals.get("accuracies") or []
-    for row, (low, high) in zip(rows, bands, strict=False):
-        row.append(f"{100 * low:.1f} to {100 * high:.1f}")
-    return ["eps", "accuracy", "95 % interval"][: len(rows[0])], rows
+    heads, rows = ["eps"], [[format_eps(eps)] for eps in report.epsilons]
+    for measure in MEASURES[type(report)]:
+        bands = measure.intervals(report)
+        heads += [measure.name, "95 % interval"] if bands else [measure.name]
+        for row, eps, share in zip(rows, report.epsilons, getattr(report, measure.curve), strict=True):
+            row.append(_percent(share))
+            if eps in bands:
+                low, high = bands[eps]
+                row.append(f"{100 * low:.1f} to {100 * high:.1f}")
+    return heads, rows
 
 
-def _class_table(report: RobustnessReport) -> tuple[list[str], list[list[str]]]:
-    scores = ("clean_accuracy", "adversarial_accuracy", "expected_robustness")
-    rows = [
-        [row["class"], str(row["samples"]), *(_percent(row[score]) for score in scores)] for row in report.per_class
-    ]
-    return ["class", "images", "clean", "adversarial", "expected"], rows
+def _class_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    task = PAGE_TASKS[type(report)]
+    scores, (key, counted) = list(task.class_scores.values())[::-1], task.counted
+    rows = [[row["class"], str(row[key]), *(_percent(row[score]) for score in scores)] for row in report.per_class]
+    return ["class", counted, "clean", "adversarial", "expected"], rows
 
 
 def _timeline_table(run: Run) -> tuple[list[str], list[list[str]]]:

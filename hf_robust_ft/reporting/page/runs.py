@@ -5,30 +5,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.provenance.validation_curves import ACCURACY_KEYS, find_state
 from hf_robust_ft.reporting.artifacts import EXAMPLE_FILES, REPORT_NAME
 from hf_robust_ft.reporting.example_pairs import FILE_NAME, ExamplePairs
+from hf_robust_ft.reporting.measures import ACCURACY, MEASURES, Measure
 from hf_robust_ft.reporting.model_card import EXAMPLES
-from hf_robust_ft.reporting.report_files import refuse_segmentation_report
+from hf_robust_ft.reporting.report_files import Report, read_report_file
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """The course of a training as (epoch, value): accuracies are shares, eps in pixel units of [0, 1]."""
+    """The course of a training as (epoch, value): scores are shares, eps in pixel units of [0, 1]."""
 
     clean: list[tuple[float, float]] = field(default_factory=list)
     adversarial: list[tuple[float, float]] = field(default_factory=list)
     eps: list[tuple[float, float]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, log_history: Sequence[dict]) -> "Timeline":
+    def of(cls, log_history: Sequence[dict], measure: Measure = ACCURACY) -> "Timeline":
         """What `Trainer` logged; of several evaluations of one epoch the last counts."""
-        clean = next((key for key in ACCURACY_KEYS if any(key in entry for entry in log_history)), None)
+        keys = ACCURACY_KEYS if measure is ACCURACY else (f"eval_{measure.clean}",)
+        clean = next((key for key in keys if any(key in entry for entry in log_history)), None)
         budget = [(entry["epoch"], entry["eps"]) for entry in log_history if {"loss", "eps", "epoch"} <= set(entry)]
         if budget:
             budget.insert(0, (0.0, budget[0][1]))  # a log tells the eps of the steps before it
-        return cls(_series(log_history, clean), _series(log_history, "eval_adversarial_accuracy"), budget)
+        return cls(_series(log_history, clean), _series(log_history, f"eval_{measure.adversarial}"), budget)
 
     def __bool__(self) -> bool:
         return bool(self.clean or self.adversarial or self.eps)
@@ -43,11 +44,11 @@ class Run:
         report: what was measured.
         timeline: empty where no `trainer_state.json` is there.
         examples: None where there are none as numbers.
-        strips: pictures of examples, where an older `evaluate` wrote nothing else.
+        strips: pictures of examples, where `evaluate` wrote nothing else: an older one, or one of masks.
     """
 
     name: str
-    report: RobustnessReport
+    report: Report
     timeline: Timeline = field(default_factory=Timeline)
     examples: ExamplePairs | None = None
     strips: tuple[Path, ...] = ()
@@ -114,17 +115,16 @@ def _find_report(place: Path) -> Path:
 
 
 def _read(file: Path, name: str, with_folder: bool) -> Run:
-    refuse_segmentation_report(file, "the page shows runs")
-    report = RobustnessReport.from_json(file)
+    report = read_report_file(file)
     if not with_folder:
         return Run(name, report)
     numbers = file.parent / EXAMPLES / FILE_NAME
     pairs = ExamplePairs.load(numbers) if numbers.is_file() else None
     strips = () if pairs else tuple(sorted(file.parent.glob(EXAMPLE_FILES)))
-    return Run(name, report, _read_timeline(file.parent), pairs, strips)
+    return Run(name, report, _read_timeline(file.parent, MEASURES[type(report)][0]), pairs, strips)
 
 
-def _read_timeline(folder: Path) -> Timeline:
+def _read_timeline(folder: Path, measure: Measure) -> Timeline:
     try:
         state = find_state(folder)
     except ValueError:  # measured elsewhere than trained
@@ -133,7 +133,7 @@ def _read_timeline(folder: Path) -> Timeline:
         history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{state} is no trainer_state.json of transformers.Trainer: {error!r}.") from None
-    return Timeline.of(history)
+    return Timeline.of(history, measure)
 
 
 def _series(log_history: Sequence[dict], key: str | None) -> list[tuple[float, float]]:

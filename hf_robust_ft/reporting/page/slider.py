@@ -1,22 +1,23 @@
 """What the page's slider over eps tells at each of its ticks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hf_robust_ft.attacks.threat_model import format_eps, readable_eps
-from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.metrics.robustness.curve import expected_robustness, survival_expectation
 from hf_robust_ft.metrics.robustness.threat_distributions import Uniform
 from hf_robust_ft.reporting.comparability import Setting
+from hf_robust_ft.reporting.measures import ACCURACY, Measure
+from hf_robust_ft.reporting.report_files import Report
 
 LEAST_TICKS = 100
 NOTHING = "\N{EN DASH}"  # to tell
 
 
-def slider_epsilons(reports: Sequence[RobustnessReport]) -> list[float]:
+def slider_epsilons(reports: Sequence[Report]) -> list[float]:
     """Evenly spaced from 0 to the largest eps, in parts of 1/255 where that is a number of them under Linf.
 
     Points of a grid are met exactly, not to a rounding error.
@@ -31,23 +32,23 @@ def slider_epsilons(reports: Sequence[RobustnessReport]) -> list[float]:
     return np.where(np.abs(nearest - ticks) < 1e-9, nearest, ticks).tolist()
 
 
-def robustness_up_to(report: RobustnessReport, eps: float) -> float | None:
-    """Mean accuracy over [0, eps], at 0 the clean accuracy; None beyond the largest eps measured."""
+def robustness_up_to(report: Report, eps: float, measure: Measure = ACCURACY) -> float | None:
+    """The mean over [0, eps], at 0 the clean figure; None beyond the largest eps measured."""
     if eps > report.epsilons[-1]:
         return None
     if eps == 0:
-        return report.accuracies_at([0])[0]
+        return measure.at(report, [0])[0]
     if report.protocol == "exact":
         return survival_expectation(
             Uniform(eps), [np.inf if each is None else each for each in report.smallest_epsilons]
         )
     grid = [*(point for point in report.epsilons if point < eps), eps]
-    return expected_robustness(report.accuracies_at(grid), grid)
+    return expected_robustness(measure.at(report, grid), grid)
 
 
-def slider_ticks(reports: Sequence[RobustnessReport], unit: float) -> list[dict[str, Any]]:
-    """Each tick's label, its place `x` on the chart, and a row a report: accuracy at eps, expected robustness over
-    [0, eps], and the latter as a number, None beyond what was measured.
+def slider_ticks(reports: Sequence[Report], unit: float, measure: Measure = ACCURACY) -> list[dict[str, Any]]:
+    """Each tick's label, its place `x` on the chart, and a row a report: the measure at eps, its mean over [0, eps],
+    and the latter as a number, None beyond what was measured.
 
     Args:
         reports: of one norm.
@@ -58,19 +59,21 @@ def slider_ticks(reports: Sequence[RobustnessReport], unit: float) -> list[dict[
     for eps in slider_epsilons(reports):
         rows: list[tuple[str, str, float | None]] = []
         for report in reports:
-            mean = robustness_up_to(report, eps)
+            mean = robustness_up_to(report, eps, measure)
             if mean is None:
                 rows.append((NOTHING, f"not measured beyond {norm} {format_eps(report.epsilons[-1])}", None))
             else:
-                rows.append((f"{100 * report.accuracies_at([eps])[0]:.1f} %", f"{100 * mean:.2f} %", mean))
+                rows.append((f"{100 * measure.at(report, [eps])[0]:.1f} %", f"{100 * mean:.2f} %", mean))
         label = readable_eps(eps) if norm == "Linf" else format_eps(eps)
         ticks.append({"label": label, "x": eps / unit, "rows": rows})
     return ticks
 
 
-def what_keeps_apart(mine: RobustnessReport, theirs: RobustnessReport, unit: float) -> tuple[str, float] | None:
+def what_keeps_apart(
+    mine: Report, theirs: Report, unit: float, setting_of: Callable[[Any], Setting] = Setting.of
+) -> tuple[str, float] | None:
     """Why no difference is told, and from which `x` on; None if it may be told wherever both were measured."""
-    settings = [replace(Setting.of(report), eps="", grid="") for report in (mine, theirs)]
+    settings = [replace(setting_of(report), eps="", grid="") for report in (mine, theirs)]
     if differences := settings[0].differences(settings[1]):
         return ", ".join(differences), 0.0
     grids = {*mine.epsilons} ^ {*theirs.epsilons}

@@ -1,6 +1,9 @@
-"""What a grid's cells are scored by: a classifier's accuracy, a segmenter's mean IoU and pixel accuracy."""
+"""What models are scored by: a classifier's accuracy, a segmenter's mean IoU and pixel accuracy."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
@@ -12,7 +15,7 @@ class Measure(NamedTuple):
     Args:
         name: in tables and pictures.
         clean, adversarial, expected: the figures; the last two also of each round of converged steps.
-        curve: the values at each eps.
+        curve: the values at each eps, and their intervals.
     """
 
     name: str
@@ -20,6 +23,16 @@ class Measure(NamedTuple):
     adversarial: str
     expected: str
     curve: str
+
+    def at(self, report: RobustnessReport | SegmentationReport, epsilons: Sequence[float]) -> list[float]:
+        """The measure at any eps up to the report's largest; masks' on the line between the points of its grid."""
+        if self is ACCURACY:
+            return report.accuracies_at(epsilons)
+        return np.interp(epsilons, report.epsilons, getattr(report, self.curve)).tolist()
+
+    def intervals(self, report: RobustnessReport | SegmentationReport) -> dict[float, tuple[float, float]]:
+        """The 95 % interval at each eps of the grid; empty where the report has none."""
+        return dict(zip(report.epsilons, report.confidence_intervals.get(self.curve) or [], strict=False))
 
 
 ACCURACY = Measure("accuracy", "clean_accuracy", "adversarial_accuracy", "expected_robustness", "accuracies")
