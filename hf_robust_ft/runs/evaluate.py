@@ -98,8 +98,7 @@ def load_model_and_images(
     """
     splits = data_args.load(require_train=False)
     check_choice("split", options.split, splits)
-    given = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
-    given = {name: value for name, value in given.items() if value}
+    given = options.loading_options()
     if options.architecture is not None:  # a file of tensors names no classes: they are the dataset's, in its order
         given |= {"label_names": splits[options.split].features["label"].names, "head": "keep"}
     model, processor = load_image_classifier(

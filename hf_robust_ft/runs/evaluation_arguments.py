@@ -8,35 +8,20 @@ from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.evaluation.convergence import AUTO, STEPS_LIMIT
 from hf_robust_ft.evaluation.protocols import evaluation_attack
 from hf_robust_ft.evaluation.settings import EvaluationSettings, check
-from hf_robust_ft.provenance.affects import DeclaredArguments
-from hf_robust_ft.runs.arguments import TRUST_HELP
+from hf_robust_ft.runs.checkpoint_arguments import CheckpointArguments
 
 
 @dataclass
-class EvaluationArguments(DeclaredArguments):
+class EvaluationArguments(CheckpointArguments):
     """How `hf-robust-ft evaluate` measures."""
 
     model: str = field(
         metadata={
             "help": "AutoModelForImageClassification or AutoModelForSemanticSegmentation id, local checkpoint "
             "folder or weight file.",
-            "affects": "measurement",
+            "affects": ("weights", "measurement"),
         }
     )
-    model_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the model.", "affects": "measurement"}
-    )
-    architecture: str | None = field(
-        default=None,
-        metadata={
-            "help": "What a weight file holds: timm/NAME, open_clip:NAME, or a folder or Hub id.",
-            "affects": "measurement",
-        },
-    )
-    image_size: int | None = field(
-        default=None, metadata={"help": "Input size in pixels (default: the checkpoint's).", "affects": "measurement"}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP, "affects": "launch"})
     split: str = field(
         default="test", metadata={"help": "Split to evaluate on: test, validation or train.", "affects": "measurement"}
     )
