@@ -16,6 +16,7 @@ os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
 import numpy as np
 import pytest
 import torch
+from blank_pictures import rendered_pictures  # noqa: F401 - a fixture
 from datasets import ClassLabel, Dataset, Features, Image
 from forked import LIBRARIES, LIBRARIES_AND_OURS, ranks
 from PIL import Image as PILImage
@@ -71,7 +72,7 @@ def make_model():
         if kind == "vit":
             config = ViTConfig(
                 hidden_size=16,
-                num_hidden_layers=2,
+                num_hidden_layers=1,
                 num_attention_heads=2,
                 intermediate_size=32,
                 image_size=16,

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from colour_classifier import ColourClassifier
+from short_search import CHECKED_IMAGES
 from torch.utils.data import DataLoader
 
 import hf_robust_ft.evaluation.measure_batch as evaluation_work
@@ -18,7 +19,6 @@ from hf_robust_ft import (
     evaluate_robustness,
 )
 from hf_robust_ft.evaluation.batches import stack_examples
-from hf_robust_ft.evaluation.checked_images import CHECKED_IMAGES
 from hf_robust_ft.evaluation.protocols import attack_on_grid, resolve_epsilons
 from hf_robust_ft.evaluation.trust_verdicts import OPENINGS
 
@@ -255,7 +255,7 @@ def test_as_many_images_of_each_class_are_checked(measure, dataset, monkeypatch,
     torch.manual_seed(0)
     report = measure(SOURCES[source](data), **loss_free)
     (_, labels, *_), options = checked[0]
-    assert labels.bincount().tolist() == [16] * 4 and len(labels) == CHECKED_IMAGES
+    assert labels.bincount().tolist() == [CHECKED_IMAGES // 4] * 4 and len(labels) == CHECKED_IMAGES
     again = data.read[100:]
     if source == "shuffled":
         assert again == []
