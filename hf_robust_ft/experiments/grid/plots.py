@@ -28,7 +28,7 @@ from hf_robust_ft.experiments.paper.numbers import Scores
 from hf_robust_ft.provenance.validation_curves import ValidationCurve
 from hf_robust_ft.reporting.diagnosis_text import threshold_for
 from hf_robust_ft.reporting.drawing import drawn
-from hf_robust_ft.reporting.plots import _save, plt
+from hf_robust_ft.reporting.plots import _save, open_frame, plt, strip_of_eps
 
 _PAPERS, _NEVER = "the paper's", "never adapted"  # entries of legends
 
@@ -138,9 +138,8 @@ def plot_training_by_setting(results: Sequence[MeasuredCell], path: str | Path, 
                 x, y = [0, *epochs], unit * budget.mean(0)
                 bottom.step(x, [y[0], *y], where="pre", color=styles[setting]["color"], ls=styles[setting]["linestyle"])
         top.set_ylim(0, 100)
-        bottom.set_ylim(bottom=-0.04 * bottom.get_ylim()[1])  # so that a line at 0 is seen
+        strip_of_eps(bottom, results[0].norm)
         bottom.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        bottom.yaxis.set_major_locator(MaxNLocator(3, integer=results[0].norm == "Linf"))
         _label(top, "", f"{measure.name} (%)")
         _label(bottom, "epoch", f"eps{unit_name}")
     _finish(figure, f"Validation {measure.name} in training for {_budget(results)}", path)
@@ -218,7 +217,8 @@ def _panels(results: Sequence[MeasuredCell], with_strip: bool = False) -> tuple[
     datasets = list(dict.fromkeys(sorted(each.dataset for each in table.configurations)))
     heights = (3, 1.2) if with_strip else (1,)
     single = len(models) * len(datasets) == 1
-    size = (7.4, 4.4) if single else (3.1 * len(datasets) + 1.6, (2.6 if not with_strip else 3.2) * len(models) + 0.7)
+    wide, high = max(3.1 * len(datasets) + 1.6, 6.4), (3.2 if with_strip else 2.6) * len(models) + 0.7
+    size = (7.4, 4.4) if single else (wide, high)
     figure, grid = plt.subplots(
         len(heights) * len(models),
         len(datasets),
@@ -281,7 +281,9 @@ def _label(axes, xlabel: str, ylabel: str, grid: str = "both") -> None:
     if axes.get_subplotspec().is_first_col():
         axes.set_ylabel(ylabel)
     if grid:
-        axes.grid(axis=grid, alpha=0.3)
+        open_frame(axes)
+    if grid == "y":
+        axes.grid(visible=False, axis="x")
 
 
 def _finish(figure: plt.Figure, title: str, path: str | Path) -> None:
@@ -292,5 +294,5 @@ def _finish(figure: plt.Figure, title: str, path: str | Path) -> None:
             entries.setdefault(label, handle)
     names = sorted(entries, key=lambda label: (label in (_PAPERS, _NEVER), setting_rank(label)))
     figure.suptitle(title)
-    figure.legend([entries[name] for name in names], names, frameon=False, loc="outside right upper")
+    figure.legend([entries[name] for name in names], names, frameon=False, loc="outside right center")
     _save(figure, path)
