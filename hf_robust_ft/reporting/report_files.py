@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+from hf_robust_ft.evaluation.detection.report import DetectionReport
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 
-SEGMENTATION = "image-segmentation"
+SEGMENTATION, DETECTION = "image-segmentation", "object-detection"
 
-Report = RobustnessReport | SegmentationReport
+Report = RobustnessReport | SegmentationReport | DetectionReport
 
 
 def read_report_file(path: str | Path) -> Report:
@@ -17,7 +18,8 @@ def read_report_file(path: str | Path) -> Report:
     Raises:
         ValueError: no report of this package.
     """
-    return (SegmentationReport if task_of_file(path) == SEGMENTATION else RobustnessReport).from_json(path)
+    kinds = {SEGMENTATION: SegmentationReport, DETECTION: DetectionReport}
+    return kinds.get(task_of_file(path), RobustnessReport).from_json(path)
 
 
 def task_of_file(path: str | Path) -> str | None:
