@@ -21,14 +21,14 @@ class MeasuredCell(Cell):
         report: what was measured on the held-out split at eps, whatever eps training saw.
         validation: by epoch: `epochs`, clean `accuracies`, and `eps`, the budget of training (pixel units of [0, 1]).
         passes: images that passed through the model, by kind: `training` (gradient of the weights), `attack`
-            (gradient of the pixels), `forward`; of training, without the evaluation.
+            (gradient of the pixels), `forward`; of training, without the evaluation. Counted as `PassCounter` does.
         seconds: wall time of `training` and `evaluation`.
         configuration: every setting that the figures depend on.
     """
 
     report: RobustnessReport
     validation: dict[str, list[float]]
-    passes: dict[str, int]
+    passes: dict[str, float]
     seconds: dict[str, float]
     configuration: dict[str, Any] = field(default_factory=dict)
 
