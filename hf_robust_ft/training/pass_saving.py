@@ -54,6 +54,8 @@ class PassSavingArguments(DeclaredArguments):
             value = getattr(self, name)
             if not is_number(value) or not 0 < value <= 1:
                 raise ValueError(f"{name} is a share in (0, 1], e.g. 0.5; got {value!r}.")
+        if self.low_resolution == 1 and self.low_resolution_until != NO_SAVINGS["low_resolution_until"]:
+            raise ValueError("low_resolution_until does nothing without low_resolution: set it (e.g. 0.5).")
         if self.attack_warm_start:
             own_start = "an attack has one starting point"
             never_again = "a mixed image never comes again"

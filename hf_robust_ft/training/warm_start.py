@@ -65,12 +65,11 @@ class AttackMemory(TrainerCallback):
         change = adversarial - pixels
         largest = change.abs().amax((1, 2, 3))
         codes = change * (_LARGEST / largest.clamp(min=1e-30)).view(-1, 1, 1, 1)
-        eps = torch.as_tensor(eps, dtype=largest.dtype, device=largest.device)
-        entry = {
-            "keys": fingerprints(pixels),
-            "codes": codes.round().to(torch.int8),
-            "sizes": torch.where(eps > 0, largest / eps.clamp(min=1e-30), 0.0),
-        }
+        if isinstance(eps, Tensor):
+            sizes = torch.where(eps > 0, largest / eps.clamp(min=1e-30), 0.0).to(largest.dtype)
+        else:
+            sizes = largest / eps if eps > 0 else largest
+        entry = {"keys": fingerprints(pixels), "codes": codes.round().to(torch.int8), "sizes": sizes}
         if self.found and self.found[-1]["codes"].shape[1:] != entry["codes"].shape[1:]:
             self.found.clear()  # of another size, as are those that were known
             self._met = None
