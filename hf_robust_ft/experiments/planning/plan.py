@@ -21,7 +21,7 @@ from hf_robust_ft.experiments.planning.passes import Phase, TrainingLength, phas
 from hf_robust_ft.experiments.planning.probing import head_training_flops, probe_phases
 from hf_robust_ft.provenance.affects import MEASUREMENT, settings, stated_settings
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
-from hf_robust_ft.runs.fine_tune import check_stream
+from hf_robust_ft.runs.fine_tune import check_stream, check_warm_start
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.objectives.structures import extended
 from hf_robust_ft.training.tuning.adapting import adapted
@@ -35,6 +35,7 @@ ASSUMPTIONS = (
     "image that is fooled is not attacked again",
 )
 EARLIEST = "the schedule follows what training measures: eps is taken to rise as early as it can"
+IN_PIXELS = "passes at a low resolution are counted by their share of the pixels, and so are their FLOPs"
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ def plan_run(
     peak = gpu.peak(precision)
     if data_args.streaming:
         check_stream(args)
+    check_warm_start(model_args, args)
     with offline():
         dataset = _dataset(model_args, data_args, plan_args.samples)
         bare = bare_model(
@@ -195,6 +197,7 @@ def plan_run(
         assumptions=[
             *ASSUMPTIONS,
             *([EARLIEST] if length.at_most else []),
+            *([IN_PIXELS] if args.low_resolution < 1 else []),
             *_assumptions(data_args, args, precision, dataset),
         ],
     )
