@@ -20,7 +20,7 @@ from blank_pictures import rendered_pictures  # noqa: F401 - a fixture
 from datasets import ClassLabel, Dataset, Features, Image
 from forked import LIBRARIES, LIBRARIES_AND_OURS, ranks
 from PIL import Image as PILImage
-from short_search import whole_search  # noqa: F401 - a fixture
+from short_search import all_images_checked, whole_search  # noqa: F401 - fixtures
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,

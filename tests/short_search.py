@@ -43,4 +43,12 @@ def whole_search():
     set_lengths(SHORT)
 
 
+@pytest.fixture
+def all_images_checked(monkeypatch):
+    """Where one way to draw the images is compared with another, which differ unless all are taken."""
+    for owner, settings in SHIPPED:
+        if isinstance(owner, ModuleType):
+            monkeypatch.setattr(owner, "CHECKED_IMAGES", settings["CHECKED_IMAGES"])
+
+
 set_lengths(SHORT)
