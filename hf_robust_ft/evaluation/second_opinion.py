@@ -55,7 +55,7 @@ def check_second_opinion(
         protocol: whose accuracy it is.
     """
     if not len(pixels):
-        return TrustCheck("second_opinion", True, None, "not checked: no image withstands the attack.")
+        return TrustCheck("second_opinion", True, None, "Other attacks were not asked: no image withstands this one.")
     usable = UsableLogits(logits_fn, pixels[:batch_size], classes)
     y, fooled = usable.numbers(labels), torch.zeros_like(labels, dtype=torch.bool) if known is None else known.clone()
     rose, losses = fooled.clone(), torch.full(labels.shape, -torch.inf, device=labels.device)

@@ -1,5 +1,6 @@
 """What `AdversarialTrainer` refuses at construction, before any compute is spent."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from torch import nn
 from transformers import DefaultDataCollator, TrainingArguments, default_data_collator
 
-from hf_robust_ft.attacks.batch_checks import CheckedCollator
+from hf_robust_ft.attacks.batch_checks import SEVERAL_LABELS, CheckedCollator
 from hf_robust_ft.attacks.rehearsal import stated_classes
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.batches import PairCollator
@@ -98,6 +99,7 @@ def check_built(trainer: Any, train_dataset: Any, eval_dataset: Any) -> None:
     check_sharded(trainer.args, trainer.is_fsdp_enabled)
     check_structure(trainer)
     check_model(trainer.model)
+    check_own_loss(trainer.model, trainer.compute_loss_func is not None)
     num_labels = trainer.adversary.num_labels(trainer.model)
     check_labels(train_dataset, num_labels, at_least=2)
     for dataset in datasets_of(eval_dataset):
@@ -146,6 +148,21 @@ def check_model(model: nn.Module) -> None:
     if (num_labels := stated_classes(model)) is not None and num_labels < 2:
         raise ValueError(
             f"The model has {num_labels} class: there is nothing to confuse it with. Load it with num_labels=<classes>."
+        )
+
+
+def check_own_loss(model: nn.Module, has_loss_func: bool) -> None:
+    """Raise for a model of transformers that has no loss of its own, or one of several labels an image."""
+    if has_loss_func or not type(model).__module__.startswith("transformers."):
+        return
+    if getattr(model.config, "problem_type", None) == "multi_label_classification":
+        raise ValueError(f"{SEVERAL_LABELS} The model's config says problem_type='multi_label_classification'.")
+    takes = inspect.signature(model.forward).parameters
+    if not any("labels" in name for name in takes):
+        name = type(model).__name__
+        raise ValueError(
+            f"{name} takes no labels and computes no loss: it cannot be trained. Load "
+            f"{name.removesuffix('WithTeacher')} (AutoModelForImageClassification does), or give compute_loss_func."
         )
 
 

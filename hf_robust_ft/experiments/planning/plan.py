@@ -106,13 +106,13 @@ class Plan:
             *(f"  {name:<28} {value}" for name, value in self.configuration.items()),
             "",
             f"{'Passes, in images':<54}{'forward':>14} {'input gradient':>15} {'training step':>14} {'PFLOPs':>10} "
-            f"{'GPU hours':>10}",
+            f"{'GPU time':>10}",
             *(self._row(phase) for phase in self.phases),
-            f"  {'together':<98} {self.flops() / 1e15:>10.3g} {self.hours(self.flops()):>10.3g}",
+            f"  {'together':<98} {self.flops() / 1e15:>10.3g} {readable_hours(self.hours(self.flops())):>10}",
             "",
             f"GFLOPs an image: forward {per_image['forward']:.2f}, input gradient {per_image['input_gradient']:.2f}, "
             f"training step {per_image['training']:.2f}.",
-            f"GPU hours: {gpu['name']}, {gpu['precision']}, peak {gpu['peak_tflops']:g} TFLOPS ({gpu['source']}).",
+            f"GPU time: {gpu['name']}, {gpu['precision']}, peak {gpu['peak_tflops']:g} TFLOPS ({gpu['source']}).",
             f"{gpu['utilisation']:.0%} of the peak are assumed to be reached (--utilisation): measure a few steps.",
             *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in self.assumptions),
         ]
@@ -122,7 +122,16 @@ class Plan:
         counts = f"{phase.forward:>14,} {phase.input_gradient:>15,} {phase.training:>14,}"
         name = phase.name + (", at most" if phase.at_most else "")
         flops = self.flops(phase)
-        return f"  {name:<52} {counts} {flops / 1e15:>10.3g} {self.hours(flops):>10.3g}"
+        return f"  {name:<52} {counts} {flops / 1e15:>10.3g} {readable_hours(self.hours(flops)):>10}"
+
+
+def readable_hours(hours: float) -> str:
+    """As hours, or as the seconds of what takes less than six minutes.
+
+    >>> readable_hours(12.5), readable_hours(0.001)
+    ('12.5 h', '3.6 s')
+    """
+    return f"{hours:,.1f} h" if hours >= 0.1 else f"{3600 * hours:.1f} s"
 
 
 def plan_run(
