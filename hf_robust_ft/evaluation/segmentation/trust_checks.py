@@ -74,7 +74,7 @@ def run_segmentation_checks(
     sample = _Sample(logits_fn, pixels, labels, settings, left, batch_size)
     if settings.threat_model.eps == 0 or not sample.clean.any():
         why = "eps is 0, so no attack was run" if settings.threat_model.eps == 0 else "no pixel is right"
-        unchecked = {name: TrustCheck(name, True, None, f"Not checked ({name.replace('_', ' ')}): {why}.") for name in CHECKS}
+        unchecked = {name: TrustCheck(name, True, None, f"Not checked ({name}): {why}.") for name in CHECKS}
         return list((unchecked | found).values())
     for check in (_check_gradients, _check_noise, _check_converged, _check_huge_eps, _check_second_opinion):
         outcome = check(sample)
