@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_robust_ft.experiments.grid.cells import CellArguments, Job
-from hf_robust_ft.experiments.planning import Plan, PlanArguments, plan_run, readable_hours
+from hf_robust_ft.experiments.planning import Plan, PlanArguments, hours_text, plan_run
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 
 
@@ -40,7 +40,7 @@ class GridPlan:
 
     def __str__(self) -> str:
         width = max(len(row["cell"]) for row in self.rows)
-        columns = f"{'runs':>5} {'done':>5} {'images':>14} {'attack passes':>15} {'PFLOPs':>10} {'GPU time':>10}"
+        columns = f"{'runs':>5} {'done':>5} {'images':>14} {'attack passes':>15} {'PFLOPs':>10} {'GPU hours':>10}"
         lines = [_row(row["cell"], row, width) for row in self.rows]
         gpu = self.gpu
         return "\n".join(
@@ -49,7 +49,7 @@ class GridPlan:
                 f"{'cell':<{width}} {columns}",
                 *lines,
                 _row("together", self.totals, width),
-                f"Attack passes: images x steps, training and evaluation, at most. GPU time: {gpu['name']}, "
+                f"Attack passes: images x steps, training and evaluation, at most. GPU hours: {gpu['name']}, "
                 f"{gpu['precision']}, peak {gpu['peak_tflops']:g} TFLOPS, {gpu['utilisation']:.0%} of it assumed "
                 "(--utilisation).",
             ]
@@ -94,5 +94,5 @@ def _plan(arguments: CellArguments, plan_args: PlanArguments) -> Plan:
 def _row(name: str, row: dict[str, Any], width: int) -> str:
     return (
         f"{name:<{width}} {row['seeds']:>5} {row['done']:>5} {row['images']:>14,} {row['attack']:>15,} "
-        f"{row['flops'] / 1e15:>10.3g} {readable_hours(row['gpu_hours']):>10}"
+        f"{row['flops'] / 1e15:>10.3g} {hours_text(row['gpu_hours']):>10}"
     )
