@@ -332,7 +332,8 @@ def test_evaluate_writes_all_it_found_and_reuses_it(evaluate_flags, tmp_path, ca
     assert [path.name for path in strips] == ["example_000.png", "example_001.png"]
     assert all(Image.open(path).size == (1080, 405) for path in strips)
 
-    results = list(out.glob("evaluation-*/batch-*.json"))
+    results = list(out.glob("finished_batches/evaluation-*/batch-*.json"))
+    assert results
     before = {path: path.read_bytes() for path in (*results, out / "robustness_report.json", out / "README.md")}
     main(flags)
     assert measured == [0, 1, 2]
