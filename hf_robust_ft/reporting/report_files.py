@@ -1,7 +1,9 @@
 """A `robustness_report.json` of any task: its key `task` says which; of classification there is none."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hf_robust_ft.evaluation.detection.report import DetectionReport
 from hf_robust_ft.evaluation.report import RobustnessReport
@@ -20,6 +22,11 @@ def read_report_file(path: str | Path) -> Report:
     """
     kinds = {SEGMENTATION: SegmentationReport, DETECTION: DetectionReport}
     return kinds.get(task_of_file(path), RobustnessReport).from_json(path)
+
+
+def report_of(content: Mapping[str, Any]) -> Report:
+    """A report of the task that its content names, as `to_dict` gives it."""
+    return (SegmentationReport if content.get("task") == SEGMENTATION else RobustnessReport)(**content)
 
 
 def task_of_file(path: str | Path) -> str | None:

@@ -65,6 +65,7 @@ def prepare_run(
         raise ValueError(f"num_train_epochs must be positive, got {args.num_train_epochs}.")
     if data_args.streaming:
         check_stream(args)
+    check_warm_start(model_args, args)
     task = TASKS[data_args.settle_task(model_args.model, data_args.dataset, model_args.model_revision)]
     task.check(model_args, data_args)
     loaded = task.load_data(data_args)
@@ -228,12 +229,23 @@ def _check_publishable(args: AdversarialTrainingArguments) -> None:
         )
 
 
+def check_warm_start(model_args: ModelArguments, args: AdversarialTrainingArguments) -> None:
+    """Raise a ValueError where attacks would start from what they found in an image that is varied since."""
+    if args.attack_warm_start and model_args.augmentation != "none":
+        raise ValueError(
+            "attack_warm_start goes on from what the last epoch's attack found in the same image, which "
+            f"augmentation={model_args.augmentation} varies in every epoch: give --augmentation none, or leave it out."
+        )
+
+
 def check_stream(args: AdversarialTrainingArguments) -> None:
     """What a stream needs, checked before a pass over it is spent on holding images out.
 
     Raises:
-        ValueError: no number of steps, an eps that would change by epochs, or a first phase counted in epochs.
+        ValueError: no number of steps, an eps that would change by epochs, or what counts in epochs.
     """
+    if args.attack_warm_start:
+        raise ValueError("A stream has no epochs to go on from: leave attack_warm_start out, or do not stream.")
     if args.probe_epochs > 0:
         raise ValueError("A stream has no epochs to probe for: leave probe_epochs out, or do not stream.")
     if args.max_steps < 1:

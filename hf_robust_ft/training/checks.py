@@ -19,12 +19,14 @@ from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.attack_reach import AttackReach
 from hf_robust_ft.training.base.launching import ZERO_3_REFUSED, check_launch, check_sharding
 from hf_robust_ft.training.guard import OverfittingGuard
+from hf_robust_ft.training.low_resolution import check_has_small_images, check_takes_small_images
 from hf_robust_ft.training.objectives.parts import LossParts
 from hf_robust_ft.training.objectives.structures import check_structure
 from hf_robust_ft.training.objectives.teacher import warn_of_ignorance
 from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
 from hf_robust_ft.training.tasks import Task, task_of
 from hf_robust_ft.training.tuning.batch_norm import BatchNormPolicy
+from hf_robust_ft.training.warm_start import AttackMemory
 
 REENTRANT_REFUSED = (
     "Reentrant activation checkpointing cannot be differentiated with respect to the pixels, so the attack would fail. "
@@ -98,6 +100,7 @@ def check_built(trainer: Any, train_dataset: Any, eval_dataset: Any) -> None:
     check_sharded(trainer.args, trainer.is_fsdp_enabled)
     check_structure(trainer)
     trainer.task.check_trainer(trainer)
+    check_has_small_images(trainer)
     check_model(trainer.model, trainer.task.least_classes)
     num_labels = trainer.adversary.num_labels(trainer.model)
     check_labels(train_dataset, num_labels, at_least=2)
@@ -111,6 +114,7 @@ def check_first_batch(trainer: Any, inputs: dict[str, Any]) -> None:
     if trainer.args.torch_compile:
         trainer.task.before_compiling(trainer.model)
     trainer.adversary.check(trainer.model, inputs, trainer.args.threat_model)
+    check_takes_small_images(trainer, inputs)
     check_labels(trainer.train_dataset, trainer.adversary.num_labels(trainer.model))
     if trainer.args.has_teacher and not trainer.args.asks_features:
         warn_of_ignorance(trainer.model, inputs)
@@ -253,6 +257,7 @@ def with_scheduler(callbacks: list | None, args: AdversarialTrainingArguments) -
 def with_watchers(callbacks: list | None, args: AdversarialTrainingArguments) -> list:
     """The callbacks with what a training under attack has beside it."""
     callbacks = [BatchNormPolicy(args.batch_norm), AttackReach(), LossParts(), *with_scheduler(callbacks, args)]
+    callbacks += [AttackMemory()] if args.attack_warm_start else []
     if args.attack_guard is None or any(isinstance(entry, OverfittingGuard) for entry in callbacks):
         return callbacks
     return [*callbacks, OverfittingGuard(args.attack_guard, args.attack_guard_every)]

@@ -122,6 +122,10 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         step = self._period_start(step)
         return self.peak_eps * self.alpha(step / max_steps, step, self.memory)
 
+    def progress_at(self, step: int, max_steps: int) -> float:
+        """The share of training, in [0, 1), that was over when the epoch or step began that `step` belongs to."""
+        return self._period_start(step) / max_steps
+
     def may_attack_at(self, step: int, max_steps: int) -> bool:
         """Whether a batch of this step may be attacked: any may with a per-sample schedule."""
         return self.has_own_budgets or self.eps_at(step, max_steps) > 0
@@ -187,7 +191,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         if self.follows_args:  # a hyper-parameter search changes them after construction
             self._configure(_settings(args))
         self._peak_step = None
-        self.steps_per_epoch = _steps_per_epoch(train_dataloader, args.gradient_accumulation_steps)
+        self.steps_per_epoch = steps_per_epoch(train_dataloader, args.gradient_accumulation_steps)
         if self.granularity == "epoch" and self.steps_per_epoch is None:
             raise ValueError(
                 "schedule_granularity='epoch' needs to know how long an epoch is, but the training data has no length "
@@ -293,7 +297,8 @@ def _settings(args: Any) -> dict[str, Any]:
     return {name: getattr(args, argument) for name, argument in SETTINGS.items()}
 
 
-def _steps_per_epoch(train_dataloader: Any, gradient_accumulation_steps: int) -> int | None:
+def steps_per_epoch(train_dataloader: Any, gradient_accumulation_steps: int) -> int | None:
+    """Optimizer steps of an epoch; None where its length is unknown."""
     try:
         return max(math.ceil(len(train_dataloader) / gradient_accumulation_steps), 1)
     except TypeError:  # a streamed dataset

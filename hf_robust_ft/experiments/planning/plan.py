@@ -21,7 +21,7 @@ from hf_robust_ft.experiments.planning.passes import Phase, TrainingLength, phas
 from hf_robust_ft.experiments.planning.probing import head_training_flops, probe_phases
 from hf_robust_ft.provenance.affects import MEASUREMENT, settings, stated_settings
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
-from hf_robust_ft.runs.fine_tune import check_stream
+from hf_robust_ft.runs.fine_tune import check_stream, check_warm_start
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.objectives.structures import extended
 from hf_robust_ft.training.tuning.adapting import adapted
@@ -35,6 +35,7 @@ ASSUMPTIONS = (
     "image that is fooled is not attacked again",
 )
 EARLIEST = "the schedule follows what training measures: eps is taken to rise as early as it can"
+IN_PIXELS = "passes at a low resolution are counted by their share of the pixels, and so are their FLOPs"
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Plan:
             f"{'Passes, in images':<54}{'forward':>14} {'input gradient':>15} {'training step':>14} {'PFLOPs':>10} "
             f"{'GPU hours':>10}",
             *(self._row(phase) for phase in self.phases),
-            f"  {'together':<98} {self.flops() / 1e15:>10.3g} {self.hours(self.flops()):>10.3g}",
+            f"  {'together':<98} {self.flops() / 1e15:>10.3g} {hours_text(self.hours(self.flops())):>10}",
             "",
             f"GFLOPs an image: forward {per_image['forward']:.2f}, input gradient {per_image['input_gradient']:.2f}, "
             f"training step {per_image['training']:.2f}.",
@@ -122,7 +123,16 @@ class Plan:
         counts = f"{phase.forward:>14,} {phase.input_gradient:>15,} {phase.training:>14,}"
         name = phase.name + (", at most" if phase.at_most else "")
         flops = self.flops(phase)
-        return f"  {name:<52} {counts} {flops / 1e15:>10.3g} {self.hours(flops):>10.3g}"
+        return f"  {name:<52} {counts} {flops / 1e15:>10.3g} {hours_text(self.hours(flops)):>10}"
+
+
+def hours_text(hours: float) -> str:
+    """GPU hours as a table has them.
+
+    >>> hours_text(4.01e-06), hours_text(0.0), hours_text(12.345)
+    ('<0.01', '0', '12.3')
+    """
+    return "<0.01" if 0 < hours < 0.01 else f"{hours:.3g}"
 
 
 def plan_run(
@@ -143,6 +153,7 @@ def plan_run(
     peak = gpu.peak(precision)
     if data_args.streaming:
         check_stream(args)
+    check_warm_start(model_args, args)
     with offline():
         dataset = _dataset(model_args, data_args, plan_args.samples)
         bare = bare_model(
@@ -186,6 +197,7 @@ def plan_run(
         assumptions=[
             *ASSUMPTIONS,
             *([EARLIEST] if length.at_most else []),
+            *([IN_PIXELS] if args.low_resolution < 1 else []),
             *_assumptions(data_args, args, precision, dataset),
         ],
     )
