@@ -31,7 +31,7 @@ from hf_robust_ft.provenance.class_names import class_names
 
 HEADS = ("auto", "new", "keep")
 KNOWN = frozenset(MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.values())
-STAGES, WIDTH, QUERIES = (1, 2), 96, 20  # features of stride 4 and 8, for images of 64 pixels with few objects
+STAGES, WIDTH, HEADS_OF_ATTENTION, QUERIES = (1, 2), 96, 3, 20  # stride 4 and 8: images of 64 pixels, few objects
 
 logger = logging.getLogger(__name__)
 
@@ -117,13 +117,13 @@ def _embedded(
         encode_proj_layers=[levels - 1],
         encoder_hidden_dim=WIDTH,
         encoder_ffn_dim=2 * WIDTH,
-        encoder_attention_heads=4,
+        encoder_attention_heads=HEADS_OF_ATTENTION,
         hidden_expansion=0.5,
         d_model=WIDTH,
         decoder_in_channels=[WIDTH] * levels,
         num_feature_levels=levels,
         decoder_ffn_dim=2 * WIDTH,
-        decoder_attention_heads=4,
+        decoder_attention_heads=HEADS_OF_ATTENTION,
         decoder_layers=2,
         num_queries=QUERIES,
         num_denoising=0,
