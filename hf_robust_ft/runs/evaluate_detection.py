@@ -45,8 +45,11 @@ def measure_detection(
             f"A detection model is measured by one attack on its own loss; leave out protocol={options.protocol!r} and "
             f"attack_loss={options.attack_loss!r}."
         )
+    asked = options.asked_steps
     settings = check(
-        ThreatModel(options.norm, options.eps), epsilons=options.epsilons, attack_steps=options.asked_steps
+        ThreatModel(options.norm, options.eps),
+        epsilons=options.epsilons,
+        attack_steps=int(asked) if str(asked).isdigit() else asked,
     )
     task = TASKS[DETECTION]
     model, processor = load_detection_model(options.model, image_size=options.image_size, **options.loading_options())
