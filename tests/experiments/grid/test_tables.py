@@ -51,7 +51,7 @@ def test_the_files_are_written_and_agree(tmp_path):
     markdown = write_tables(small_grid(), tmp_path / "new", {"vit/cub200": "CUDA out of\nmemory"})
     written = {path.name for path in (tmp_path / "new").iterdir()}
     pictures = re.findall(r"\]\((.*?\.png)\)", markdown)
-    assert {"tables.md", "results.json", *pictures} == written and len(pictures) == 9
+    assert {"tables.md", "results.json", *pictures} == written and len(pictures) == 11
     assert (tmp_path / "new" / "tables.md").read_text(encoding="utf-8") == markdown
     summary = json.loads((tmp_path / "new" / "results.json").read_text(encoding="utf-8"))
     assert render_tables(summary, pictures) == markdown
