@@ -215,13 +215,15 @@ def reproduce(argv: Sequence[str]) -> None:
 
 def evaluate(argv: Sequence[str]) -> None:
     """Measure clean accuracy, adversarial accuracy and expected robustness of a checkpoint; of masks also mean IoU."""
-    from hf_robust_ft.runs.evaluate import EvaluationArguments, measure
+    from hf_robust_ft.provenance.affects import arguments
+    from hf_robust_ft.runs.evaluate import measure
+    from hf_robust_ft.runs.evaluation_arguments import EvaluationArguments
     from hf_robust_ft.runs.fine_tune import DataArguments
     from hf_robust_ft.runs.options import parse_options
 
     types, titles = (EvaluationArguments, DataArguments), ("evaluation", "data")
     # Streams are for training; only who trained on one has a reason to name what it held out.
-    hidden = ("streaming", "shuffle_buffer", "stream_eval_samples")
+    hidden = ["streaming", *(each.name for each in arguments(DataArguments) if each.of == "streaming")]
     options, data_args = parse_options("evaluate", argv, types, titles, evaluate.__doc__, hidden=hidden).parsed
     state, report = measure(options, data_args, redacted_command([PROGRAM, "evaluate"], argv))
     if not state.is_main_process:

@@ -4,11 +4,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hf_robust_ft.evaluation.detection.report import DetectionReport
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.reporting.card_sections import merge_cards
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.consistency import check_consistent
+from hf_robust_ft.reporting.detection.card import check_consistent_detection, render_detection_card
+from hf_robust_ft.reporting.detection.commands import evaluate_detection_command
+from hf_robust_ft.reporting.detection.curves import plot_detection_curves
 from hf_robust_ft.reporting.drawing import drawn
 from hf_robust_ft.reporting.model_card import EXAMPLES, render_model_card
 from hf_robust_ft.reporting.plots import plot_curves, plot_training
@@ -56,6 +60,14 @@ DRAWERS: dict[type, Drawers] = {
         evaluate_segmentation_command,
         check_consistent_segmentation,
         segmentation_verdict,
+    ),
+    DetectionReport: Drawers(
+        plot_detection_curves,
+        render_detection_card,
+        "map",
+        evaluate_detection_command,
+        check_consistent_detection,
+        lambda report: None,  # nothing checks its figures
     ),
 }
 

@@ -1,14 +1,17 @@
 """A `robustness_report.json` of any task: its key `task` says which; of classification there is none."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from hf_robust_ft.evaluation.detection.report import DetectionReport
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 
-SEGMENTATION = "image-segmentation"
+SEGMENTATION, DETECTION = "image-segmentation", "object-detection"
 
-Report = RobustnessReport | SegmentationReport
+Report = RobustnessReport | SegmentationReport | DetectionReport
 
 
 def read_report_file(path: str | Path) -> Report:
@@ -17,7 +20,13 @@ def read_report_file(path: str | Path) -> Report:
     Raises:
         ValueError: no report of this package.
     """
-    return (SegmentationReport if task_of_file(path) == SEGMENTATION else RobustnessReport).from_json(path)
+    kinds = {SEGMENTATION: SegmentationReport, DETECTION: DetectionReport}
+    return kinds.get(task_of_file(path), RobustnessReport).from_json(path)
+
+
+def report_of(content: Mapping[str, Any]) -> Report:
+    """A report of the task that its content names, as `to_dict` gives it."""
+    return (SegmentationReport if content.get("task") == SEGMENTATION else RobustnessReport)(**content)
 
 
 def task_of_file(path: str | Path) -> str | None:

@@ -1,6 +1,7 @@
 """One evaluation of a segmentation model from names to a report with its evidence; `hf-robust-ft evaluate` of masks."""
 
 import os
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -45,14 +46,8 @@ def measure_segmentation(
     """
     refuse(options, CLASSIFIERS_OWN)
     refuse(data_args, ("streaming",))
-    if options.asked_steps == "auto":
-        raise ValueError(
-            f"attack_steps='auto' doubles steps until no more images fall, and means nothing for {SEGMENTATION}, where "
-            "more pixels always may: give a number."
-        )
-    steps = None if options.asked_steps is None else int(options.asked_steps)
     loss = LOSSES_OF_MASKS.get(options.attack_loss, options.attack_loss)
-    attack = evaluation_attack(loss=loss, norm=options.norm, **({} if steps is None else {"steps": steps}))
+    attack = evaluation_attack(loss=loss, norm=options.norm)
     by_protocol = options.protocol != "paper"
     if by_protocol and loss != "pixel_ce":
         raise ValueError(
@@ -69,7 +64,8 @@ def measure_segmentation(
         pixel_space=space,
         epsilons=options.epsilons,
         attack=None if by_protocol else attack,
-        attack_steps=steps if by_protocol else None,
+        attack_steps=options.asked_steps,
+        attack_steps_limit=options.attack_steps_limit,
         protocol=options.protocol,
         checks=options.trust_checks,
         class_names=class_names(model.config),
@@ -89,6 +85,7 @@ def measure_segmentation(
         command=command,
     )
     if options.output_dir and state.is_main_process:
+        attack = replace(attack, steps=report.attacks[0]["steps"])
         how = {"threat_model": threat_model, "attack": attack, "class_names": class_names(model.config)}
         how |= {"ignore_index": known.label_for_ignored, "count": options.save_examples}
         draw = partial(draw_overlays, model, space, dataset, options.output_dir, **how)

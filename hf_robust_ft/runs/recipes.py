@@ -40,7 +40,7 @@ def read_recipe(recipe: str | Path, types: Sequence[type] = ()) -> dict[str, Any
     """The content of a YAML file, or of a shipped recipe given by its name.
 
     Args:
-        types: dataclasses that it may be for, beside a run's.
+        types: dataclasses that it may be for. Of one that extends a run's own, what only launches is refused, too.
 
     Raises:
         ValueError: no such recipe, not a YAML mapping, or one that asks for what only a command line may.
@@ -62,7 +62,8 @@ def read_recipe(recipe: str | Path, types: Sequence[type] = ()) -> dict[str, Any
             f"{path.name} must map argument names to values, e.g. 'eps: 4/255'; it holds "
             f"{'nothing' if content is None else f'a {type(content).__name__}'}."
         )
-    ours = dict.fromkeys(each.name for each in launching(*RUN_ARGUMENTS, *types) if not each.is_trainers)
+    of_runs = [kind for kind in types if issubclass(kind, RUN_ARGUMENTS)]
+    ours = dict.fromkeys(each.name for each in launching(*RUN_ARGUMENTS, *of_runs) if not each.is_trainers)
     if asked := [name for name in ours if name in content]:  # nobody trusts code because a recipe says so
         raise ValueError(f"{path.name} may not set {', '.join(asked)}: give it on the command line, for one launch.")
     return content

@@ -87,14 +87,13 @@ class SegmentationRun(RunTask):
         return splits.class_names
 
     def load_model(self, model_args: ModelArguments, names: list[str], seed: int) -> tuple[PreTrainedModel, Any]:
-        given = {"revision": model_args.model_revision, "trust_remote_code": model_args.trust_remote_code}
         return load_segmentation_model(
             model_args.model,
             label_names=names,
             image_size=model_args.image_size,
             seed=seed,
             head=model_args.head,
-            **{name: value for name, value in given.items() if value},
+            **model_args.loading_options(),
         )
 
     def fitted(self, splits: DatasetDict, config: Any, processor: Any) -> tuple[DatasetDict, Any]:

@@ -22,7 +22,8 @@ from hf_robust_ft.reporting.artifacts import REPORT_NAME
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.report_files import refuse_segmentation_report
 from hf_robust_ft.runs.arguments import DataArguments
-from hf_robust_ft.runs.evaluate import EvaluationArguments, load_model_and_images
+from hf_robust_ft.runs.evaluate import load_model_and_images
+from hf_robust_ft.runs.evaluation_arguments import EvaluationArguments
 
 NOT_NEEDED = ("checkpoint-*/*", "last-checkpoint/*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")  # of a repository
 

@@ -12,7 +12,7 @@ from hf_robust_ft.attacks.losses import get_loss
 from hf_robust_ft.attacks.pixels import PixelModel, PixelSpace
 from hf_robust_ft.attacks.precision import GradientReport, check_input_precision
 from hf_robust_ft.attacks.random_state import KeyedGenerator, random_state_kept
-from hf_robust_ft.attacks.rehearsal import count_classes, stated_classes
+from hf_robust_ft.attacks.rehearsal import stated_classes
 from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.evaluation.batches import first_images
 from hf_robust_ft.schedules.sample_ids import SAMPLE_ID
@@ -23,6 +23,8 @@ from hf_robust_ft.training.warm_start import AttackMemory
 
 class Adversary:
     """Finds adversarial images for batches `{"pixel_values": (N, C, H, W), "labels": (N,) or (N, H, W), ...}`.
+
+    Of a detector, labels are N dicts of boxes.
 
     >>> batch = {"pixel_values": torch.full((2, 3, 4, 4), 0.5), "labels": torch.tensor([0, 1])}
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
@@ -85,7 +87,7 @@ class Adversary:
         few = first_images(inputs, 2)
         pixels = self.pixel_space.clipped_pixels(few["pixel_values"])
         with random_state_kept(), self.mode(model):
-            count = count_classes(self.classifier(model, few), pixels, attacked)
+            count = self.task.count_classes(self.classifier(model, few), pixels, attacked)
         self._rehearsed = model, count, attacked
 
     def check(self, model: nn.Module, inputs: Mapping[str, Any], threat_model: ThreatModel) -> None:

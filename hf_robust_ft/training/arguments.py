@@ -249,5 +249,6 @@ def is_robust_metric(name: str | None) -> bool:
     """Whether a metric of `evaluate()`, of any of several data sets, is measured under attack."""
     return (name or "").endswith(
         ("adversarial_accuracy", "expected_robustness", "adversarial_pixel_accuracy", "expected_pixel_accuracy",
-         "adversarial_mean_iou", "expected_mean_iou")
+         "adversarial_mean_iou", "expected_mean_iou", "adversarial_map", "expected_map", "adversarial_map_50",
+         "expected_map_50")
     )  # fmt: skip

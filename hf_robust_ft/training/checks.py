@@ -99,8 +99,9 @@ def check_built(trainer: Any, train_dataset: Any, eval_dataset: Any) -> None:
         check_task(trainer.task, trainer.args, eval_dataset, trainer.compute_metrics)
     check_sharded(trainer.args, trainer.is_fsdp_enabled)
     check_structure(trainer)
+    trainer.task.check_trainer(trainer)
     check_has_small_images(trainer)
-    check_model(trainer.model)
+    check_model(trainer.model, trainer.task.least_classes)
     num_labels = trainer.adversary.num_labels(trainer.model)
     check_labels(train_dataset, num_labels, at_least=2)
     for dataset in datasets_of(eval_dataset):
@@ -139,15 +140,15 @@ def check_dataset(dataset: Any, args: TrainingArguments, has_collator: bool) -> 
     )
 
 
-def check_model(model: nn.Module) -> None:
-    """Raise unless the model tells at least two classes apart, by a forward that can be attacked."""
+def check_model(model: nn.Module, least_classes: int = 2) -> None:
+    """Raise unless the model tells at least so many classes apart, by a forward that can be attacked."""
     for module in model.modules():
         function = getattr(module, "_gradient_checkpointing_func", None)
         if getattr(module, "gradient_checkpointing", False) and getattr(function, "keywords", {}).get("use_reentrant"):
             raise ValueError(REENTRANT_REFUSED)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("Every parameter of the model is frozen (requires_grad=False): there is nothing to train.")
-    if (num_labels := stated_classes(model)) is not None and num_labels < 2:
+    if (num_labels := stated_classes(model)) is not None and num_labels < least_classes:
         raise ValueError(
             f"The model has {num_labels} class: there is nothing to confuse it with. Load it with num_labels=<classes>."
         )

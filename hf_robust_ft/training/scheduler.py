@@ -227,9 +227,13 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         counts = self._is_training and state.global_step != self.observed_at and self._ends_epoch(state)
         if self.alpha.observes != "accuracy" or not counts or not any(key.startswith("eval_") for key in metrics or {}):
             return
-        accuracy = metrics.get("eval_clean_accuracy", metrics.get("eval_clean_pixel_accuracy"))
+        names = ("eval_clean_accuracy", "eval_clean_pixel_accuracy", "eval_clean_map")
+        accuracy = next((metrics[name] for name in names if name in metrics), None)
         if accuracy is None:
-            told = f"follows eval_clean_accuracy (pixel_accuracy of masks), and the evaluation gave {sorted(metrics)}"
+            told = (
+                "follows eval_clean_accuracy (pixel_accuracy of masks, map of boxes), and the evaluation gave "
+                f"{sorted(metrics)}"
+            )
             raise ValueError(f"eps_schedule={self.alpha.name!r} {told}. It needs one eval_dataset, with labels.")
         self.observe(accuracy, state.global_step, state.max_steps)
 

@@ -42,8 +42,9 @@ def settle_segmentation(args: Any) -> None:
         ("label_smoothing_factor", args.label_smoothing_factor != 0, "Trainer's looks for classes on the last axis"),
         ("mixup_alpha", args.mixup_alpha > 0, "it mixes the labels of whole images"),
         ("cutmix_alpha", args.cutmix_alpha > 0, "it mixes the labels of whole images"),
-        ("eval_attack_steps", args.eval_attack_steps == AUTO and args.eval_protocol == "paper", "it doubles steps until"
-         " no more images fall, and here pixels go on falling: give a number"),
+        ("eval_attack_steps", args.eval_attack_steps == AUTO and args.eval_protocol == "paper" and
+         args.robust_eval != "no", "evaluate() attacks each batch once: give a number, and let hf-robust-ft evaluate "
+         "--attack_steps auto measure the checkpoint"),
     )  # fmt: skip
     refuse_together("a segmentation model", args, excluded)
 

@@ -9,31 +9,10 @@ import pytest
 import yaml
 from hub_server import HubServer
 from huggingface_hub import ModelCard
-from PIL import Image as PILImage
+from scene_folders import SIDE, write_scenes
 from transformers import SegformerImageProcessor
 
 from hf_robust_ft.cli.main import main
-
-COLOURS = np.array([[30, 30, 30], [220, 40, 40], [40, 40, 220]], dtype=np.uint8)
-SIDE = 32
-
-
-def write_scenes(root, count):
-    """Squares whose colour says their class."""
-    rng = np.random.default_rng(0)
-    for folder in ("images", "masks"):
-        (root / folder).mkdir(parents=True)
-    for index in range(count):
-        mask = np.zeros((SIDE, SIDE), dtype=np.uint8)
-        for label, top in ((1, 2), (2, 18)):
-            left = rng.integers(0, 16)
-            mask[top : top + 12, left : left + 12] = label
-        noise = rng.integers(-20, 20, (SIDE, SIDE, 3))
-        image = (COLOURS[mask].astype(int) + noise).clip(0, 255).astype(np.uint8)
-        mask[0, 0] = 255
-        PILImage.fromarray(image).save(root / "images" / f"{index}.png")
-        PILImage.fromarray(mask).save(root / "masks" / f"{index}.png")
-    (root / "id2label.json").write_text(json.dumps({"0": "ground", "1": "red", "2": "blue"}))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +88,6 @@ def test_what_shows_classifiers_alone_says_so(argv, went, capsys):
     [
         (["--autoattack", "5"], "--autoattack is for image-classification"),
         (["--store_examples", "--output_dir", "x"], "--store_examples is for image-classification"),
-        (["--attack_steps", "auto"], "attack_steps='auto'"),
         (["--attack_loss", "dlr"], "dlr"),
         (["--protocol", "reliable", "--attack_loss", "segpgd"], "has its own losses"),
         (["--split", "training"], "split"),

@@ -211,7 +211,7 @@ def test_a_checkpoint_is_a_plain_model_of_transformers(build, tmp_path):
 
 
 def test_the_table_holds_each_task_by_the_hubs_name():
-    assert list(TASKS) == ["image-classification", "image-segmentation"]
+    assert list(TASKS) == ["image-classification", "image-segmentation", "object-detection"]
     assert all(task.name == name and len(task.metrics) >= 3 for name, task in TASKS.items())
 
 

@@ -1,6 +1,8 @@
 """Clean, adversarial and expected pixel accuracy and mean IoU of a segmentation model, as a `SegmentationReport`."""
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from hf_robust_ft.attacks.segmenter import PixelSegmenter
 from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.evaluation.batches import NumberedBatches, stack_masks
 from hf_robust_ft.evaluation.classifier import as_pixel_model
+from hf_robust_ft.evaluation.convergence import STEPS_LIMIT
 from hf_robust_ft.evaluation.distributed import SharedWork
+from hf_robust_ft.evaluation.segmentation.convergence import SegmentationConvergence
 from hf_robust_ft.evaluation.segmentation.measure_batch import SegmentationWork, from_sparse
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.evaluation.segmentation.scoring import build_report
@@ -35,7 +39,8 @@ def evaluate_segmentation(
     pixel_space: PixelSpace | None = None,
     epsilons: Sequence[float | str] | None = None,
     attack: APGD | None = None,
-    attack_steps: int | None = None,
+    attack_steps: int | str | None = None,
+    attack_steps_limit: int = STEPS_LIMIT,
     protocol: str = "paper",
     ignore_index: int | None = None,
     checks: bool = True,
@@ -61,7 +66,9 @@ def evaluate_segmentation(
             without one they must be pixels in [0, 1], which is checked.
         epsilons: the grid, increasing from 0 to the threat model's eps; the default is that of `evaluate_robustness`.
         attack: in place of the protocol "paper"'s, with a loss of `attacks.dense_losses`.
-        attack_steps: in place of the protocol's own.
+        attack_steps: in place of the protocol's own, or "auto": doubled from 10 until neither score falls by a point
+            at any eps. Each round attacks all images anew, and the report keeps what it came to.
+        attack_steps_limit: the most steps of "auto".
         protocol: a key of `SEGMENTATION_PROTOCOLS`: "paper", APGD on the mean cross-entropy with 10 steps, or
             "reliable", the worst case over SEA's losses with 100 (arXiv 2306.12941).
         ignore_index: the label of pixels that count nowhere; the default is the model's own
@@ -91,39 +98,75 @@ def evaluate_segmentation(
         epsilons=epsilons,
         attack=attack,
         attack_steps=attack_steps,
+        attack_steps_limit=attack_steps_limit,
         protocol=protocol,
         ignore_index=ignore_index,
         seed=seed,
     )
     with SharedWork() as processes:
         segmenter, pixel_space = as_pixel_model(model, pixel_space, PixelSegmenter)
-        repeatable = processes.world_size > 1 or results_dir is not None
+        rounds = settings.rounds()
+        repeatable = processes.world_size > 1 or results_dir is not None or rounds is not None
         batches = NumberedBatches(dataset_or_loader, batch_size, repeatable, stack_masks)
         work = SegmentationWork(segmenter, pixel_space, settings)
         if device is not None:
             segmenter.to(device)
         autocast = autocast_dtype(work.device)
         with attack_mode(segmenter), fast_memory_format(segmenter) as memory_format:
-            with work.stored_in(results_dir, batches, processes) as store:
-                records = _of_all_processes(processes, work.all_of(batches, processes, store, progress))
-            worst_right, lowest_iou = _curves(records)
+            measured = _measured(work, batches, processes, rounds, results_dir, progress)
             found_checks: list[TrustCheck] = []
             if checks and processes.rank == 0:
-                found_checks = _trust_checks(work, batches, worst_right[-1])
+                found_checks = _trust_checks(work, batches, measured.worst_right[-1], rounds)
             found_checks = processes.gather(found_checks)[0] if checks else []
     return build_report(
-        worst_right,
-        lowest_iou,
+        measured.worst_right,
+        measured.lowest_iou,
         settings=settings,
+        rounds=rounds,
         checks=found_checks,
-        image_hashes=[each for record in records for each in record["image_hashes"]],
-        passes=[record["passes"] for record in records],
+        image_hashes=measured.image_hashes,
+        passes=measured.passes,
         class_names=class_names,
         metadata={
             "memory_format": memory_format,
             **evaluated_in(segmenter, SHORT_NAMES.get(autocast), processes.rank == 0),
         },
     )
+
+
+@dataclass
+class _Measured:
+    """What is left of N images at E eps, (E, N, 3, K) pixel counts for each score, their hashes, and what it cost."""
+
+    worst_right: np.ndarray
+    lowest_iou: np.ndarray
+    image_hashes: list[str]
+    passes: list[list[int]]
+
+
+def _measured(
+    work: SegmentationWork,
+    batches: NumberedBatches,
+    processes: SharedWork,
+    rounds: SegmentationConvergence | None,
+    results_dir: str | Path | None,
+    progress: bool,
+) -> _Measured:
+    """All batches, with steps "auto" once more in each further round."""
+    found: list[np.ndarray] = []  # of each round (E - 1, A, N, 3, K)
+    passes: list[list[int]] = []
+    while True:
+        with work.stored_in(results_dir, batches, processes) as store:
+            records = _of_all_processes(processes, work.all_of(batches, processes, store, progress))
+        found.append(np.concatenate([from_sparse(record["found"]) for record in records], axis=2))
+        passes += [record["passes"] for record in records]
+        clean = np.concatenate([from_sparse(record["clean"]) for record in records])
+        worst_right, lowest_iou = curves(np.concatenate(found, axis=1), clean)
+        attacks = None if rounds is None else rounds.after(worst_right, lowest_iou)
+        if attacks is None:
+            hashes = [each for record in records for each in record["image_hashes"]]
+            return _Measured(worst_right, lowest_iou, hashes, passes)
+        work = dataclasses.replace(work, settings=dataclasses.replace(work.settings, attacks=attacks))
 
 
 def _of_all_processes(processes: SharedWork, records: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -138,12 +181,9 @@ def _of_all_processes(processes: SharedWork, records: dict[int, dict[str, Any]])
     return [record for _, record in sorted(everyones.items())]
 
 
-def _curves(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    clean = np.concatenate([from_sparse(record["clean"]) for record in records])
-    return curves(np.concatenate([from_sparse(record["found"]) for record in records], axis=2), clean)
-
-
-def _trust_checks(work: SegmentationWork, batches: NumberedBatches, reported: np.ndarray) -> list[TrustCheck]:
+def _trust_checks(
+    work: SegmentationWork, batches: NumberedBatches, reported: np.ndarray, rounds: SegmentationConvergence | None
+) -> list[TrustCheck]:
     """The checks on a few images, of these on those as large as the first.
 
     Args:
@@ -163,7 +203,8 @@ def _trust_checks(work: SegmentationWork, batches: NumberedBatches, reported: np
         work.of_size(labels),
         pixels,
         labels,
-        work.settings,
+        work.settings if rounds is None else dataclasses.replace(work.settings, attacks=rounds.attacks),
+        converged=None if rounds is None else rounds.check(),
         reported=reported[[position for *_, position in same]],
         batch_size=work.largest_batch,
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from hf_robust_ft.attacks import APGD
 from hf_robust_ft.attacks.losses import LOSSES, check_measures, get_loss
+from hf_robust_ft.evaluation.convergence import AUTO, FIRST_STEPS, parse_attack_steps
 from hf_robust_ft.provenance.choices import check_choice
 
 PAPER_STEPS, RELIABLE_STEPS = 10, 100
@@ -36,22 +37,19 @@ SEGMENTATION_PROTOCOLS = {
 }
 
 
-def resolve_attacks(protocol: str, attack: APGD | None, attack_steps: int | None, norm: str = "Linf") -> list[APGD]:
-    """The attacks of a protocol, or the one given in place of the paper's.
+def resolve_attacks(
+    protocol: str, attack: APGD | None, attack_steps: int | str | None, norm: str = "Linf"
+) -> list[APGD]:
+    """The attacks of a protocol, or the one given in place of the paper's; with steps "auto", of the first round.
 
     Raises:
         ValueError: an unknown protocol, an attack of one label an image, or settings that exclude each other.
     """
     check_choice("protocol", protocol, SEGMENTATION_PROTOCOLS, "protocols")
-    if attack_steps is not None and (
-        isinstance(attack_steps, bool) or not isinstance(attack_steps, int) or attack_steps < 1
-    ):
-        raise ValueError(
-            f"attack_steps of a segmentation model must be a whole number of at least 1, got {attack_steps!r}: there "
-            "is no 'auto', since pixels go on falling for long; the check converged tells whether more would."
-        )
+    steps = None if attack_steps is None else parse_attack_steps(attack_steps)
+    steps = FIRST_STEPS if steps == AUTO else steps
     if attack is None:
-        return SEGMENTATION_PROTOCOLS[protocol].attacks(norm, attack_steps)
+        return SEGMENTATION_PROTOCOLS[protocol].attacks(norm, steps)
     if not isinstance(attack, APGD):
         raise ValueError(f"attack must be an APGD, e.g. APGD(steps=20, loss='pixel_ce'); got {attack!r}.")
     if protocol != "paper":
@@ -60,4 +58,4 @@ def resolve_attacks(protocol: str, attack: APGD | None, attack_steps: int | None
     if not get_loss(attack.loss).dense:
         dense = ", ".join(name for name, loss in LOSSES.items() if loss.dense)
         raise ValueError(f"The loss {attack.loss!r} is of one label an image. Valid for segmentation: {dense}.")
-    return [attack if attack_steps is None else replace(attack, steps=attack_steps)]
+    return [attack if steps is None else replace(attack, steps=steps)]

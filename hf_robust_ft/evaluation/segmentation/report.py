@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.reliability import short_verdict
+from hf_robust_ft.evaluation.segmentation.convergence import segmentation_convergence_sentence
 from hf_robust_ft.evaluation.segmentation.reliability import segmentation_reliability
 from hf_robust_ft.evaluation.trust_verdicts import TrustCheck, summary
 from hf_robust_ft.provenance.facts import RunFacts
@@ -32,7 +33,7 @@ class SegmentationReport:
         epsilons: the grid, increasing from 0 to eps_g.
         pixel_accuracies, mean_ious: at each of them. Each is a worst case of its own over what the attacks found.
         threat_model: {"norm": ..., "eps": ...}.
-        attacks: settings of the attacks, `APGD`'s fields.
+        attacks: settings of the attacks, `APGD`'s fields; with converged steps, those of the last round.
         protocol: a key of `SEGMENTATION_PROTOCOLS`.
         num_samples: images evaluated.
         num_classes: that the model tells apart.
@@ -41,6 +42,9 @@ class SegmentationReport:
             by which "method". They tell what other images would change, not what a stronger attack would.
         per_class: IoU and labelled pixels of each class, in the worst case for mean IoU.
         checks: what tells whether the figures can be trusted (`trust_verdicts.TrustCheck`'s fields).
+        convergence: with `attack_steps="auto"` the `limit` of steps, whether both scores have `settled`, and `rounds`:
+            per number of steps both curves and their scores. All other figures are those after the last round. Empty
+            where the steps were fixed.
         image_hashes: per image, 16 hex digits of its pixels as evaluated.
         image_digest: 16 hex digits for all of them, whatever their order.
         passes: images in all `forwards` and `gradients` of the attacks (trust checks apart).
@@ -69,6 +73,7 @@ class SegmentationReport:
     confidence_intervals: dict[str, Any] = field(default_factory=dict)
     per_class: list[dict[str, Any]] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
+    convergence: dict[str, Any] = field(default_factory=dict)
     image_hashes: list[str] = field(default_factory=list)
     image_digest: str = ""
     passes: dict[str, int] = field(default_factory=dict, compare=False)  # what it cost is no result
@@ -135,6 +140,8 @@ class SegmentationReport:
                 label = f"{when} {name.replace('_', ' ').replace('iou', 'IoU')}"
                 lines.append(f"{label:<28} {getattr(self, f'{when}_{name}'):7.2%}{shown}   {where}".rstrip())
         lines.append(f"{'reliability':<28} {short_verdict(self.reliability)}")
+        if told := segmentation_convergence_sentence(self.convergence):
+            lines.append(told)
         if precision := self.metadata.evaluated_in:
             lines.append(
                 f"measured in {precision}: attacks find fewer errors than in fp32, robust figures may be too high"

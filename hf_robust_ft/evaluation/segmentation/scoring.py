@@ -7,14 +7,8 @@ from typing import Any
 import numpy as np
 
 from hf_robust_ft.evaluation.confidence_intervals import CONFIDENCE
-from hf_robust_ft.evaluation.segmentation.counts import (
-    LABELLED,
-    PREDICTED,
-    class_ious,
-    interval,
-    mean_iou,
-    pixel_accuracy,
-)
+from hf_robust_ft.evaluation.segmentation.convergence import SCORES, SegmentationConvergence, score_curves
+from hf_robust_ft.evaluation.segmentation.counts import LABELLED, PREDICTED, class_ious, interval
 from hf_robust_ft.evaluation.segmentation.report import METHOD, SegmentationReport
 from hf_robust_ft.evaluation.segmentation.settings import SegmentationSettings
 from hf_robust_ft.evaluation.trust_verdicts import TrustCheck
@@ -22,14 +16,13 @@ from hf_robust_ft.metrics.robustness.curve import expected_robustness, trapezoid
 from hf_robust_ft.provenance.class_names import name_of
 from hf_robust_ft.provenance.image_hashes import combined_hash
 
-SCORES = {"pixel_accuracy": ("pixel_accuracies", pixel_accuracy), "mean_iou": ("mean_ious", mean_iou)}
-
 
 def build_report(
     worst_right: np.ndarray,
     lowest_iou: np.ndarray,
     *,
     settings: SegmentationSettings,
+    rounds: SegmentationConvergence | None = None,
     checks: Sequence[TrustCheck] = (),
     image_hashes: Sequence[str] = (),
     passes: Sequence[Sequence[int]] = (),
@@ -41,21 +34,18 @@ def build_report(
     Args:
         worst_right: (E, N, 3, K), pixel counts of each image at each eps, the worst for its right pixels.
         lowest_iou: (E, N, 3, K), the worst for the data set's mean IoU.
+        rounds: that gave it, with steps "auto".
         passes: images in the forwards and gradients of each batch.
         class_names: names for `per_class`; without them, indices.
     """
-    scores: dict[str, Any] = {}
     intervals: dict[str, Any] = {"level": CONFIDENCE, "method": METHOD}
     for counts, (name, (plural, score)) in zip((worst_right, lowest_iou), SCORES.items(), strict=True):
-        curve = score(counts.sum(1)).tolist()
-        scores |= {plural: curve, f"clean_{name}": curve[0], f"adversarial_{name}": curve[-1]}
-        scores[f"expected_{name}"] = expected_robustness(curve, settings.epsilons)
         intervals |= _intervals(counts, name, plural, score, settings.epsilons)
     return SegmentationReport(
-        **scores,
+        **score_curves(worst_right, lowest_iou, settings.epsilons),
         epsilons=list(settings.epsilons),
         threat_model={"norm": settings.threat_model.norm, "eps": settings.threat_model.eps},
-        attacks=[dataclasses.asdict(attack) for attack in settings.attacks],
+        attacks=[dataclasses.asdict(attack) for attack in (rounds or settings).attacks],
         protocol=settings.protocol,
         ignore_index=settings.ignore_index,
         num_samples=worst_right.shape[1],
@@ -63,6 +53,7 @@ def build_report(
         confidence_intervals=intervals,
         per_class=_per_class(lowest_iou, settings.epsilons, class_names),
         checks=[dataclasses.asdict(check) for check in checks],
+        convergence=rounds.described() if rounds else {},
         image_hashes=list(image_hashes),
         image_digest=combined_hash(image_hashes),
         passes=dict(zip(("forwards", "gradients"), map(sum, zip(*passes, strict=True)), strict=False)),

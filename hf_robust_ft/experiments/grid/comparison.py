@@ -153,9 +153,10 @@ def check_comparable(results: Sequence[MeasuredCell]) -> None:
     The number of points of eps and the number of images may differ between eps and between datasets, nothing else.
 
     Raises:
-        ValueError: several norms, splits, protocols, attacks, or numbers of images of one dataset; it says how to
-            separate.
+        ValueError: several tasks, norms, splits, protocols, attacks, or numbers of images of one dataset; it says how
+            to separate.
     """
+    _same("tasks", results, lambda each: type(each.report).__name__)
     _same("norms", results, lambda each: each.norm)
     _same("splits", results, split_of)
     _same("protocols", results, lambda each: each.protocol.rsplit(",", 1)[0])
@@ -163,8 +164,10 @@ def check_comparable(results: Sequence[MeasuredCell]) -> None:
         alike = [each for each in results if eps_of(each) == eps]
         _same(f"protocols at {format_eps(eps)}", alike, lambda each: each.protocol)
         _same(f"epsilons up to {format_eps(eps)}", alike, lambda each: ", ".join(map(format_eps, each.report.epsilons)))
-    for key in sorted({key for each in results for key in each.report.attack} - {"steps"}):  # those are in `protocol`
-        _same(f"settings of the attack ({key})", results, lambda each, key=key: str(each.report.attack.get(key)))
+    keys = {key for each in results for attack in each.attacks for key in attack} - {"steps"}  # those are in `protocol`
+    for key in sorted(keys):
+        told = f"settings of the attack ({key})"
+        _same(told, results, lambda each, key=key: ", ".join(str(attack.get(key)) for attack in each.attacks))
     for dataset in sorted({each.dataset for each in results}):
         alike = [each for each in results if each.dataset == dataset]
         _same(f"numbers of images of {dataset}", alike, lambda each: str(each.report.num_samples))

@@ -1,11 +1,12 @@
-"""What robustness costs: expected robustness over the passes of training, a point a setting, the best ones joined."""
+"""What robustness costs: the expected score over the passes of training, a point a setting, the best ones joined."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from hf_robust_ft.experiments.grid.panels import FRONT, Styles, budget_of, finish, make_panels, name_axes
+from hf_robust_ft.experiments.grid.panels import FRONT, budget_of, finish, make_panels, name_axes
+from hf_robust_ft.experiments.grid.plot_styles import Styles
 from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.grid.training_cost import in_forwards, pareto_front
 
@@ -35,5 +36,5 @@ def plot_frontier(results: Sequence[MeasuredCell], path: str | Path, *, styles: 
         front = [points[setting] for setting in pareto_front(points)]
         axes.plot(*zip(*front, strict=True), color="0.6", linewidth=1, label=FRONT, zorder=2)
         axes.set(ylim=(0, 100), xlim=(0, 1.05 * max(cost for cost, _ in points.values())))
-        name_axes(axes, "cost of training (thousand forward passes)", "expected robustness (%)")
+        name_axes(axes, "cost of training (thousand forward passes)", f"expected {results[0].measure.name} (%)")
     finish(figure, f"Robustness for its cost, trained for {budget_of(results)}", path)

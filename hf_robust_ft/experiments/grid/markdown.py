@@ -1,7 +1,9 @@
 """Figures as the cells of a Markdown table."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from hf_robust_ft.experiments.grid.measures import ACCURACY
 from hf_robust_ft.provenance.plain_text import table_cell
 
 NONE = "-"  # where there is no figure
@@ -12,6 +14,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int)
     """A Markdown table whose first columns hold text and whose others hold numbers."""
     rule = [":---" if column < text_columns else "---:" for column in range(len(head))]
     return "\n".join(f"| {' | '.join(map(table_cell, row))} |" for row in (head, rule, *rows))
+
+
+def of_score(summary: Mapping[str, Any]) -> str:
+    """What a heading adds where a task has several scores, ", mean IoU"; "" for accuracy."""
+    score = summary.get("score", ACCURACY.name)  # summaries of older versions name none
+    return "" if score == ACCURACY.name else f", {score}"
 
 
 def percent(share: float) -> str:

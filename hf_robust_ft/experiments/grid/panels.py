@@ -1,4 +1,4 @@
-"""What the pictures of a grid have in common: panels, looks of settings, axes, legends."""
+"""What the pictures of a grid have in common: panels, lines, axes, legends."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,26 +7,9 @@ import numpy as np
 
 from hf_robust_ft.experiments.grid.comparison import Configuration, ScoreTable, configuration_of, setting_rank
 from hf_robust_ft.experiments.grid.results import MeasuredCell
-from hf_robust_ft.reporting.plots import COLOURS, _save, plt
+from hf_robust_ft.reporting.plots import _save, open_frame, plt
 
-_LINES = ("-", "--", ":", "-.")  # for settings beyond the colours
-_MARKERS = ("o", "s", "^", "D")
-_HATCHES = ("", "///", "...", "xxx")
 PAPERS, NEVER, FRONT = LAST = ("the paper's", "never adapted", "best for the cost")  # at the end of legends
-Styles = Mapping[str, Mapping[str, str]]  # of `styles_of`
-
-
-def styles_of(results: Sequence[MeasuredCell]) -> dict[str, dict[str, str]]:
-    """The look of each setting, in the order of legends."""
-    return {
-        setting: {
-            "color": COLOURS[place % len(COLOURS)],
-            "linestyle": _LINES[place // len(COLOURS) % len(_LINES)],
-            "marker": _MARKERS[place // len(COLOURS) % len(_MARKERS)],
-            "hatch": _HATCHES[place // len(COLOURS) % len(_HATCHES)],
-        }
-        for place, setting in enumerate(ScoreTable.from_results(results).settings)
-    }
 
 
 def make_panels(results: Sequence[MeasuredCell], with_strip: bool = False) -> tuple[plt.Figure, list]:
@@ -40,7 +23,8 @@ def make_panels(results: Sequence[MeasuredCell], with_strip: bool = False) -> tu
     datasets = list(dict.fromkeys(sorted(each.dataset for each in table.configurations)))
     heights = (3, 1.2) if with_strip else (1,)
     single = len(models) * len(datasets) == 1
-    size = (7.4, 4.4) if single else (3.1 * len(datasets) + 1.6, (2.6 if not with_strip else 3.2) * len(models) + 0.7)
+    wide, high = max(3.1 * len(datasets) + 1.6, 6.4), (3.2 if with_strip else 2.6) * len(models) + 0.7
+    size = (7.4, 4.4) if single else (wide, high)
     figure, grid = plt.subplots(
         len(heights) * len(models),
         len(datasets),
@@ -103,7 +87,9 @@ def name_axes(axes, xlabel: str, ylabel: str, grid: str = "both") -> None:
     if axes.get_subplotspec().is_first_col():
         axes.set_ylabel(ylabel)
     if grid:
-        axes.grid(axis=grid, alpha=0.3)
+        open_frame(axes)
+    if grid == "y":
+        axes.grid(visible=False, axis="x")
 
 
 def finish(figure: plt.Figure, title: str, path: str | Path) -> None:
@@ -114,5 +100,5 @@ def finish(figure: plt.Figure, title: str, path: str | Path) -> None:
             entries.setdefault(label, handle)
     names = sorted(entries, key=lambda label: (label in LAST, setting_rank(label)))
     figure.suptitle(title)
-    figure.legend([entries[name] for name in names], names, frameon=False, loc="outside right upper")
+    figure.legend([entries[name] for name in names], names, frameon=False, loc="outside right center")
     _save(figure, path)

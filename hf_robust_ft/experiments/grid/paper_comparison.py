@@ -24,7 +24,7 @@ def paper_figure(norm: str, configuration: Configuration, setting: str) -> Score
 def is_measured_as_paper(result: MeasuredCell) -> bool:
     """Whether its first scores are measured as the paper's: Linf, APGD-10 (ce) at every 1/255, on the test split."""
     report = result.report
-    used = (result.norm, report.protocol, report.attack["loss"], result.first_steps, split_of(result))
+    used = (result.norm, report.protocol, result.attacks[0]["loss"], result.first_steps, split_of(result))
     points = round(255 * eps_of(result)) + 1
     return used == ("Linf", "paper", "ce", 10, "test") and len(report.epsilons) == points
 

@@ -1,9 +1,10 @@
-"""A grid in pictures: accuracy over eps, scores, training, the (T1, T2) ablation, delay, and robustness for its cost.
+"""A grid in pictures: score over eps, the three figures, training, the (T1, T2) ablation, delay, score for its cost.
 
 One picture an eps, a panel for each backbone (rows) and dataset (columns); a setting has the same colour in all.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +12,16 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from hf_robust_ft.attacks.threat_model import parse_eps
-from hf_robust_ft.experiments.grid.comparison import ScoreTable, configuration_of
+from hf_robust_ft.experiments.grid.comparison import (
+    ScoreTable,
+    configuration_of,
+)
 from hf_robust_ft.experiments.grid.frontier import plot_frontier
+from hf_robust_ft.experiments.grid.markdown import SHORT
+from hf_robust_ft.experiments.grid.measures import ACCURACY, MEASURES
 from hf_robust_ft.experiments.grid.panels import (
     NEVER,
     PAPERS,
-    Styles,
     budget_of,
     common_epochs,
     eps_unit,
@@ -24,35 +29,48 @@ from hf_robust_ft.experiments.grid.panels import (
     line_and_band,
     make_panels,
     name_axes,
-    styles_of,
 )
 from hf_robust_ft.experiments.grid.paper_comparison import is_measured_as_paper, paper_figure
+from hf_robust_ft.experiments.grid.plot_styles import Styles, styles_of
 from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.grid.settings import schedule_epochs
 from hf_robust_ft.experiments.paper.numbers import Scores
 from hf_robust_ft.provenance.validation_curves import ValidationCurve
 from hf_robust_ft.reporting.diagnosis_text import threshold_for
 from hf_robust_ft.reporting.drawing import drawn
-from hf_robust_ft.reporting.plots import _save, plt
-
-_SHORT = {"clean": "clean", "adversarial": "adv.", "expected": "expected"}
+from hf_robust_ft.reporting.plots import _save, plt, strip_of_eps
 
 
 def plot_grid(results: Sequence[MeasuredCell], folder: str | Path) -> list[Path]:
-    """Draw into `folder` every picture that the results allow; returns the paths of those that could be drawn."""
-    folder = Path(folder)
+    """Draw into `folder` every picture that the results allow; returns the paths of those that could be drawn.
+
+    Of a task with several measures each kind of picture is drawn for each, and named after it.
+    """
+    measures = MEASURES[type(results[0].report)] if results else ()
+    return [
+        path
+        for measure in measures
+        for path in _plot_by([replace(each, seen_by=measure) for each in results], Path(folder))
+    ]
+
+
+def _plot_by(results: Sequence[MeasuredCell], folder: Path) -> list[Path]:
     schedules = [each for each in results if not schedule_epochs(each.setting)]
     styles = styles_of(schedules)
     ablation = [each for each in results if schedule_epochs(each.setting)]
     observed = [each for each in schedules if each.validation.get("epochs")]
+    measure = results[0].measure
+    what = measure.name.lower().replace(" ", "_")
+    prefix = "" if measure is ACCURACY else f"{what}_"
     paths = []
     for kind, plot, chosen, how in (
-        ("accuracy_by_eps", plot_accuracy_by_eps, schedules, {"styles": styles}),
-        ("scores", plot_scores, schedules, {"styles": styles}),
-        ("training", plot_training_by_setting, observed, {"styles": styles}),
-        ("delay_and_accuracy", plot_delay_and_accuracy, observed, {"styles": styles}),
-        ("start_and_end", plot_start_and_end, ablation, {}),
-        ("frontier", plot_frontier, schedules if len(styles) > 1 else [], {"styles": styles}),
+        (f"{what}_by_eps", plot_accuracy_by_eps, schedules, {"styles": styles}),
+        (f"{prefix}scores", plot_scores, schedules, {"styles": styles}),
+        (f"{prefix}training", plot_training_by_setting, observed, {"styles": styles}),
+        # Most pixels are background, which every segmenter finds at once.
+        ("delay_and_accuracy", plot_delay_and_accuracy, observed if measure is ACCURACY else [], {"styles": styles}),
+        (f"{prefix}start_and_end", plot_start_and_end, ablation, {}),
+        (f"{prefix}frontier", plot_frontier, schedules if len(styles) > 1 else [], {"styles": styles}),
     ):
         for eps in sorted({configuration_of(each).eps for each in chosen}, key=parse_eps):
             path = folder / f"{kind}_{eps.replace('/', '_')}.png"
@@ -63,22 +81,22 @@ def plot_grid(results: Sequence[MeasuredCell], folder: str | Path) -> list[Path]
 
 
 def plot_accuracy_by_eps(results: Sequence[MeasuredCell], path: str | Path, *, styles: Styles) -> None:
-    """Accuracy under attack over its budget: the mean over seeds, and a band from the lowest to the highest seed."""
+    """The score under attack over its budget: the mean over seeds, and a band from the lowest to the highest seed."""
     figure, panels = make_panels(results)
     unit, unit_name = eps_unit(results[0])
     for _, axes, by_setting in panels:
         for setting, seeds in by_setting.items():
             x = [unit * eps for eps in seeds[0].report.epsilons]
-            y = 100 * np.array([each.report.accuracies for each in seeds])
+            y = 100 * np.array([each.curve for each in seeds])
             line_and_band(axes, x, y, styles[setting], setting, marker="o", markersize=3)
         axes.set(ylim=(0, 100), xlim=(0, unit * results[0].report.epsilons[-1]))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=results[0].norm == "Linf"))
-        name_axes(axes, f"{results[0].norm} budget eps{unit_name}", "accuracy (%)")
+        name_axes(axes, f"{results[0].norm} budget eps{unit_name}", f"{results[0].measure.name} (%)")
     finish(figure, f"Trained for {budget_of(results)}, attacked up to it", path)
 
 
 def plot_scores(results: Sequence[MeasuredCell], path: str | Path, *, styles: Styles) -> None:
-    """Clean, adversarial and expected accuracy as bars, with the standard deviation over seeds.
+    """Clean, adversarial and expected score as bars, with the standard deviation over seeds.
 
     A black line is what the paper prints for that backbone, dataset and setting, where it was measured as ours was.
     """
@@ -107,20 +125,21 @@ def plot_scores(results: Sequence[MeasuredCell], path: str | Path, *, styles: St
             paper = paper_figure(results[0].norm, configuration, setting) if comparable else None
             if paper:
                 axes.hlines(100 * np.array(paper), x - width / 2, x + width / 2, color="black", label=PAPERS)
-        axes.set_xticks(range(3), _SHORT.values())
+        axes.set_xticks(range(3), SHORT.values())
         axes.set_ylim(0, 100)
         axes.set_axisbelow(True)
-        name_axes(axes, "", "accuracy (%)", grid="y")
+        name_axes(axes, "", f"{results[0].measure.name} (%)", grid="y")
     finish(figure, f"Scores at {budget_of(results)}", path)
 
 
 def plot_training_by_setting(results: Sequence[MeasuredCell], path: str | Path, *, styles: Styles) -> None:
-    """Clean validation accuracy over the budget eps of training, by epoch; means over seeds with their range."""
+    """Clean validation score over the budget eps of training, by epoch; means over seeds with their range."""
     figure, panels = make_panels(results, with_strip=True)
+    measure = results[0].measure
     unit, unit_name = eps_unit(results[0])
     for _, (top, bottom), by_setting in panels:
         for setting, seeds in by_setting.items():
-            epochs, accuracies = common_epochs(seeds, "accuracies")
+            epochs, accuracies = common_epochs(seeds, measure.curve)
             line_and_band(top, epochs, 100 * accuracies, styles[setting], setting)
             epochs, budget = common_epochs(seeds, "eps")
             if len(epochs):
@@ -128,12 +147,11 @@ def plot_training_by_setting(results: Sequence[MeasuredCell], path: str | Path, 
                 x, y = [0, *epochs], unit * budget.mean(0)
                 bottom.step(x, [y[0], *y], where="pre", color=styles[setting]["color"], ls=styles[setting]["linestyle"])
         top.set_ylim(0, 100)
-        bottom.set_ylim(bottom=-0.04 * bottom.get_ylim()[1])  # so that a line at 0 is seen
+        strip_of_eps(bottom, results[0].norm)
         bottom.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        bottom.yaxis.set_major_locator(MaxNLocator(3, integer=results[0].norm == "Linf"))
-        name_axes(top, "", "accuracy (%)")
+        name_axes(top, "", f"{measure.name} (%)")
         name_axes(bottom, "epoch", f"eps{unit_name}")
-    finish(figure, f"Validation accuracy in training for {budget_of(results)}", path)
+    finish(figure, f"Validation {measure.name} in training for {budget_of(results)}", path)
 
 
 def plot_start_and_end(results: Sequence[MeasuredCell], path: str | Path) -> None:
@@ -157,7 +175,7 @@ def plot_start_and_end(results: Sequence[MeasuredCell], path: str | Path) -> Non
                     axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour)
             axes.set_xticks(range(len(ends)), [f"{end:g}" for end in ends])
             axes.set_yticks(range(len(starts)), [f"{start:g}" for start in starts])
-            axes.set_title(f"{configuration.model}, {configuration.dataset}: {_SHORT[score]} (%)", fontsize="medium")
+            axes.set_title(f"{configuration.model}, {configuration.dataset}: {SHORT[score]} (%)", fontsize="medium")
             name_axes(axes, "T2", "T1", grid="")
     figure.suptitle(f"T1 and T2 in epochs of 50, {budget_of(results)}")
     _save(figure, path)

@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from hf_robust_ft.attacks.losses import measuring_loss
+from hf_robust_ft.evaluation.segmentation.protocols import SEGMENTATION_PROTOCOLS
 from hf_robust_ft.experiments.grid.arguments import SET_BY_GRID, GridArguments, read_grid, shipped_grids
-from hf_robust_ft.experiments.grid.cells import Grid, Job
+from hf_robust_ft.experiments.grid.cells import CellArguments, Grid, Job
+from hf_robust_ft.experiments.grid.measures import ACCURACY
 from hf_robust_ft.experiments.grid.planning import GridPlan, plan_grid
 from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.grid.run_cell import refuse_changes
 from hf_robust_ft.experiments.grid.runners import RUN
 from hf_robust_ft.experiments.planning import PlanArguments
 from hf_robust_ft.provenance.affects import MEASUREMENT, arguments
+from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.runs.arguments import DataArguments
 from hf_robust_ft.runs.command_parser import wants_all
 from hf_robust_ft.runs.option_help import show_essentials
 from hf_robust_ft.runs.options import BASE_RECIPE
 from hf_robust_ft.runs.recipes import build_parser
+from hf_robust_ft.runs.task_arguments import SEGMENTATION
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 
 # What is measured depends on these, which the grid does not set: the same in all cells, or in all of a dataset.
@@ -98,6 +102,7 @@ def reproduce(
         raise ValueError(f"No cell matches --only {' '.join(options.only)}. The first one is {every[0].cell.name}.")
     parsed = [job.parse() for job in jobs]
     configurations = [job.configuration(arguments) for job, arguments in zip(jobs, parsed, strict=True)]
+    _check_protocol(jobs, parsed)
     _check_measured_alike(jobs, configurations)
     for job, configuration in zip(jobs, configurations, strict=True):
         refuse_changes(job, configuration)
@@ -123,6 +128,14 @@ def _told_steps(args: AdversarialTrainingArguments, protocol: str) -> str:
         f"--attack_steps {args.attack_steps} is of the training attack. Cells are measured by protocol {protocol}, its "
         f"steps --eval_attack_steps: {args.eval_attack_steps}."
     )
+
+
+def _check_protocol(jobs: Sequence[Job], parsed: Sequence[CellArguments]) -> None:
+    """Raise a ValueError for a protocol that masks do not have, before any of them is trained on."""
+    kinds = {(each.model.model, each.data.dataset): each for each in parsed}
+    for (model, dataset), each in kinds.items():
+        if each.data.settle_task(model, dataset, each.model.model_revision) == SEGMENTATION:
+            check_choice("protocol", jobs[0].measurement.protocol, SEGMENTATION_PROTOCOLS, "protocols")
 
 
 def _check_measured_alike(jobs: Sequence[Job], configurations: Sequence[dict[str, Any]]) -> None:
@@ -158,10 +171,10 @@ def _run(jobs: Sequence[Job], options: GridArguments) -> dict[str, str]:
 def _line(result: MeasuredCell | None, reason: str | None) -> str:
     if result is None:
         return f"no result: {reason}"
-    report = result.report
+    scores, what = result.scores, "" if result.measure is ACCURACY else f"{result.measure.name} "
     return (
-        f"clean {report.clean_accuracy:.1%}, adversarial {report.adversarial_accuracy:.1%}, expected "
-        f"{report.expected_robustness:.1%} ({sum(result.seconds.values()):.0f} s)"
+        f"{what}clean {scores.clean:.1%}, adversarial {scores.adversarial:.1%}, expected {scores.expected:.1%} "
+        f"({sum(result.seconds.values()):.0f} s)"
     )
 
 

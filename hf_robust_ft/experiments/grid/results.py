@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_robust_ft.evaluation.convergence_text import first_round
-from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.experiments.grid.cells import Cell
+from hf_robust_ft.experiments.grid.measures import MEASURES, Measure, attacks_of
 from hf_robust_ft.experiments.paper.numbers import Scores
 from hf_robust_ft.provenance.atomic import write_whole
+from hf_robust_ft.reporting.report_files import Report, report_of
 
 
 @dataclass(frozen=True)
@@ -19,18 +20,36 @@ class MeasuredCell(Cell):
 
     Args:
         report: what was measured on the held-out split at eps, whatever eps training saw.
-        validation: by epoch: `epochs`, clean `accuracies`, and `eps`, the budget of training (pixel units of [0, 1]).
+        validation: by epoch: `epochs`, the clean score of each measure under its curve's name (`accuracies`), and
+            `eps`, the budget of training (pixel units of [0, 1]).
         passes: images that passed through the model, by kind: `training` (gradient of the weights), `attack`
             (gradient of the pixels), `forward`; of training, without the evaluation. Counted as `PassCounter` does.
         seconds: wall time of `training` and `evaluation`.
         configuration: every setting that the figures depend on.
+        seen_by: the measure that the scores are of, where the task has several; None for its first. It is not stored.
     """
 
-    report: RobustnessReport
+    report: Report
     validation: dict[str, list[float]]
     passes: dict[str, float]
     seconds: dict[str, float]
     configuration: dict[str, Any] = field(default_factory=dict)
+    seen_by: Measure | None = field(default=None, compare=False)
+
+    @property
+    def measure(self) -> Measure:
+        """What the scores are of."""
+        return self.seen_by or MEASURES[type(self.report)][0]
+
+    @property
+    def curve(self) -> list[float]:
+        """The measure at each eps of the grid."""
+        return getattr(self.report, self.measure.curve)
+
+    @property
+    def attacks(self) -> list[dict[str, Any]]:
+        """The settings of the attacks that it was measured by."""
+        return attacks_of(self.report)
 
     @property
     def protocol(self) -> str:
@@ -38,34 +57,37 @@ class MeasuredCell(Cell):
 
         E.g. "paper, APGD-10 (ce), 5 points".
         """
-        attack, report = self.report.attack, self.report
-        steps = f"auto up to {report.convergence['limit']}" if report.convergence else attack["steps"]
-        return f"{report.protocol}, APGD-{steps} ({attack['loss']}), {len(report.epsilons)} points"
+        report, losses = self.report, ", ".join(attack["loss"] for attack in self.attacks)
+        steps = f"auto up to {report.convergence['limit']}" if report.convergence else self.attacks[0]["steps"]
+        return f"{report.protocol}, APGD-{steps} ({losses}), {len(report.epsilons)} points"
 
     @property
     def scores(self) -> Scores:
         """What is reported: with `attack_steps="auto"` the converged figures."""
-        return Scores(self.report.clean_accuracy, self.report.adversarial_accuracy, self.report.expected_robustness)
+        measure = self.measure
+        return Scores(*(getattr(self.report, name) for name in (measure.clean, measure.adversarial, measure.expected)))
 
     @property
     def first_steps(self) -> int:
         """Attack steps of the figures that may stand beside the paper's."""
         first = first_round(self.report.convergence)
-        return first["steps"] if first else self.report.attack["steps"]
+        return first["steps"] if first else self.attacks[0]["steps"]
 
     @property
     def first_scores(self) -> Scores:
         """The scores after `first_steps`; those reported, where the steps were fixed."""
         first = first_round(self.report.convergence)
         return (
-            self.scores._replace(adversarial=first["adversarial_accuracy"], expected=first["expected_robustness"])
+            self.scores._replace(adversarial=first[self.measure.adversarial], expected=first[self.measure.expected])
             if first
             else self.scores
         )
 
     def to_json(self, path: str | Path) -> None:
         """Write it whole or not at all: a run that is killed here leaves no half a file."""
-        write_whole(path, json.dumps(dataclasses.asdict(self) | {"report": self.report.to_dict()}, indent=1) + "\n")
+        content = dataclasses.asdict(self) | {"report": self.report.to_dict()}
+        del content["seen_by"]
+        write_whole(path, json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def from_json(cls, path: str | Path) -> "MeasuredCell":
@@ -77,10 +99,10 @@ class MeasuredCell(Cell):
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             # Cells of a grid file once kept its seeds as text.
-            known = {"report": RobustnessReport(**content["report"]), "seed": int(content["seed"])}
+            known = {"report": report_of(content["report"]), "seed": int(content["seed"])}
             result = cls(**{**content, **known})
-            if not {"epochs", "accuracies", "eps"} <= set(result.validation):
-                raise ValueError("validation lacks epochs, accuracies or eps")
+            if not {"epochs", result.measure.curve, "eps"} <= set(result.validation):
+                raise ValueError(f"validation lacks epochs, {result.measure.curve} or eps")
             return result
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(

@@ -16,19 +16,20 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 from transformers.trainer_utils import set_seed
 
-from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.evaluation.evaluate import evaluate_robustness
-from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.evaluation.segmentation.evaluate import evaluate_segmentation
 from hf_robust_ft.experiments.grid.cells import CellArguments, Job
+from hf_robust_ft.experiments.grid.measures import MEASURES
 from hf_robust_ft.experiments.grid.pass_counter import PassCounter
 from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.provenance.affects import unsaid
 from hf_robust_ft.provenance.atomic import write_whole
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.provenance.record import differences, environment_facts
-from hf_robust_ft.runs.arguments import at_most
+from hf_robust_ft.reporting.report_files import Report
 from hf_robust_ft.runs.fine_tune import PreparedRun, build_trainer, prepare_run, probe_first
 from hf_robust_ft.runs.recipes import RUN_ARGUMENTS
+from hf_robust_ft.runs.task_arguments import SEGMENTATION
 from hf_robust_ft.training.base.checkpoints import STATE, newest_complete
 from hf_robust_ft.training.probed_head import ProbedHead, probe_folder
 from hf_robust_ft.training.trainer import AdversarialTrainer
@@ -58,7 +59,6 @@ def run_cell(job: Job, *, keeps_checkpoint: bool = False) -> MeasuredCell:
         configuration = job.configuration(arguments)
         _check_begun(job, configuration, is_main)
         set_seed(arguments.training.seed)
-        arguments.data.refuse_segmentation("reproduce", arguments.model.model, arguments.data.dataset)
         prepared = prepare_run(*arguments)
         trainer, counter = _train(job, arguments, prepared)
         before = time.monotonic()
@@ -66,7 +66,7 @@ def run_cell(job: Job, *, keeps_checkpoint: bool = False) -> MeasuredCell:
         result = MeasuredCell(
             **vars(job.cell),
             report=report,
-            validation=_validation(trainer.state.log_history),
+            validation=_validation(trainer.state.log_history, report),
             passes=counter.passes,
             seconds={"training": round(counter.seconds, 1), "evaluation": round(time.monotonic() - before, 1)},
             configuration=configuration,
@@ -194,21 +194,22 @@ def _go_on(counter: PassCounter, folder: Path) -> None:
     counter.go_on_from(state["stateful_callbacks"])
 
 
-def _measure(
-    job: Job, arguments: CellArguments, prepared: PreparedRun, trainer: AdversarialTrainer
-) -> RobustnessReport:
-    args, how = arguments.training, job.measurement
+def _measure(job: Job, arguments: CellArguments, prepared: PreparedRun, trainer: AdversarialTrainer) -> Report:
+    args, how, task = arguments.training, job.measurement, prepared.task
     images = prepared.splits[how.split]
     if how.split == "validation":
-        images = at_most(images, arguments.data.max_eval_samples, arguments.data.split_seed, "max_eval_samples")
-    report = evaluate_robustness(
+        images = task.at_most(images, arguments.data.max_eval_samples, arguments.data.split_seed, "max_eval_samples")
+    measured, own = evaluate_robustness, {"attack": args.eval_attack, "attack_steps": args.eval_attack_steps}
+    if task.name == SEGMENTATION:
+        measured = evaluate_segmentation
+        own = own if how.protocol == "paper" else {}  # the others have attacks and steps of their own
+        own |= {"ignore_index": prepared.known.label_for_ignored}
+    report = measured(
         trainer.model,
-        with_pixel_values(images, prepared.processor),
+        task.inputs(images, prepared.processor, prepared.known, "none", False),
         threat_model=args.threat_model,
         pixel_space=trainer.pixel_space,
         epsilons=args.evaluation_grid,
-        attack=args.eval_attack,
-        attack_steps=args.eval_attack_steps,
         attack_steps_limit=args.eval_attack_steps_limit,
         protocol=how.protocol,
         checks=how.checks,
@@ -218,17 +219,16 @@ def _measure(
         results_dir=job.work / "evaluation",
         class_names=class_names(trainer.model.config),
         progress=not args.disable_tqdm,
+        **own,
     )
     training, head = trainer.described_training(), ProbedHead.in_folder(probe_folder(job.work))
     facts = {**prepared.facts, **environment_facts(), "probe": None if head is None else head.facts}
     return report.with_metadata(**facts, split=how.split, training=training)
 
 
-def _validation(log_history: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Clean validation accuracy by epoch, and the training eps at that time."""
-    entries = {entry["epoch"]: entry for entry in log_history if "eval_clean_accuracy" in entry}
-    return {
-        "epochs": list(entries),
-        "accuracies": [entry["eval_clean_accuracy"] for entry in entries.values()],
-        "eps": [entry["eps"] for entry in entries.values()],
-    }
+def _validation(log_history: list[dict[str, Any]], report: Report) -> dict[str, list[float]]:
+    """Clean scores on validation images by epoch, and the training eps at that time."""
+    measures = MEASURES[type(report)]
+    entries = {entry["epoch"]: entry for entry in log_history if f"eval_{measures[0].clean}" in entry}
+    scores = {each.curve: [entry[f"eval_{each.clean}"] for entry in entries.values()] for each in measures}
+    return {"epochs": list(entries), **scores, "eps": [entry["eps"] for entry in entries.values()]}

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hf_robust_ft.experiments.grid.markdown import NONE, SHORT, percent, points, table
+from hf_robust_ft.experiments.grid.markdown import NONE, SHORT, of_score, percent, points, table
 from hf_robust_ft.experiments.grid.settings import schedule_epochs
 from hf_robust_ft.experiments.paper.numbers import Scores
 
@@ -26,7 +26,8 @@ def score_tables(summary: Mapping[str, Any]) -> list[str]:
             groups = [main, others] if any(each["setting"] not in MAIN_SETTINGS for each in cells) else [main]
         for chosen in filter(None, groups):
             settings = ", ".join(dict.fromkeys(each["setting"] for each in chosen))
-            parts += [f"## {summary['norm']} {eps}: {settings}", _score_table(chosen), _caption(summary, eps, chosen)]
+            title = f"## {summary['norm']} {eps}: {settings}{of_score(summary)}"
+            parts += [title, _score_table(chosen), _caption(summary, eps, chosen)]
     return parts
 
 
@@ -56,7 +57,7 @@ def ablation_tables(summary: Mapping[str, Any]) -> list[str]:
             rows += _rows_of_figures([f"{start:g}", f"{end:g}"], [found.get((setting, eps)) for eps in epsilons])
         scores = [f"{eps} {short}" for eps in epsilons for short in SHORT.values()]
         parts += [
-            f"## T1 and T2, {model} on {dataset}",
+            f"## T1 and T2, {model} on {dataset}{of_score(summary)}",
             table(["T1", "T2", "seeds", "", *scores], rows, text_columns=4),
             "T1 and T2 in epochs of 50, whatever the length of training. "
             + " ".join(_caption(summary, eps, [each for each in chosen if each["eps"] == eps]) for eps in epsilons),

@@ -17,6 +17,7 @@ from hf_robust_ft.experiments.grid.comparison import (
     t_test_over_configurations,
     t_test_over_seeds,
 )
+from hf_robust_ft.experiments.grid.measures import ACCURACY, MEASURES
 from hf_robust_ft.experiments.grid.paper_comparison import is_measured_as_paper, paper_figure, trained_otherwise
 from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.grid.settings import schedule_epochs
@@ -28,7 +29,9 @@ ALL_EPS = "all"
 
 
 def summarise(results: Sequence[MeasuredCell], failed: Mapping[str, str]) -> dict[str, Any]:
-    """Count, average and compare. Accuracies are shares in [0, 1], and so are differences.
+    """Count, average and compare. Scores are shares in [0, 1], and so are differences.
+
+    All of it is of the task's first measure, `score`; of what else it has, `others` holds the same.
 
     Args:
         results: of one norm, protocol and number of images a dataset.
@@ -44,7 +47,9 @@ def summarise(results: Sequence[MeasuredCell], failed: Mapping[str, str]) -> dic
     runs: dict[tuple[Configuration, str], list[MeasuredCell]] = {}
     for each in results:
         runs.setdefault((configuration_of(each), each.setting), []).append(each)
+    others = MEASURES[type(results[0].report)][1:] if results and results[0].seen_by is None else ()
     return {
+        "score": results[0].measure.name if results else ACCURACY.name,
         "norm": norm,
         "split": split_of(results[0]) if results else None,
         "protocols": protocols,
@@ -65,10 +70,11 @@ def summarise(results: Sequence[MeasuredCell], failed: Mapping[str, str]) -> dic
         ],
         "failed": dict(failed),
         "wins": [row for compared in _comparisons(table) for row in _wins(table, *compared)],
-        "papers_wins": _papers_wins(table, norm),
+        "papers_wins": _papers_wins(table, norm) if results and results[0].measure is ACCURACY else [],
         "t_tests": [row for compared in _comparisons(table) for row in _t_tests(table, *compared)],
         "means": _means(table),
         "costs": _costs(results),
+        "others": [summarise([dataclasses.replace(each, seen_by=other) for each in results], {}) for other in others],
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_robust_ft.experiments.grid.markdown import NONE, SHORT, percent, points, table
+from hf_robust_ft.experiments.grid.markdown import NONE, SHORT, of_score, percent, points, table
 from hf_robust_ft.experiments.grid.plots import plot_grid
 from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.grid.score_tables import ablation_tables, score_tables
@@ -57,8 +57,11 @@ def render_tables(summary: Mapping[str, Any], pictures: Sequence[str] = ()) -> s
         parts += _introduction(summary)
     parts += _failures(summary)
     if summary["cells"]:
-        parts += [*score_tables(summary), *ablation_tables(summary)]
-        parts += [*_win_table(summary), *_t_test_tables(summary), *_mean_tables(summary), *_cost_table(summary)]
+        by_score = [summary, *summary.get("others", ())]
+        parts += [part for each in by_score for part in (*score_tables(each), *ablation_tables(each))]
+        for each in by_score:
+            parts += [*_win_table(each), *_t_test_tables(each), *_mean_tables(each)]
+        parts += _cost_table(summary)
     if pictures:
         parts += ["## Pictures", *(f"![{_alt_text(name)}]({name})" for name in pictures)]
     return "\n\n".join(parts) + "\n"
@@ -67,8 +70,8 @@ def render_tables(summary: Mapping[str, Any], pictures: Sequence[str] = ()) -> s
 def _introduction(summary: Mapping[str, Any]) -> list[str]:
     images = ", ".join(f"{dataset} {count}" for dataset, count in summary["images"].items())
     lines = [
-        "All accuracies in percent, on held-out images, as mean ± standard deviation over seeds where there are "
-        f"several; differences in points. Images: {images}."
+        f"{_scores_told(summary)} in percent, on held-out images, as mean ± standard deviation over seeds where there "
+        f"are several; differences in points. Images: {images}."
     ]
     if told := summary.get("reliability"):
         lines.append(told)
@@ -76,6 +79,11 @@ def _introduction(summary: Mapping[str, Any]) -> list[str]:
         lines.append("Cells that have no result (every comparison uses what both sides have):")
         lines.append(_missing(summary["missing"]))
     return lines
+
+
+def _scores_told(summary: Mapping[str, Any]) -> str:
+    others = [each["score"] for each in summary.get("others", ())]
+    return " and ".join([summary["score"][0].upper() + summary["score"][1:], *others]) if others else "All accuracies"
 
 
 def _missing(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -110,7 +118,7 @@ def _win_table(summary: Mapping[str, Any]) -> list[str]:
         for each in listed
     ]  # fmt: skip
     return [
-        "## Wins",
+        f"## Wins{of_score(summary)}",
         table(["setting", "over", "eps", "configurations", *SHORT.values()], rows, text_columns=3),
         "In how many configurations (backbone, dataset, eps) the setting's mean over seeds is higher than the other's, "
         "and in how many it is equal; of converged figures where there are any.",
@@ -147,7 +155,7 @@ def _t_test_tables(summary: Mapping[str, Any]) -> list[str]:
         "Mean difference in points (t, two-sided p); p is not corrected for the number of tests. Configurations that "
         "share a backbone or a dataset are not independent, and all seeds share the held-out images."
     )
-    return ["## Paired t-tests", note, *parts]
+    return [f"## Paired t-tests{of_score(summary)}", note, *parts]
 
 
 def _tested(test: Mapping[str, Any]) -> str:
@@ -178,7 +186,7 @@ def _mean_tables(summary: Mapping[str, Any]) -> list[str]:
         "Means over configurations, over all and by backbone and dataset where there are several. The difference is "
         "taken over the configurations that have both settings."
     )
-    return ["## Means", note, *parts] if parts else []
+    return [f"## Means{of_score(summary)}", note, *parts] if parts else []
 
 
 def _cost_table(summary: Mapping[str, Any]) -> list[str]:

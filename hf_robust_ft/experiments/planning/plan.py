@@ -109,7 +109,7 @@ class Plan:
             f"{'Passes, in images':<54}{'forward':>14} {'input gradient':>15} {'training step':>14} {'PFLOPs':>10} "
             f"{'GPU hours':>10}",
             *(self._row(phase) for phase in self.phases),
-            f"  {'together':<98} {self.flops() / 1e15:>10.3g} {self.hours(self.flops()):>10.3g}",
+            f"  {'together':<98} {self.flops() / 1e15:>10.3g} {hours_text(self.hours(self.flops())):>10}",
             "",
             f"GFLOPs an image: forward {per_image['forward']:.2f}, input gradient {per_image['input_gradient']:.2f}, "
             f"training step {per_image['training']:.2f}.",
@@ -123,7 +123,16 @@ class Plan:
         counts = f"{phase.forward:>14,} {phase.input_gradient:>15,} {phase.training:>14,}"
         name = phase.name + (", at most" if phase.at_most else "")
         flops = self.flops(phase)
-        return f"  {name:<52} {counts} {flops / 1e15:>10.3g} {self.hours(flops):>10.3g}"
+        return f"  {name:<52} {counts} {flops / 1e15:>10.3g} {hours_text(self.hours(flops)):>10}"
+
+
+def hours_text(hours: float) -> str:
+    """GPU hours as a table has them.
+
+    >>> hours_text(4.01e-06), hours_text(0.0), hours_text(12.345)
+    ('<0.01', '0', '12.3')
+    """
+    return "<0.01" if 0 < hours < 0.01 else f"{hours:.3g}"
 
 
 def plan_run(

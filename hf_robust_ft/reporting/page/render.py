@@ -11,7 +11,7 @@ from PIL import Image
 from hf_robust_ft.attacks.threat_model import format_eps, readable_eps
 from hf_robust_ft.evaluation.confidence_intervals import interval_method
 from hf_robust_ft.evaluation.protocols import PROTOCOLS
-from hf_robust_ft.evaluation.reliability import reliability_sentence
+from hf_robust_ft.evaluation.reliability import OK, reliability_sentence
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.reporting.comparability import Setting
 from hf_robust_ft.reporting.consistency import check_consistent
@@ -42,9 +42,11 @@ def render_page(runs: Sequence[Run], title: str = "Robustness report") -> str:
     shown = [_describe(run, index) for index, run in enumerate(runs)]
     return render_template(
         "page.html",
-        [figures.get_plotlyjs(), read_asset("page.js")],
+        [read_asset("page.js")],
+        [figures.get_plotlyjs()],
         title=title,
         runs=shown,
+        findings=_findings(shown),
         groups=[_norm_group(norm, shown) for norm in _distinct(run["setting"].norm for run in shown)],
         class_groups=_class_groups(shown),
         examples=[_examples_of(run.name, run.examples) for run in runs if run.examples],
@@ -80,6 +82,17 @@ def _describe(run: Run, index: int) -> figures.Shown:
         "timeline_table": _timeline_table(run),
         "class_table": _class_table(report),
     }
+
+
+def _findings(shown: Sequence[figures.Shown]) -> list[dict[str, Any]]:
+    """The verdicts and how far they hold, each sentence once with the runs it is true of."""
+    told: dict[tuple[str, bool], list[str]] = {}
+    for run in shown:
+        if run["verdict"] and not run["verdict"].is_robust:
+            told.setdefault((run["verdict"].sentence, False), []).append(run["name"])
+        reliability = run["reliability"]
+        told.setdefault((reliability["sentence"], reliability["verdict"] == OK), []).append(run["name"])
+    return [{"runs": names, "sentence": sentence, "passed": passed} for (sentence, passed), names in told.items()]
 
 
 def _norm_group(norm: str, shown: Sequence[figures.Shown]) -> dict[str, Any]:

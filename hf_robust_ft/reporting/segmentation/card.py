@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.reliability import is_reliable, reliability_sentence, short_verdict
+from hf_robust_ft.evaluation.segmentation.convergence import segmentation_convergence_sentence
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.provenance.plain_text import markdown, one_line
 from hf_robust_ft.reporting.card_sections import BEGIN, END
@@ -77,6 +78,7 @@ def render_segmentation_card(report: SegmentationReport, pictures: Sequence[str]
         eps=eps,
         threat=THREATS[norm].format(eps=eps).replace("\n", " "),
         attack=attack_of(report),
+        convergence_text=segmentation_convergence_sentence(report.convergence),
         dataset=dataset,
         intervals=report.confidence_intervals,
         pictures=[picture for picture in pictures if not picture.startswith(f"{EXAMPLES}/")],
@@ -93,6 +95,8 @@ def render_segmentation_card(report: SegmentationReport, pictures: Sequence[str]
 def attack_of(report: SegmentationReport) -> str:
     """The attack in a few words, "APGD-PIXEL-CE-20"; of several, the protocol's name says which."""
     steps = " and ".join(map(str, sorted({attack["steps"] for attack in report.attacks})))
+    if report.convergence:  # how many steps it took is the model's
+        steps = f"auto (at most {report.convergence['limit']})"
     losses = [str(attack["loss"]).upper().replace("_", "-") for attack in report.attacks]
     if len(losses) > 1:
         return f"the worst case of APGD-{steps} on {', '.join(losses)}"

@@ -4,6 +4,7 @@ import shlex
 from typing import Any
 
 from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
+from hf_robust_ft.evaluation.convergence import AUTO, STEPS_LIMIT
 from hf_robust_ft.evaluation.protocols import resolve_epsilons
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.reporting.commands import DEFAULT_SPLITTING
@@ -29,7 +30,8 @@ def evaluate_segmentation_command(report: SegmentationReport, model: str, **more
         "split": facts.get("split") if facts.get("split") != "test" else None,
         "norm": threat_model.norm,
         "eps": format_eps(threat_model.eps),
-        "attack_steps": attack["steps"],
+        "attack_steps": AUTO if report.convergence else attack["steps"],
+        "attack_steps_limit": limit if (limit := report.convergence.get("limit", STEPS_LIMIT)) != STEPS_LIMIT else None,
         "attack_loss": attack["loss"] if not by_protocol and attack["loss"] != "pixel_ce" else None,
         "protocol": report.protocol if by_protocol else None,
     }

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.reliability import is_reliable
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
-from hf_robust_ft.reporting.plots import COLOURS
+from hf_robust_ft.reporting.plots import COLOURS, open_frame
 
 
 def plot_segmentation_curves(reports: Mapping[str, SegmentationReport], path: str | Path) -> None:
@@ -38,7 +38,7 @@ def plot_segmentation_curves(reports: Mapping[str, SegmentationReport], path: st
         title=f"Robustness up to {first.threat_model['norm']} {format_eps(first.epsilons[-1])}, "
         f"{first.num_samples} images",
     )
-    axes.grid(alpha=0.3)
+    open_frame(axes)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150, metadata={"Software": None})
     plt.close(figure)

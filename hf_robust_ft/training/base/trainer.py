@@ -80,6 +80,11 @@ class BaseTrainer(SelectingTrainer):
     def describe_position(self) -> str:
         return f"{super().describe_position()} (eps {readable_eps(self.current_eps, self.args.norm)})"
 
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As `PublishingTrainer.push_to_hub`; a ValueError where the task's models are not published yet."""
+        self.task.check_publishing()
+        return super().push_to_hub(*args, **kwargs)
+
     # ---- Training ----------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):

@@ -201,6 +201,26 @@ def test_a_segmenter_that_hides_its_gradients_is_doubtful(trick, reason):
     assert report.reliability["verdict"] == "doubtful" and reason in failed, report.check_lines()
 
 
+def test_auto_doubles_steps_until_both_scores_stand_still(tmp_path):
+    auto = measure(attack_steps="auto", checks=True, results_dir=tmp_path)
+    rounds = auto.convergence["rounds"]
+    assert auto.convergence["settled"] and [each["steps"] for each in rounds] == [10, 20]
+    paper = measure()
+    assert [rounds[0][name] for name in ("mean_ious", "pixel_accuracies")] == [paper.mean_ious, paper.pixel_accuracies]
+    assert rounds[1]["mean_ious"] == auto.mean_ious and (np.array(auto.mean_ious) <= paper.mean_ious).all()
+    assert auto.attacks[0]["steps"] == 20 and auto.passes["gradients"] == 3 * paper.passes["gradients"]
+    assert "at most" in auto.check_lines() and "settled, at 20" in str(auto)
+    assert measure(attack_steps="auto", checks=True, results_dir=tmp_path) == auto, "every round is kept"
+
+
+def test_scores_that_do_not_stand_still_within_the_limit_are_doubtful(monkeypatch):
+    monkeypatch.setattr("hf_robust_ft.evaluation.segmentation.convergence.SETTLED", 0.0)
+    report = measure(attack_steps="auto", attack_steps_limit=10, checks=True)
+    assert not report.convergence["settled"] and len(report.convergence["rounds"]) == 1
+    assert [each for each in report.reliability["reasons"] if each.startswith("converged: ")]
+    assert "without the scores settling: they are too high" in str(report)
+
+
 def test_without_checks_a_report_is_doubtful():
     assert measure().reliability["reasons"] == ["not_checked: no trust checks were run"]
 
@@ -215,8 +235,9 @@ def edited(**changes):
         ({"protocol": "exact"}, "Valid: paper, reliable|paper, reliable"),
         ({"attack": APGD(loss="ce")}, "Valid for segmentation: pixel_ce"),
         ({"attack": APGD(loss="pixel_ce"), "protocol": "reliable"}, "brings its own attacks"),
-        ({"attack_steps": "auto"}, "no 'auto'"),
+        ({"attack_steps": "many"}, "or 'auto'"),
         ({"attack_steps": 0}, "at least 1"),
+        ({"attack_steps": "auto", "attack_steps_limit": 5}, "attack_steps_limit"),
         ({"epsilons": [0, 0.1]}, "must end at the threat model's eps"),
         ({"threat_model": "4/255"}, "must be a ThreatModel"),
         ({"seed": 0.5}, "seed must be a whole number"),

@@ -6,7 +6,7 @@ from grid_results import EPOCHS, make_result
 
 from hf_robust_ft.experiments.grid import panels, plots
 from hf_robust_ft.experiments.grid.frontier import plot_frontier
-from hf_robust_ft.experiments.grid.panels import styles_of
+from hf_robust_ft.experiments.grid.plot_styles import styles_of
 from hf_robust_ft.experiments.grid.plots import plot_grid
 
 

@@ -5,9 +5,14 @@ import json
 import pytest
 from filelock import FileLock
 from killed import killed_once_saved
+from scene_folders import SIDE, write_scenes
+from tiny_segmenters import segformer
+from transformers import SegformerImageProcessor
 
 import hf_robust_ft.experiments.grid.run_cell as cell_runs
 from hf_robust_ft.cli.main import main
+from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
+from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.grid.run_cell import CellInProgress, is_in_progress, run_cell
 from hf_robust_ft.runs.fine_tune import build_trainer, prepare_run
 from hf_robust_ft.training.probed_head import ProbedHead
@@ -193,3 +198,25 @@ def test_killed_in_the_middle_it_goes_on_bitwise(setting, grid_argv, make_option
     (tmp_path / "grid").rename(tmp_path / "killed")
     main(argv)
     assert kept(name) == resumed
+
+
+def test_a_cell_with_masks_is_measured_by_mean_iou_and_pixel_accuracy(flags, tmp_path, capsys):
+    write_scenes(tmp_path / "scenes", 12)
+    segformer(3).save_pretrained(tmp_path / "segformer")
+    SegformerImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(tmp_path / "segformer")
+    argv = ["reproduce", "--models", str(tmp_path / "segformer"), "--datasets", str(tmp_path / "scenes")]
+    argv += ["--settings", "fix", "--output_dir", str(tmp_path / "grid"), "--trust_checks", "false", *flags]
+    argv += ["--epsilons", "16/255", "--eval_points", "2", "--eval_attack_steps", "auto", "--eval_attack_steps_limit"]
+    argv += ["20", "--batch_norm", "trainer", "--augmentation", "none"]
+    main(argv)
+    (file,) = (tmp_path / "grid" / "cells").iterdir()
+    cell = MeasuredCell.from_json(file)
+    assert isinstance(cell.report, SegmentationReport) and cell.passes["attack"] == cell.passes["training"] > 0
+    assert cell.report.convergence["rounds"][0]["steps"] == 10 == cell.first_steps
+    assert len(cell.validation["mean_ious"]) == len(cell.validation["pixel_accuracies"]) == 2
+    assert cell.scores.adversarial == cell.report.adversarial_mean_iou <= cell.first_scores.adversarial
+    table = (tmp_path / "grid" / "tables.md").read_text()
+    assert "fix, mean IoU" in table and "fix, pixel accuracy" in table and "mean IoU clean" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*argv, "--protocol", "exact", "--output_dir", str(tmp_path / "other")])
+    assert "exact" in capsys.readouterr().err

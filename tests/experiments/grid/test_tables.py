@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from grid_results import converged, make_result
+from grid_results import converged, make_result, make_segmentation_result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -238,3 +238,32 @@ def test_any_part_of_a_grid_can_be_tabulated_in_any_order(cells, random):
     assert sum(len(each["seeds"]) for each in summary["cells"]) == len(results)
     random.shuffle(results)
     assert render_tables(summarise(results, {})) == markdown
+
+
+def test_masks_have_a_table_for_each_of_their_scores(tmp_path):
+    cells = [
+        make_segmentation_result(setting, seed, iou + seed / 50, settled=setting == "fix" or seed > 0)
+        for setting, iou in (("fix", 0.4), ("hinge", 0.8))
+        for seed in (0, 1, 2)
+    ]
+    for each in cells:
+        each.to_json(tmp_path / "cell.json")
+        assert type(each).from_json(tmp_path / "cell.json") == each
+    markdown = write_tables(cells, tmp_path / "new")
+    hinge = {
+        score: {row[""]: row for row in rows(markdown, f"## Linf 4/255: fix, hinge, {score}")[2:]}
+        for score in ("mean IoU", "pixel accuracy")
+    }
+    assert list(hinge["mean IoU"]) == ["converged", "10 steps"]
+    shown = [hinge["mean IoU"][kind]["digits_scenes adv."] for kind in ("converged", "10 steps")]
+    assert shown == ["52.00 ± 2.00", "62.00 ± 2.00"]
+    assert hinge["pixel accuracy"]["converged"]["digits_scenes clean"] == "91.00 ± 1.00"
+    assert markdown.count("too high: efficientnet_lite0 hinge on digits_scenes (1 of 3 runs).") == 2
+    assert "the paper's table" not in markdown, "the paper has no masks"
+    (won,) = rows(markdown, "## Wins, mean IoU")
+    assert (won["setting"], won["adv."]) == ("hinge", "1 of 1")
+    pictures = {path.name for path in (tmp_path / "new").glob("*.png")}
+    kinds = ("by_eps", "scores", "training", "frontier")
+    assert pictures == {f"{score}_{kind}_4_255.png" for score in ("mean_iou", "pixel_accuracy") for kind in kinds}
+    with pytest.raises(ValueError, match="different tasks cannot stand in one table"):
+        write_tables([*cells, make_result()], tmp_path / "both")
