@@ -1,5 +1,6 @@
 """Networks that look more robust than they are, each by one trick around a small classifier of digits (N, 1, 8, 8)."""
 
+import functools
 import io
 from collections.abc import Callable
 
@@ -25,6 +26,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return pixels[:1400], labels[:1400], pixels[1400:], labels[1400:]
 
 
+@functools.cache
 def trained(eps: float, epochs: int) -> nn.Module:
     """A small CNN; trained adversarially at Linf `eps`, or plainly at 0. It takes 2 to 4 seconds."""
     with torch.random.fork_rng():

@@ -72,6 +72,11 @@ def features_from_reference(features: Tensor, labels: Tensor, reference: Tensor)
     return squared_distance(features, reference)
 
 
+def own_loss(losses: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """What a detection model's own loss is of each image, (N,) of (N, 1), as a `PixelDetector` answers."""
+    return losses[:, 0]
+
+
 @dataclass(frozen=True)
 class AttackLoss:
     """A loss as an attack uses it.
@@ -92,6 +97,8 @@ class AttackLoss:
         by_progress: whether it changes from step to step.
         compared: (logits, labels) -> (N,), what points are compared by where that is not the objective: one that
             leaves out what is already wrong falls with each success.
+        given: whether what is attacked answers with its own loss (N, 1), of labels that it knows, as a
+            `PixelDetector` does. No one answer is right or wrong then, so no image counts as fooled.
     """
 
     name: str
@@ -104,6 +111,7 @@ class AttackLoss:
     dense: bool = False
     by_progress: bool = False
     compared: Callable[[Tensor, Tensor], Tensor] | None = None
+    given: bool = False
 
     @property
     def reports_cross_entropy(self) -> bool:
@@ -122,6 +130,11 @@ class AttackLoss:
             raise ValueError(
                 f"The loss {self.name!r} is of one label an image, and these logits are {tuple(logits.shape)}: use "
                 "loss='pixel_ce' for a segmentation model."
+            )
+        if self.given and logits.shape[1] != 1:
+            raise ValueError(
+                f"The loss {self.name!r} is a detection model's own, which PixelDetector(model, pixel_space, labels) "
+                f"answers with, (N, 1); these logits are {tuple(logits.shape)}: use loss='ce' for a classifier."
             )
         self.check_num_classes(logits.shape[1])
 
@@ -154,6 +167,7 @@ LOSSES: dict[str, AttackLoss] = {
         ),
         AttackLoss("masked_spherical", dense_losses.masked_spherical, dense=True),
         AttackLoss("pixel_kl", dense_losses.pixel_kl, needs_reference=True, dense=True),
+        AttackLoss("set_loss", own_loss, min_classes=1, given=True),
     )
 }
 
@@ -188,7 +202,12 @@ def check_measures(name: str) -> None:
 
 
 def check_of_images(name: str) -> None:
-    """Raise a ValueError for a loss of one label a pixel, where there is one an image."""
+    """Raise a ValueError for a loss of labels of another kind, where there is one an image."""
+    if get_loss(name).given:
+        raise ValueError(
+            f"The loss {name!r} is a detection model's own, and this is a classifier: use loss='ce', or a model of "
+            "AutoModelForObjectDetection."
+        )
     if get_loss(name).dense:
         raise ValueError(
             f"The loss {name!r} is of one label a pixel, and a classifier has one an image: use loss='ce', or a model "

@@ -22,8 +22,11 @@ NO_LABELS = (
 )
 
 
-def count_classes(classifier: PixelClassifier, pixels: Tensor, attacked: bool) -> int:
+def count_classes(classifier: PixelClassifier, pixels: Tensor, attacked: bool, least: int = 2) -> int:
     """K, from a forward on pixels (N, C, H, W); call it inside `attack_mode`, as an attack.
+
+    Args:
+        least: of K; 1 of a model that answers with its own loss.
 
     Raises:
         ValueError: a single class, a model that cannot do without labels, or, where it is to be attacked, logits
@@ -34,12 +37,14 @@ def count_classes(classifier: PixelClassifier, pixels: Tensor, attacked: bool) -
     pixels = pixels.detach().clone()
     try:
         with uncompiled():
-            logits, gradient = _with_gradient(classifier, pixels) if attacked else (_without(classifier, pixels), None)
+            logits, gradient = (
+                _with_gradient(classifier, pixels, least) if attacked else (_without(classifier, pixels), None)
+            )
     except (TypeError, AttributeError) as error:
         if _is_about_labels(classifier.model, error):
             raise ValueError(NO_LABELS.format(error=f"{type(error).__name__}: {error}")) from error
         raise
-    if logits.shape[1] < 2:
+    if logits.shape[1] < least:
         raise ValueError(
             "The model has 1 class: there is nothing to confuse it with, so no attack can fool it. Load it with "
             "num_labels=<classes>."
@@ -55,13 +60,13 @@ def _is_about_labels(model: nn.Module, error: Exception) -> bool:
     return takes_labels and ("labels" in str(error) or "None" in str(error))
 
 
-def _with_gradient(classifier: PixelClassifier, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+def _with_gradient(classifier: PixelClassifier, pixels: Tensor, least: int) -> tuple[Tensor, Tensor | None]:
     """The logits, and the gradient of their sum at the pixels, None where there is none."""
     pixels.requires_grad_()
     try:
         with torch.enable_grad():
             logits = classifier(pixels)
-            if logits.shape[1] < 2 or not logits.requires_grad:
+            if logits.shape[1] < least or not logits.requires_grad:
                 return logits, None
             return logits, torch.autograd.grad(logits.float().sum(), pixels, allow_unused=True)[0]
     except torch.OutOfMemoryError:

@@ -14,7 +14,7 @@ import torch
 from hf_robust_ft.attacks import APGD, attack_mode, use_fast_memory_format
 from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.attacks.threat_model import ThreatModel
-from hf_robust_ft.benchmarks.checkpoint_options import checkpoint_parser
+from hf_robust_ft.benchmarks.checkpoint import checkpoint_parser
 from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_values
 from hf_robust_ft.evaluation.batches import stack_examples
 from hf_robust_ft.models import load_image_classifier

@@ -15,15 +15,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hf_robust_ft.attacks import APGD, attack_mode, use_fast_memory_format
-from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.attacks import APGD, attack_mode
+from hf_robust_ft.attacks.pixels import PixelClassifier
 from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
-from hf_robust_ft.benchmarks.checkpoint_options import checkpoint_parser
-from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_values
-from hf_robust_ft.evaluation.batches import stack_examples
+from hf_robust_ft.benchmarks.checkpoint import checkpoint_parser, load_checkpoint
 from hf_robust_ft.evaluation.protocols import attack_on_grid, attack_to_the_minimum, evaluation_attack, resolve_epsilons
-from hf_robust_ft.models import load_image_classifier
-from hf_robust_ft.runs.arguments import at_most
 
 
 def naive_grid(
@@ -65,13 +61,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    model, processor = load_image_classifier(options.model)
-    memory_format = use_fast_memory_format(model)
-    space = PixelSpace.from_processor(processor)
-    data = align_labels(load_image_dataset(options.dataset)["test"], model.config)
-    data = with_pixel_values(at_most(data, options.images, 0, "images"), processor)
-    batch = stack_examples(list(data))
-    pixels, labels = space.clipped_pixels(batch["pixel_values"]), batch["labels"]
+    model, memory_format, space, pixels, labels = load_checkpoint(options)
     classifier = PixelClassifier(model, space).eval()
     threat_model = ThreatModel(options.norm, options.eps)
     epsilons = resolve_epsilons(None, threat_model)

@@ -3,10 +3,11 @@
     python -m hf_robust_ft.benchmarks.kill_and_resume --kills 20 --seed 0 --output kills.json
 
 A tiny network (a ViT with dropout; a ResNet for TWINS) trains on random images under each schedule that resumes in its
-own way, each objective, and after a probe of its head (`killed_runs`), saving every 3 steps and keeping one checkpoint.
-Half of the kills come at a random moment of a random step, of the probe too, half within the writing of a random
-checkpoint. A run is killed and resumed three times, then comes to its end; its weights, averages, losses and eps of
-every step, what its schedule remembers and the probed head are compared. Exit code 1 if anything differs.
+own way, each objective, with mixed images, and after a probe of its head (`killed_runs`), saving every 3 steps and
+keeping one checkpoint. Half of the kills come at a random moment of a random step, of the probe too, half within the
+writing of a random checkpoint. A run is killed and resumed three times, then comes to its end; its weights, averages,
+losses and eps of every step, what its schedule remembers and the probed head are compared. Exit code 1 if anything
+differs.
 
 Needs fork (not Windows): processes share one import of torch. On CPU; minutes on 2 cores.
 """

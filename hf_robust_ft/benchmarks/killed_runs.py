@@ -38,6 +38,8 @@ SETTINGS = {
         "eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True,
         "metric_for_best_model": "eval_adversarial_accuracy", "lr_scheduler_type": "constant",
     },
+    "awp": {"schedule_granularity": "step", "awp_gamma": 0.005},
+    "mixup": {"schedule_granularity": "step", "mixup_alpha": 0.8, "cutmix_alpha": 1.0},
     "roli": {"schedule_granularity": "step", "probe_epochs": 3.0, "probe_learning_rate": 0.5},
 }  # fmt: skip
 STEPS = 24  # 6 epochs of 4

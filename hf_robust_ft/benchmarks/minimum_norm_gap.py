@@ -15,17 +15,13 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from hf_robust_ft.attacks import APGD, attack_mode, attack_until_fooled, use_fast_memory_format
+from hf_robust_ft.attacks import APGD, attack_mode, attack_until_fooled
 from hf_robust_ft.attacks.apgd import LogitsFn
 from hf_robust_ft.attacks.pass_meter import FORWARDS_PER_GRADIENT, CountedForwards
-from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.attacks.pixels import PixelClassifier
 from hf_robust_ft.attacks.threat_model import ThreatModel, default_epsilons
-from hf_robust_ft.benchmarks.checkpoint_options import checkpoint_parser
-from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_values
-from hf_robust_ft.evaluation.batches import stack_examples
+from hf_robust_ft.benchmarks.checkpoint import checkpoint_parser, load_checkpoint
 from hf_robust_ft.evaluation.protocols import attack_on_grid, attack_to_the_minimum, evaluation_attack
-from hf_robust_ft.models import load_image_classifier
-from hf_robust_ft.runs.arguments import at_most
 
 FMN = {"Linf": "LInfFMNAttack", "L2": "L2FMNAttack", "L1": "L1FMNAttack"}
 
@@ -126,12 +122,7 @@ def main() -> None:
     parser.add_argument("--thorough_steps", type=int, default=100, help="Of the bisection's attacks, and of FMN.")
     options = parser.parse_args()
 
-    model, processor = load_image_classifier(options.model)
-    use_fast_memory_format(model)
-    space = PixelSpace.from_processor(processor)
-    data = align_labels(load_image_dataset(options.dataset)["test"], model.config)
-    batch = stack_examples(list(with_pixel_values(at_most(data, options.images, 0, "images"), processor)))
-    pixels, labels = space.clipped_pixels(batch["pixel_values"]), batch["labels"]
+    model, _, space, pixels, labels = load_checkpoint(options)
     classifier = PixelClassifier(model, space).eval()
     with attack_mode(classifier):
         gap = measure_gap(

@@ -15,16 +15,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from hf_robust_ft.attacks import APGD, GradientMeter, attack_mode, use_fast_memory_format
+from hf_robust_ft.attacks import APGD, GradientMeter, attack_mode
 from hf_robust_ft.attacks import apgd_run as run
-from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
+from hf_robust_ft.attacks.pixels import PixelClassifier
 from hf_robust_ft.attacks.threat_model import ThreatModel
-from hf_robust_ft.benchmarks.checkpoint_options import checkpoint_parser
-from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_values
-from hf_robust_ft.evaluation.batches import stack_examples
+from hf_robust_ft.benchmarks.checkpoint import checkpoint_parser, load_checkpoint
 from hf_robust_ft.evaluation.protocols import evaluation_attack
-from hf_robust_ft.models import load_image_classifier
-from hf_robust_ft.runs.arguments import at_most
 
 NO_SCALE = "fp16, no loss scale"
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16, NO_SCALE: torch.float16}
@@ -101,14 +97,7 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, processor = load_image_classifier(options.model)
-    model.to(device)
-    use_fast_memory_format(model)
-    space = PixelSpace.from_processor(processor)
-    data = align_labels(load_image_dataset(options.dataset)["test"], model.config)
-    batch = stack_examples(list(with_pixel_values(at_most(data, options.images, 0, "images"), processor)))
-    pixels = space.clipped_pixels(batch["pixel_values"]).to(device)
-    labels = batch["labels"].to(device)
+    model, _, space, pixels, labels = load_checkpoint(options, device)
     classifier, threat_model = PixelClassifier(model, space).eval(), ThreatModel(options.norm, options.eps)
     attack = evaluation_attack(options.steps, norm=options.norm)
     names = options.precisions or [name for name in AUTOCAST if name != "tf32" or device.type == "cuda"]

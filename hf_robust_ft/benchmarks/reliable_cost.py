@@ -15,16 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_robust_ft.attacks import attack_mode, autoattack, use_fast_memory_format
+from hf_robust_ft.attacks import attack_mode, autoattack
 from hf_robust_ft.attacks.pass_meter import PassMeter
 from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
 from hf_robust_ft.attacks.threat_model import ThreatModel
-from hf_robust_ft.benchmarks.checkpoint_options import checkpoint_parser
-from hf_robust_ft.data import align_labels, load_image_dataset, with_pixel_values
-from hf_robust_ft.evaluation.batches import stack_examples
+from hf_robust_ft.benchmarks.checkpoint import checkpoint_parser, load_checkpoint
 from hf_robust_ft.evaluation.evaluate import evaluate_robustness
-from hf_robust_ft.models import load_image_classifier
-from hf_robust_ft.runs.arguments import at_most
 
 # Around a function from pixels (N, C, H, W) to logits. The first leaves every prediction as it is.
 MASKS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
@@ -124,12 +120,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    model, processor = load_image_classifier(options.model)
-    use_fast_memory_format(model)
-    space = PixelSpace.from_processor(processor)
-    data = align_labels(load_image_dataset(options.dataset)["test"], model.config)
-    batch = stack_examples(list(with_pixel_values(at_most(data, options.images, 0, "images"), processor)))
-    pixels, labels = space.clipped_pixels(batch["pixel_values"]), batch["labels"]
+    model, _, space, pixels, labels = load_checkpoint(options)
     classifier = MaskedClassifier(model, space, options.mask) if options.mask else PixelClassifier(model, space)
     costs = measure_costs(
         classifier.eval(),

@@ -12,6 +12,8 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 class PairCollator:
     """A data collator of examples by name that takes torchvision's pairs as well: images (C, H, W) and class indices.
 
+    Examples whose labels are dicts of boxes are stacked by `stack_boxes`.
+
     Raises:
         ValueError: examples that are neither.
     """
@@ -24,6 +26,8 @@ class PairCollator:
             if any(len(pair) != 2 or not isinstance(pair[0], Tensor) for pair in examples):
                 _check_examples(examples)
             examples = [{"pixel_values": image, "labels": label} for image, label in examples]
+        elif isinstance(examples[0], Mapping) and isinstance(examples[0].get("labels"), Mapping):
+            return stack_boxes(examples)
         return self.collate(examples)
 
 
@@ -57,6 +61,28 @@ def stack_masks(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return {key: torch.stack(values) for key, values in parts.items()}
 
 
+def stack_boxes(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A data collator: examples with `pixel_values` (C, H, W) and `labels`, a dict of boxes, to one batch.
+
+    What else an example holds, as a `pixel_mask` (H, W), is stacked too; `labels` become a list.
+
+    Raises:
+        ValueError: an example lacks one of them, or the images have several shapes.
+    """
+    _check_examples(examples)
+    batch: dict[str, Any] = {"labels": [example["labels"] for example in examples]}
+    for key in (name for name in examples[0] if name != "labels"):
+        values = [torch.as_tensor(example[key]) for example in examples]
+        _check_one_shape(
+            key,
+            values,
+            "let the image processor resize to one size (size={'height': ..., 'width': ...}) or pad (do_pad=True, with "
+            "its pixel_mask), or take batch_size=1",
+        )
+        batch[key] = torch.stack(values)
+    return batch
+
+
 def _check_one_shape(what: str, values: Sequence[Tensor], cure: str) -> None:
     if len(shapes := {tuple(value.shape) for value in values}) > 1:
         raise ValueError(f"The {what} of a batch must have one shape, got {sorted(shapes)}: {cure}.")
@@ -84,10 +110,12 @@ def _check_examples(examples: Sequence[Any]) -> None:
 def first_images(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
     """A batch of its first `count` images only."""
     size = len(inputs["labels"])
-    return {
-        key: value[:count] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
-        for key, value in inputs.items()
-    }
+    return {key: value[:count] if _is_of_images(value, size) else value for key, value in inputs.items()}
+
+
+def _is_of_images(value: Any, size: int) -> bool:
+    """Whether an entry of a batch of `size` images holds something of each."""
+    return value.shape[:1] == (size,) if isinstance(value, Tensor) else isinstance(value, list) and len(value) == size
 
 
 def check_reads_all(loader: DataLoader) -> None:

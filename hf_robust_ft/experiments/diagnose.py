@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hf_robust_ft.attacks.threat_model import format_eps, parse_eps
 from hf_robust_ft.experiments.sweep import RUN_SETTINGS, SweepRun, train_sweep
-from hf_robust_ft.provenance.affects import arguments
+from hf_robust_ft.provenance.affects import DeclaredArguments, arguments
 from hf_robust_ft.provenance.validation_curves import PAPER_THRESHOLD, ValidationCurve, read_run
 from hf_robust_ft.reporting.diagnosis import Diagnosis, ScheduleEpochs, schedule_epochs
 from hf_robust_ft.reporting.diagnosis import diagnose as diagnose_curves
@@ -22,27 +22,35 @@ from hf_robust_ft.training.schedule_arguments import CONSTANT_EPS
 
 PAPER_EPSILONS = tuple(f"{k}/255" if k else "0" for k in range(10))
 DIAGNOSIS = "diagnosis.json"
-THRESHOLD_HELP = "Validation accuracy above which a run has adapted, in (0, 1); the paper's 0.05 suits 100 classes."
-RUNS_HELP = (
-    "Finished runs to read instead of training: standard (eps 0) and fix (eps_schedule constant) ones. Folders with a "
-    "trainer_state.json or checkpoints, such files, or curves that diagnose kept."
-)
-RECIPE_HELP = "File for the recipe; it must not exist."
+# What fields of several of the classes below say.
+_THRESHOLD = {
+    "help": "Validation accuracy above which a run has adapted, in (0, 1); the paper's 0.05 suits 100 classes.",
+    "affects": "measurement",
+}
+_RUNS = {
+    "help": "Finished runs to read instead of training: standard (eps 0) and fix (eps_schedule constant) ones. Folders "
+    "with a trainer_state.json or checkpoints, such files, or curves that diagnose kept.",
+    "affects": "measurement",
+}
+_RECIPE = {"help": "File for the recipe; it must not exist.", "affects": "launch"}
 
 
 @dataclass
-class SweepArguments:
+class SweepArguments(DeclaredArguments):
     """Which standard and fix runs are trained."""
 
     epsilons: list[str] | None = field(
         default=None,
         metadata={
             "help": "Budgets, one run each and seed; 0, standard fine-tuning, is added (default, under Linf: 1/255 ... "
-            "9/255 as in the paper). They take the place of eps and its schedule."
+            "9/255 as in the paper). They take the place of eps and its schedule.",
+            "affects": "weights",
         },
     )
-    seeds: list[int] | None = field(default=None, metadata={"help": "One run of each kind per seed (default: seed)."})
-    threshold: float = field(default=PAPER_THRESHOLD, metadata={"help": THRESHOLD_HELP})
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "One run of each kind per seed (default: seed).", "affects": "weights"}
+    )
+    threshold: float = field(default=PAPER_THRESHOLD, metadata=_THRESHOLD)
 
     def __post_init__(self):
         _check_threshold(self.threshold)
@@ -69,12 +77,14 @@ class SweepArguments:
 
 
 @dataclass
-class DiagnosedRuns:
+class DiagnosedRuns(DeclaredArguments):
     """Finished runs to diagnose."""
 
-    runs: list[str] = field(metadata={"help": RUNS_HELP})
-    threshold: float = field(default=PAPER_THRESHOLD, metadata={"help": THRESHOLD_HELP})
-    output_dir: str = field(default="diagnosis", metadata={"help": "Folder for diagnosis.json and the pictures."})
+    runs: list[str] = field(metadata=_RUNS)
+    threshold: float = field(default=PAPER_THRESHOLD, metadata=_THRESHOLD)
+    output_dir: str = field(
+        default="diagnosis", metadata={"help": "Folder for diagnosis.json and the pictures.", "affects": "launch"}
+    )
 
     def __post_init__(self):
         _check_threshold(self.threshold)
@@ -82,12 +92,12 @@ class DiagnosedRuns:
 
 
 @dataclass
-class CalibratedRuns:
+class CalibratedRuns(DeclaredArguments):
     """Finished runs to calibrate a schedule from."""
 
-    runs: list[str] = field(metadata={"help": RUNS_HELP})
-    threshold: float = field(default=PAPER_THRESHOLD, metadata={"help": THRESHOLD_HELP})
-    recipe: str = field(default="calibrated.yaml", metadata={"help": RECIPE_HELP})
+    runs: list[str] = field(metadata=_RUNS)
+    threshold: float = field(default=PAPER_THRESHOLD, metadata=_THRESHOLD)
+    recipe: str = field(default="calibrated.yaml", metadata=_RECIPE)
 
     def __post_init__(self):
         _check_threshold(self.threshold)
@@ -95,10 +105,10 @@ class CalibratedRuns:
 
 
 @dataclass
-class RecipeArguments:
+class RecipeArguments(DeclaredArguments):
     """Where a calibrated schedule is written."""
 
-    recipe: str = field(default="calibrated.yaml", metadata={"help": RECIPE_HELP})
+    recipe: str = field(default="calibrated.yaml", metadata=_RECIPE)
 
     def __post_init__(self):
         self.recipe = os.path.expanduser(self.recipe)

@@ -16,7 +16,7 @@ from hf_robust_ft.provenance.affects import unsaid
 from hf_robust_ft.provenance.record import RECIPE_NAME, differences, resolved_recipe
 from hf_robust_ft.reporting.artifacts import REPORT_NAME
 from hf_robust_ft.runs.arguments import at_most
-from hf_robust_ft.runs.fine_tune import fine_tune, prepare_run
+from hf_robust_ft.runs.fine_tune import fine_tune
 from hf_robust_ft.runs.recipes import RUN_ARGUMENTS, parse_recipe
 
 
@@ -100,8 +100,10 @@ def training_passes(recipe: str | Path, **changes: Any) -> dict[str, int]:
     """
     options = {**changes, "output_dir": "."}
     model_args, data_args, args = parse_recipe(RUN_ARGUMENTS, recipe, overrides=options)
-    splits = prepare_run(model_args, data_args, args).splits
+    splits = data_args.load()
     sizes = {name: len(split) for name, split in splits.items()}
+    if model_args.max_train_samples is not None:
+        sizes["train"] = min(sizes["train"], model_args.max_train_samples)
     classes = splits["train"].features["label"].num_classes
     parts = [
         part

@@ -4,29 +4,38 @@ import os
 from dataclasses import dataclass, field
 
 from hf_robust_ft.experiments.rate_search import PAPER_RANGE, SearchResult, check_search, search_learning_rates
+from hf_robust_ft.provenance.affects import DeclaredArguments
 from hf_robust_ft.runs.fine_tune import DataArguments, ModelArguments, build_trainer, prepare_run
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 
 
 @dataclass
-class SearchArguments:
+class SearchArguments(DeclaredArguments):
     """How `hf-robust-ft search` searches. A range is two numbers; equal ones hold the value fixed."""
 
-    trials: int = field(default=20, metadata={"help": "At most this many trials."})
+    trials: int = field(default=20, metadata={"help": "At most this many trials.", "affects": "weights"})
     minutes: float | None = field(
-        default=30.0, metadata={"help": "No trial starts after so many minutes (the paper's 30); none for no limit."}
+        default=30.0,
+        metadata={
+            "help": "No trial starts after so many minutes (the paper's 30); none for no limit.",
+            "affects": "weights",
+        },
     )
     learning_rates: list[float] = field(
-        default_factory=lambda: list(PAPER_RANGE), metadata={"help": "Range of learning_rate."}
+        default_factory=lambda: list(PAPER_RANGE), metadata={"help": "Range of learning_rate.", "affects": "weights"}
     )
     weight_decays: list[float] = field(
-        default_factory=lambda: list(PAPER_RANGE), metadata={"help": "Range of weight_decay."}
+        default_factory=lambda: list(PAPER_RANGE), metadata={"help": "Range of weight_decay.", "affects": "weights"}
     )
     head_learning_rates: list[float] | None = field(
-        default=None, metadata={"help": "Range of head_learning_rate (default: not searched)."}
+        default=None, metadata={"help": "Range of head_learning_rate (default: not searched).", "affects": "weights"}
     )
-    pruner: str = field(default="asha", metadata={"help": "What stops bad trials early: asha, median, none."})
-    recipe: str = field(default="found.yaml", metadata={"help": "File for the values found; it must not exist."})
+    pruner: str = field(
+        default="asha", metadata={"help": "What stops bad trials early: asha, median, none.", "affects": "weights"}
+    )
+    recipe: str = field(
+        default="found.yaml", metadata={"help": "File for the values found; it must not exist.", "affects": "launch"}
+    )
 
     def __post_init__(self):
         check_search(self.ranges, self.trials, self.pruner)

@@ -2,10 +2,11 @@
 
 A field of an argument dataclass says `metadata={"help": ..., "affects": ...}`, one of `AFFECTS` or several:
 
-- "weights": what is trained. Recorded in recipes, compared when a checkpoint is resumed, when cells of a grid or runs
-  of a sweep share a folder, and stated in report and card.
+- "weights": what is trained, or found by a search. Recorded in recipes, compared when a checkpoint is resumed, when
+  cells of a grid or runs of a sweep share a folder, and stated in report and card.
 - "measurement": the figures. Recorded, compared between cells, refused to a sweep, which measures in its own way.
-- "launch": how a run is started. None of these; no recipe may set one that is ours.
+- "launch": how a run is started, and what a command writes where. None of these; no recipe may set one of a run's
+  that is ours.
 
 More keys, where they are needed: `"stated"`, for what a report says of a run, is "always" (at its default, too) or
 "never" (told elsewhere); `"of"` names the argument without which this one does nothing; `"before"` is what runs had

@@ -4,11 +4,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hf_robust_ft.evaluation.detection.report import DetectionReport
+from hf_robust_ft.evaluation.reliability import reliability_sentence
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.reporting.card_sections import merge_cards
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.consistency import check_consistent
+from hf_robust_ft.reporting.detection.card import check_consistent_detection, render_detection_card
+from hf_robust_ft.reporting.detection.commands import evaluate_detection_command
+from hf_robust_ft.reporting.detection.curves import plot_detection_curves
 from hf_robust_ft.reporting.drawing import drawn
 from hf_robust_ft.reporting.model_card import EXAMPLES, render_model_card
 from hf_robust_ft.reporting.plots import plot_curves, plot_training
@@ -37,6 +42,7 @@ class Drawers(NamedTuple):
         command: that measures a model as a report was, of (report, model, options).
         check: raises a ValueError where a report's figures do not belong together.
         verdict: whether a model may be called robust.
+        reliability: whether the figures can be relied on, in a sentence or two.
     """
 
     plot: Callable[..., None]
@@ -45,6 +51,7 @@ class Drawers(NamedTuple):
     command: Callable[..., str]
     check: Callable[[Any], None]
     verdict: Callable[[Any], Verdict | None]
+    reliability: Callable[[Any], str] = reliability_sentence
 
 
 DRAWERS: dict[type, Drawers] = {
@@ -56,6 +63,15 @@ DRAWERS: dict[type, Drawers] = {
         evaluate_segmentation_command,
         check_consistent_segmentation,
         segmentation_verdict,
+    ),
+    DetectionReport: Drawers(
+        plot_detection_curves,
+        render_detection_card,
+        "map",
+        evaluate_detection_command,
+        check_consistent_detection,
+        verdict=lambda report: None,
+        reliability=lambda report: report.limits,  # nothing checks its figures
     ),
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.provenance.validation_curves import ValidationCurve
 from hf_robust_ft.reporting.diagnosis import Diagnosis, counted
-from hf_robust_ft.reporting.plots import _save, plt
+from hf_robust_ft.reporting.plots import _save, open_frame, plt
 
 NAMES = ("validation_curves.png", "standard_and_fix.png", "delay_by_eps.png", "delay_and_accuracy.png")
 
@@ -49,7 +49,7 @@ def plot_validation_curves(curves: Sequence[ValidationCurve], threshold: float, 
             axes.plot([delay], [adapted], "o", color=colours[curve.eps], markersize=5, clip_on=False)
     axes.axhline(100 * threshold, color="grey", linewidth=0.8, linestyle="--", zorder=0)
     axes.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, 100), title="Adaptation to the task")
-    axes.grid(alpha=0.3)
+    open_frame(axes)
     figure.legend(frameon=False, fontsize="small", loc="outside right upper")
     _save(figure, path)
 
@@ -71,18 +71,18 @@ def plot_delay_by_eps(diagnosis: Diagnosis, path: str | Path) -> None:
         adapted = [run.delay is not None for run in runs]
         _dots(axes, x, y, adapted)
         axes.set(xlabel=f"eps_g{unit_name}")
-        axes.grid(alpha=0.3)
+        open_frame(axes)
     left.set(ylabel=f"epochs until accuracy exceeds {100 * diagnosis.threshold:g} %", title="Adaptation delay")
     left.set_ylim(0, 1.05 * length)
     right.set(ylabel="drop against standard (points)", title="Severity")
     if diagnosis.never:
-        left.legend(frameon=False)
+        figure.legend(*left.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
     _save(figure, path)
 
 
 def plot_delay_and_accuracy(diagnosis: Diagnosis, path: str | Path) -> None:
     """Final accuracy against delay, one dot a run, with their correlation (Figure 9)."""
-    figure, axes = plt.subplots(figsize=(5.4, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.2, 4.4), layout="constrained")
     runs, length = diagnosis.runs, diagnosis.num_epochs
     x = [counted(run.delay, length) for run in runs]
     y = [100 * run.final_accuracy for run in runs]
@@ -98,9 +98,9 @@ def plot_delay_and_accuracy(diagnosis: Diagnosis, path: str | Path) -> None:
         title += f": r = {-found.value:.2f} ({found.level:.0%}: {-high:.2f} to {-low:.2f})"
     axes.set(xlabel="adaptation delay (epochs)", ylabel="final validation accuracy (%)", title=title)
     axes.set_ylim(0, 100)
-    axes.grid(alpha=0.3)
+    open_frame(axes)
     if diagnosis.never:
-        axes.legend(frameon=False)
+        figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
     _save(figure, path)
 
 

@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.reliability import is_reliable
@@ -15,6 +16,7 @@ from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.reporting.report_files import Report
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe-Ito: told apart by everyone
+MARKERS = ("o", "s", "^", "D", "v", "P")  # also without colours
 
 
 def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> None:
@@ -22,13 +24,13 @@ def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> No
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     first = next(iter(reports.values()))
     unit, _ = _unit(first.threat_model["norm"])
-    for (label, report), colour in zip(reports.items(), cycle(COLOURS)):
+    for (label, report), colour, marker in zip(reports.items(), cycle(COLOURS), cycle(MARKERS)):
         x = [eps * unit for eps in report.epsilons]
         y = [100 * accuracy for accuracy in report.accuracies]
         axes.plot(
             x,
             y,
-            "o-",
+            f"{marker}-",
             color=colour,
             markersize=4,
             clip_on=False,
@@ -55,7 +57,7 @@ def label_curves(axes: plt.Axes, report: Report, score: str) -> None:
         xlim=(0, eps * unit),
         title=f"Robustness up to {norm} {format_eps(eps)}, {report.num_samples} images",
     )
-    axes.grid(alpha=0.3)
+    open_frame(axes)
 
 
 def plot_training(
@@ -81,12 +83,24 @@ def plot_training(
             bottom.step(*zip(*budget, strict=True), where="pre", color=colour, label=label)
     top.set(ylabel=f"validation {score.replace('_', ' ')} (%)", ylim=(0, 100), title="Training")
     bottom.set(xlabel="epoch", ylabel=f"eps{unit_name}")
-    bottom.set_ylim(bottom=0)
+    strip_of_eps(bottom, norm)
     for axes in (top, bottom):
-        axes.grid(alpha=0.3)
+        open_frame(axes)
     if top.lines:
-        top.legend(frameon=False)
+        figure.legend(*top.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
     _save(figure, path)
+
+
+def open_frame(axes: plt.Axes) -> None:
+    """A faint grid, and no line above and on the right, which would hide a curve at 100 %."""
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def strip_of_eps(axes: plt.Axes, norm: str) -> None:
+    """The y axis of eps over training: whole numbers under Linf, and room for a line at 0 to be seen."""
+    axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=norm == "Linf"))
 
 
 def _mark(report: Report) -> str:

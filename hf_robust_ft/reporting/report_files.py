@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_robust_ft.evaluation.detection.report import DetectionReport
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 
-SEGMENTATION = "image-segmentation"
+SEGMENTATION, DETECTION = "image-segmentation", "object-detection"
 
-Report = RobustnessReport | SegmentationReport
+OF_OTHER_TASKS = {SEGMENTATION: SegmentationReport, DETECTION: DetectionReport}
+Report = RobustnessReport | SegmentationReport | DetectionReport
 
 
 def read_report_file(path: str | Path) -> Report:
@@ -19,12 +21,12 @@ def read_report_file(path: str | Path) -> Report:
     Raises:
         ValueError: no report of this package.
     """
-    return (SegmentationReport if task_of_file(path) == SEGMENTATION else RobustnessReport).from_json(path)
+    return OF_OTHER_TASKS.get(task_of_file(path), RobustnessReport).from_json(path)
 
 
 def report_of(content: Mapping[str, Any]) -> Report:
     """A report of the task that its content names, as `to_dict` gives it."""
-    return (SegmentationReport if content.get("task") == SEGMENTATION else RobustnessReport)(**content)
+    return OF_OTHER_TASKS.get(content.get("task"), RobustnessReport)(**content)
 
 
 def task_of_file(path: str | Path) -> str | None:
@@ -34,3 +36,11 @@ def task_of_file(path: str | Path) -> str | None:
     except ValueError:
         return None
     return content.get("task") if isinstance(content, dict) else None
+
+
+def refuse_detection_report(path: str | Path, what: str) -> None:
+    """Raise a ValueError where a file is a report of detection, whose figures nothing checks yet."""
+    if task_of_file(path) == DETECTION:
+        raise ValueError(
+            f"{path} is a report of {DETECTION}, which is experimental, and {what}. Its card (README.md) shows it."
+        )

@@ -73,6 +73,12 @@ def verdict_by(report: Report, curve: Sequence[float], by_guessing: float, words
     if count > 1:
         kept = f"It still is at {up_to}, where {words.still.format(f'{curve[count - 1]:.1%}')}."
     told = f"Not robust at {threat}: {there}, and it takes {limit}. {kept}"
+    if clean <= by_guessing:
+        told = (
+            f"Not robust at {threat}: {there}, and without an attack {clean:.1%}, no more than the {by_guessing:.1%} "
+            f"that {words.guessed} gives: it has not learned its task, which takes more epochs or another learning "
+            f"rate. {kept}"
+        )
     return Verdict(threat, False, up_to if count > 1 else "", told)
 
 

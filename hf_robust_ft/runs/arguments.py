@@ -11,19 +11,19 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedModel
 
 from hf_robust_ft.data import SPECS, Streaming, load_image_dataset, stratified_sample
+from hf_robust_ft.data.detection import EMBEDDED_BOXES
 from hf_robust_ft.data.segmentation import EMBEDDED_SCENES, JOINT_AUGMENTATION_WORDS
 from hf_robust_ft.models import BACKBONES, load_image_classifier
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.models.heads import HEADS
-from hf_robust_ft.provenance.affects import DeclaredArguments
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.record import portable_place
 from hf_robust_ft.reporting.commands import DEFAULT_SPLITTING
+from hf_robust_ft.runs.checkpoint_arguments import CheckpointArguments
 from hf_robust_ft.runs.model_names import check_model_name
 from hf_robust_ft.runs.task_arguments import TaskArguments
 
-EMBEDDED = ("digits", EMBEDDED_SCENES)
-TRUST_HELP = "Run Python code that the model's repository brings. Read it first, and fix --model_revision."
+EMBEDDED = ("digits", EMBEDDED_SCENES, EMBEDDED_BOXES)
 
 
 @dataclass
@@ -33,7 +33,7 @@ class DataArguments(TaskArguments):
     dataset: str = field(
         metadata={
             "help": f"A dataset of the paper ({', '.join(SPECS)}), any Hub dataset id, a folder of images or "
-            f"parquet file, or embedded: digits, {EMBEDDED_SCENES}.",
+            f"parquet file, or embedded: {', '.join(EMBEDDED)}.",
             "affects": ("weights", "measurement"),
         }
     )
@@ -43,7 +43,7 @@ class DataArguments(TaskArguments):
     label_column: str | None = field(
         default=None,
         metadata={
-            "help": "Label (or mask) column, where it is not found by itself.",
+            "help": "Label (mask, objects) column, where it is not found by itself.",
             "affects": ("weights", "measurement"),
         },
     )
@@ -172,7 +172,7 @@ class DataArguments(TaskArguments):
 
 
 @dataclass
-class ModelArguments(DeclaredArguments):
+class ModelArguments(CheckpointArguments):
     """Which pretrained model, and how its training images are varied."""
 
     model: str = field(
@@ -180,25 +180,8 @@ class ModelArguments(DeclaredArguments):
             "help": f"A backbone of the paper ({', '.join(BACKBONES)}), any AutoModelForImageClassification id "
             "(timm/... included) or ...ForSemanticSegmentation, open_clip:NAME, a folder or weight file, or "
             f"embedded: {', '.join(EMBEDDED_MODELS)}.",
-            "affects": "weights",
+            "affects": ("weights", "measurement"),
         }
-    )
-    model_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the model.", "affects": "weights"}
-    )
-    architecture: str | None = field(
-        default=None,
-        metadata={
-            "help": "What a weight file holds: timm/NAME, open_clip:NAME, or a folder or Hub id.",
-            "affects": "weights",
-        },
-    )
-    image_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Input size in pixels (default: the checkpoint's; 224 for the paper's).",
-            "affects": "weights",
-        },
     )
     head: str = field(
         default="auto",
@@ -226,7 +209,6 @@ class ModelArguments(DeclaredArguments):
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Train on this many images at most.", "affects": "weights"}
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP, "affects": "launch"})
 
     def __post_init__(self):
         """Refuse what loading would, before a dataset is downloaded for it."""
@@ -245,9 +227,6 @@ class ModelArguments(DeclaredArguments):
 
     def load(self, label_names: Sequence[str], seed: int) -> tuple[PreTrainedModel, Any]:
         """The classifier for these classes and its image processor."""
-        given = {
-            "revision": self.model_revision, "prompts": self.prompts, "trust_remote_code": self.trust_remote_code,
-        }  # fmt: skip
         return load_image_classifier(
             self.model,
             label_names=label_names,
@@ -255,7 +234,8 @@ class ModelArguments(DeclaredArguments):
             seed=seed,
             head=self.head,
             architecture=self.architecture,
-            **{name: value for name, value in given.items() if value},
+            **({"prompts": self.prompts} if self.prompts else {}),
+            **self.loading_options(),
         )
 
 

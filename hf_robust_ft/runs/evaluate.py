@@ -2,8 +2,8 @@
 
 import os
 import sys
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,13 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
-from hf_robust_ft.attacks.losses import LOSSES
 from hf_robust_ft.attacks.pixels import PixelClassifier, PixelSpace
-from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.data import align_labels, describe_transforms, with_pixel_values
 from hf_robust_ft.data.source_hashes import source_digest
 from hf_robust_ft.evaluation.batches import stack_examples
-from hf_robust_ft.evaluation.convergence import AUTO, STEPS_LIMIT
 from hf_robust_ft.evaluation.evaluate import evaluate_as
-from hf_robust_ft.evaluation.protocols import evaluation_attack
 from hf_robust_ft.evaluation.report import RobustnessReport
-from hf_robust_ft.evaluation.settings import EvaluationSettings, check
+from hf_robust_ft.evaluation.results_store import BATCHES
 from hf_robust_ft.evaluation.stored_examples import STORED_EXAMPLES
 from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.provenance.choices import check_choice
@@ -33,125 +29,14 @@ from hf_robust_ft.reporting import choose_examples, save_examples, write_evidenc
 from hf_robust_ft.reporting.examples import remove_examples
 from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reporting.report_files import Report
-from hf_robust_ft.runs.arguments import TRUST_HELP, DataArguments, at_most
+from hf_robust_ft.runs.arguments import DataArguments, at_most
+from hf_robust_ft.runs.evaluate_detection import measure_detection
 from hf_robust_ft.runs.evaluate_segmentation import measure_segmentation
+from hf_robust_ft.runs.evaluation_arguments import EvaluationArguments
 from hf_robust_ft.runs.model_names import check_model_name, describe_model
-from hf_robust_ft.runs.task_arguments import SEGMENTATION
+from hf_robust_ft.runs.task_arguments import DETECTION, SEGMENTATION
 
-
-@dataclass
-class EvaluationArguments:
-    """How `hf-robust-ft evaluate` measures."""
-
-    model: str = field(
-        metadata={
-            "help": "AutoModelForImageClassification or AutoModelForSemanticSegmentation id, local checkpoint "
-            "folder or weight file."
-        }
-    )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
-    architecture: str | None = field(
-        default=None, metadata={"help": "What a weight file holds: timm/NAME, open_clip:NAME, or a folder or Hub id."}
-    )
-    image_size: int | None = field(default=None, metadata={"help": "Input size in pixels (default: the checkpoint's)."})
-    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
-    split: str = field(default="test", metadata={"help": "Split to evaluate on: test, validation or train."})
-    norm: str = field(default="Linf", metadata={"help": "Norm of the perturbation: Linf, L2, L1."})
-    eps: str = field(default="4/255", metadata={"help": "Largest budget, in pixel units of [0, 1]: 4/255 or 0.0157."})
-    epsilons: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Budgets, increasing from 0 to eps (default: under Linf every 1/255, the paper's grid; under L2 "
-            "and L1 8 equal steps)."
-        },
-    )
-    attack_steps: str = field(
-        default=None,
-        metadata={
-            "help": "APGD steps; 'auto' doubles them, from 10, on what still stands until the accuracy settles "
-            "(default: 10; under protocol reliable auto)."
-        },
-    )
-    attack_steps_limit: int = field(default=STEPS_LIMIT, metadata={"help": "The most steps of 'auto'."})
-    attack_loss: str = field(
-        default="ce",
-        metadata={
-            "help": "Loss that the attack climbs: ce, dlr, dlr_targeted; of masks "
-            "pixel_ce (for ce), segpgd, masked_ce, js, masked_spherical."
-        },
-    )
-    protocol: str = field(
-        default="paper",
-        metadata={
-            "help": "How the curve is measured: paper (comparable), exact (stronger, no quadrature error), "
-            "reliable (the worst case of four attacks, its steps auto)."
-        },
-    )
-    eps_distributions: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Also report expected robustness for these distributions of eps: beta:2,5  truncnorm:MEAN,STD  "
-            "dirac:EPS, or any weights of any eps, e.g. weights:0=1,2/255=3."
-        },
-    )
-    autoattack: int = field(
-        default=0, metadata={"help": "Run standard AutoAttack on what is left of so many images, drawn at random."}
-    )
-    trust_checks: bool = field(
-        default=True, metadata={"help": "Check on 64 images, drawn by class, whether the numbers can be trusted."}
-    )
-    batch_size: int = field(default=64, metadata={"help": "Images at a time."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1, ... (default: cuda if there is)."})
-    output_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Write robustness_report.json, the curve and a card here, and the results of each batch, from "
-            "which a run that was cut off goes on (default: print only)."
-        },
-    )
-    save_examples: int = field(
-        default=0,
-        metadata={
-            "help": "Write strips of image, adversarial example and difference for so many images that were right, "
-            "half of which fell."
-        },
-    )
-
-    store_examples: bool = field(
-        default=False,
-        metadata={
-            "help": "Store the adversarial example found for each image in output_dir, with which 'hf-robust-ft "
-            "verify' checks the report without attacking: 4 bytes a channel of each pixel of the images that fall."
-        },
-    )
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
-        for name in ("autoattack", "save_examples"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is a number of images, got {getattr(self, name)}.")
-        for name in ("save_examples", "store_examples"):
-            if getattr(self, name) and not self.output_dir:
-                raise ValueError(f"{name} needs an output_dir to write to.")
-        self.asked_steps = self.attack_steps  # None where the protocol's own are meant
-        if self.attack_loss in LOSSES and LOSSES[self.attack_loss].dense:
-            return  # of segmentation, which has settings of its own
-        self.attack_steps = AUTO if self.settings.converges else self.settings.attack.steps
-
-    @cached_property
-    def settings(self) -> EvaluationSettings:
-        """What decides the figures."""
-        return check(
-            ThreatModel(self.norm, self.eps),
-            epsilons=self.epsilons,
-            attack=evaluation_attack(loss=self.attack_loss, norm=self.norm),
-            attack_steps=self.attack_steps,
-            attack_steps_limit=self.attack_steps_limit,
-            protocol=self.protocol,
-            distributions=self.eps_distributions,
-            autoattack=self.autoattack,
-        )
+OTHER_TASKS = {SEGMENTATION: measure_segmentation, DETECTION: measure_detection}
 
 
 def measure(options: EvaluationArguments, data_args: DataArguments, command: str) -> tuple[PartialState, Report]:
@@ -168,8 +53,9 @@ def measure(options: EvaluationArguments, data_args: DataArguments, command: str
         )
     state = PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
     device = _device(options.device, state)
-    if data_args.settle_task(options.model, data_args.dataset, options.model_revision) == SEGMENTATION:
-        return state, measure_segmentation(options, data_args, command, device, state)
+    task = data_args.settle_task(options.model, data_args.dataset, options.model_revision)
+    if task in OTHER_TASKS:
+        return state, OTHER_TASKS[task](options, data_args, command, device, state)
     model, processor, images, splits = load_model_and_images(options, data_args)
     hashes = {"weights_sha256": hash_weight_files(options.model)} if os.path.isdir(options.model) else {}
     data = data_args.describe(splits)
@@ -185,7 +71,7 @@ def measure(options: EvaluationArguments, data_args: DataArguments, command: str
         checks=options.trust_checks,
         batch_size=options.batch_size,
         device=device,
-        results_dir=options.output_dir,
+        results_dir=Path(options.output_dir, BATCHES) if options.output_dir else None,
         examples_dir=Path(options.output_dir, STORED_EXAMPLES) if options.store_examples else None,
         class_names=names,
     )
@@ -217,8 +103,7 @@ def load_model_and_images(
     """
     splits = data_args.load(require_train=False)
     check_choice("split", options.split, splits)
-    given = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
-    given = {name: value for name, value in given.items() if value}
+    given = options.loading_options()
     if options.architecture is not None:  # a file of tensors names no classes: they are the dataset's, in its order
         given |= {"label_names": splits[options.split].features["label"].names, "head": "keep"}
     model, processor = load_image_classifier(

@@ -40,7 +40,7 @@ def read_recipe(recipe: str | Path, types: Sequence[type] = ()) -> dict[str, Any
     """The content of a YAML file, or of a shipped recipe given by its name.
 
     Args:
-        types: dataclasses that it may be for, beside a run's.
+        types: dataclasses that it may be for. Of one that extends a run's own, what only launches is refused, too.
 
     Raises:
         ValueError: no such recipe, not a YAML mapping, or one that asks for what only a command line may.
@@ -62,7 +62,8 @@ def read_recipe(recipe: str | Path, types: Sequence[type] = ()) -> dict[str, Any
             f"{path.name} must map argument names to values, e.g. 'eps: 4/255'; it holds "
             f"{'nothing' if content is None else f'a {type(content).__name__}'}."
         )
-    ours = dict.fromkeys(each.name for each in launching(*RUN_ARGUMENTS, *types) if not each.is_trainers)
+    of_runs = [kind for kind in types if issubclass(kind, RUN_ARGUMENTS)]
+    ours = dict.fromkeys(each.name for each in launching(*RUN_ARGUMENTS, *of_runs) if not each.is_trainers)
     if asked := [name for name in ours if name in content]:  # nobody trusts code because a recipe says so
         raise ValueError(f"{path.name} may not set {', '.join(asked)}: give it on the command line, for one launch.")
     return content
@@ -167,7 +168,7 @@ def build_parser(types: Sequence[type], recipe: Mapping[str, Any], **parser_opti
         _check_kind(key, value, key in may_be_none, key in takes_list, key in takes_mapping)
     parser.set_defaults(**{key: _as_argument(value, key in takes_list) for key, value in recipe.items()})
     for name in takes_list.keys() & recipe.keys():
-        _type_items(parser, takes_list[name])
+        _type_items(takes_list[name])
     return parser
 
 
@@ -214,7 +215,7 @@ def _number_or_none(number: type) -> Callable[[str], Any]:
     return parse
 
 
-def _type_items(parser: HfArgumentParser, action: argparse.Action) -> None:
+def _type_items(action: argparse.Action) -> None:
     """Give the words of a list their type: argparse does so for a default that is one word only."""
     if not isinstance(action.default, list):
         return

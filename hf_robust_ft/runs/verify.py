@@ -21,9 +21,10 @@ from hf_robust_ft.provenance.source_names import nothing_here
 from hf_robust_ft.provenance.weight_hashes import hash_weight_files
 from hf_robust_ft.reporting.artifacts import REPORT_NAME
 from hf_robust_ft.reporting.commands import evaluate_command
-from hf_robust_ft.reporting.report_files import Report, read_report_file
+from hf_robust_ft.reporting.report_files import Report, read_report_file, refuse_detection_report
 from hf_robust_ft.runs.arguments import DataArguments
-from hf_robust_ft.runs.evaluate import EvaluationArguments, load_model_and_images
+from hf_robust_ft.runs.evaluate import load_model_and_images
+from hf_robust_ft.runs.evaluation_arguments import EvaluationArguments
 from hf_robust_ft.runs.verify_segmentation import verify_segmentation
 
 NOT_NEEDED = ("checkpoint-*/*", "last-checkpoint/*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")  # of a repository
@@ -72,6 +73,7 @@ def verify(target: str, given: Overrides) -> tuple[Report, list[Verified]]:
             names; the message says what to give.
     """
     path = _report_path(target, given.revision)
+    refuse_detection_report(path, "verify checks reports of classification and segmentation alone")
     report = read_report_file(path)
     model = given.model or _model_of(report, path)
     if isinstance(report, SegmentationReport):

@@ -12,16 +12,19 @@ from hf_robust_ft.attacks.losses import get_loss
 from hf_robust_ft.attacks.pixels import PixelModel, PixelSpace
 from hf_robust_ft.attacks.precision import GradientReport, check_input_precision
 from hf_robust_ft.attacks.random_state import KeyedGenerator, random_state_kept
-from hf_robust_ft.attacks.rehearsal import count_classes, stated_classes
+from hf_robust_ft.attacks.rehearsal import stated_classes
 from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.evaluation.batches import first_images
 from hf_robust_ft.schedules.sample_ids import SAMPLE_ID
 from hf_robust_ft.training.objectives.teacher import with_features
 from hf_robust_ft.training.tasks import CLASSIFICATION, Task
+from hf_robust_ft.training.warm_start import AttackMemory
 
 
 class Adversary:
     """Finds adversarial images for batches `{"pixel_values": (N, C, H, W), "labels": (N,) or (N, H, W), ...}`.
+
+    Of a detector, labels are N dicts of boxes.
 
     >>> batch = {"pixel_values": torch.full((2, 3, 4, 4), 0.5), "labels": torch.tensor([0, 1])}
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
@@ -84,7 +87,7 @@ class Adversary:
         few = first_images(inputs, 2)
         pixels = self.pixel_space.clipped_pixels(few["pixel_values"])
         with random_state_kept(), self.mode(model):
-            count = count_classes(self.classifier(model, few), pixels, attacked)
+            count = self.task.count_classes(self.classifier(model, few), pixels, attacked)
         self._rehearsed = model, count, attacked
 
     def check(self, model: nn.Module, inputs: Mapping[str, Any], threat_model: ThreatModel) -> None:
@@ -125,6 +128,7 @@ class Adversary:
         attack: APGD,
         key: tuple[int, ...] = (0,),
         first: int | None = None,
+        memory: AttackMemory | None = None,
     ) -> AttackResult:
         """Attack the batch's images inside the balls of eps around them, with no data-dependent host sync.
 
@@ -133,8 +137,9 @@ class Adversary:
             eps: in pixel units of [0, 1], of all images or of each, (N,).
             key: whole numbers that random starts depend on, and on nothing else that draws random numbers.
             first: attack only so many of the images.
+            memory: start from what it has of the images, and let it keep what is found.
         """
-        if first is not None:
+        if first is not None and first < len(inputs["pixel_values"]):
             inputs, eps = first_images(inputs, first), eps[:first] if isinstance(eps, Tensor) else eps
         pixels = self.pixel_space.clipped_pixels(inputs["pixel_values"])
         with self.mode(model):
@@ -143,19 +148,25 @@ class Adversary:
             if get_loss(attack.loss).of_features:
                 batch = {"pixel_values": inputs["pixel_values"], **classifier.model_inputs}
                 logits_fn = with_features(logits_fn, model, batch)
-            return attack(
+            result = attack(
                 logits_fn,
                 pixels,
                 self.task.attack_labels(inputs["labels"]),
                 threat_model,
                 eps=eps,
+                start=None if memory is None else memory.start(pixels, eps),
                 generator=self._random_starts.at(pixels.device, *key) if attack.random_start else None,
             )
+        if memory is not None:
+            memory.keep(pixels, result.adversarial, eps)
+        return result
 
     def exchange(self, inputs: Mapping[str, Any], result: AttackResult) -> dict[str, Any]:
-        """The batch with the images found in place of its own, normalised again and in its dtype."""
-        adversarial = self.pixel_space.from_pixels(result.adversarial).to(inputs["pixel_values"].dtype)
-        return {**inputs, "pixel_values": adversarial}
+        """The batch with the images found in place of its first ones, normalised again and in its dtype."""
+        own = inputs["pixel_values"]
+        adversarial = self.pixel_space.from_pixels(result.adversarial).to(own.dtype)
+        others = own[len(adversarial) :]
+        return {**inputs, "pixel_values": torch.cat([adversarial, others]) if len(others) else adversarial}
 
     def in_use(self, model: nn.Module) -> nn.Module:
         """What passes go through beside the wrapped model: it, compiled; but not for the images before `is_ready`."""

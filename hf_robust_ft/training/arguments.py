@@ -16,6 +16,7 @@ from hf_robust_ft.training.base.launching import check_deepspeed, refuse_zero_3
 from hf_robust_ft.training.mixing import MixingArguments
 from hf_robust_ft.training.objectives.arguments import ObjectiveArguments
 from hf_robust_ft.training.objectives.structure_arguments import StructureArguments
+from hf_robust_ft.training.pass_saving import PassSavingArguments
 from hf_robust_ft.training.probe_arguments import ProbeArguments
 from hf_robust_ft.training.schedule_arguments import ScheduleArguments, check_can_observe
 from hf_robust_ft.training.tuning import TuningArguments
@@ -26,14 +27,21 @@ ROBUST_EVAL = ("end", "epoch", "no")
 
 @dataclass
 class AdversarialTrainingArguments(
-    ProbeArguments, MixingArguments, ObjectiveArguments, ScheduleArguments, StructureArguments, TuningArguments
+    ProbeArguments,
+    PassSavingArguments,
+    MixingArguments,
+    ObjectiveArguments,
+    ScheduleArguments,
+    StructureArguments,
+    TuningArguments,
 ):
     """`TrainingArguments` for `AdversarialTrainer`.
 
     Groups: what is minimised (`objective*`, `twins_*`, `autolora*`), the threat model (`norm`, `eps`), its schedule
     (`eps_schedule`, `schedule_*`), the training attack (`attack_*`), the schedule of its steps (`attack_steps_*`) and
     its guard (`attack_guard*`), the robust evaluation (`eval_attack_steps*`, `eval_epsilons`, `robust_eval`),
-    a first phase for the head alone (`probe_*`), mixed images (`mixup_alpha`, `cutmix_alpha`), `memory_format`, and
+    a first phase for the head alone (`probe_*`), fewer passes (`attack_warm_start`, `attacked_share`,
+    `low_resolution*`), mixed images (`mixup_alpha`, `cutmix_alpha`), `memory_format`, and
     `TuningArguments`' own settings.
     Everything else is `TrainingArguments`, with its defaults unchanged. Defaults are those of arXiv 2509.23325.
 
@@ -169,6 +177,7 @@ class AdversarialTrainingArguments(
         self.check_structures()
         self.check_taught()
         self.check_mixing()
+        self.check_savings()
         check_can_observe(schedule, self)
         self.check_probe()
         if self.memory_format == "channels_last" and self._uses_fsdp:
@@ -240,5 +249,6 @@ def is_robust_metric(name: str | None) -> bool:
     """Whether a metric of `evaluate()`, of any of several data sets, is measured under attack."""
     return (name or "").endswith(
         ("adversarial_accuracy", "expected_robustness", "adversarial_pixel_accuracy", "expected_pixel_accuracy",
-         "adversarial_mean_iou", "expected_mean_iou")
+         "adversarial_mean_iou", "expected_mean_iou", "adversarial_map", "expected_map", "adversarial_map_50",
+         "expected_map_50")
     )  # fmt: skip

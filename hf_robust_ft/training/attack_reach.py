@@ -63,6 +63,8 @@ class AttackReach(TrainerCallback, ExportableState):
         if logits is None:
             return
         labels = labels if task is None else task.attack_labels(labels)
+        if (count := len(attacked.loss)) < len(labels):  # only the batch's first images were attacked
+            logits, labels = logits[:count], labels[:count]
         labels, loss, fooled = (each[-len(logits) :] for each in (labels, attacked.loss, attacked.fooled))
         climbed = get_loss(attack_loss)
         if climbed.reports_cross_entropy:

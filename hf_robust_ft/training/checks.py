@@ -19,12 +19,14 @@ from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.attack_reach import AttackReach
 from hf_robust_ft.training.base.launching import ZERO_3_REFUSED, check_launch, check_sharding
 from hf_robust_ft.training.guard import OverfittingGuard
+from hf_robust_ft.training.low_resolution import check_has_small_images, check_takes_small_images
 from hf_robust_ft.training.objectives.parts import LossParts
 from hf_robust_ft.training.objectives.structures import check_structure
 from hf_robust_ft.training.objectives.teacher import warn_of_ignorance
 from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
 from hf_robust_ft.training.tasks import Task, task_of
 from hf_robust_ft.training.tuning.batch_norm import BatchNormPolicy
+from hf_robust_ft.training.warm_start import AttackMemory
 
 REENTRANT_REFUSED = (
     "Reentrant activation checkpointing cannot be differentiated with respect to the pixels, so the attack would fail. "
@@ -97,7 +99,9 @@ def check_built(trainer: Any, train_dataset: Any, eval_dataset: Any) -> None:
         check_task(trainer.task, trainer.args, eval_dataset, trainer.compute_metrics)
     check_sharded(trainer.args, trainer.is_fsdp_enabled)
     check_structure(trainer)
-    check_model(trainer.model)
+    trainer.task.check_trainer(trainer)
+    check_has_small_images(trainer)
+    check_model(trainer.model, trainer.task.least_classes)
     num_labels = trainer.adversary.num_labels(trainer.model)
     check_labels(train_dataset, num_labels, at_least=2)
     for dataset in datasets_of(eval_dataset):
@@ -110,6 +114,7 @@ def check_first_batch(trainer: Any, inputs: dict[str, Any]) -> None:
     if trainer.args.torch_compile:
         trainer.task.before_compiling(trainer.model)
     trainer.adversary.check(trainer.model, inputs, trainer.args.threat_model)
+    check_takes_small_images(trainer, inputs)
     check_labels(trainer.train_dataset, trainer.adversary.num_labels(trainer.model))
     if trainer.args.has_teacher and not trainer.args.asks_features:
         warn_of_ignorance(trainer.model, inputs)
@@ -135,15 +140,15 @@ def check_dataset(dataset: Any, args: TrainingArguments, has_collator: bool) -> 
     )
 
 
-def check_model(model: nn.Module) -> None:
-    """Raise unless the model tells at least two classes apart, by a forward that can be attacked."""
+def check_model(model: nn.Module, least_classes: int = 2) -> None:
+    """Raise unless the model tells at least so many classes apart, by a forward that can be attacked."""
     for module in model.modules():
         function = getattr(module, "_gradient_checkpointing_func", None)
         if getattr(module, "gradient_checkpointing", False) and getattr(function, "keywords", {}).get("use_reentrant"):
             raise ValueError(REENTRANT_REFUSED)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("Every parameter of the model is frozen (requires_grad=False): there is nothing to train.")
-    if (num_labels := stated_classes(model)) is not None and num_labels < 2:
+    if (num_labels := stated_classes(model)) is not None and num_labels < least_classes:
         raise ValueError(
             f"The model has {num_labels} class: there is nothing to confuse it with. Load it with num_labels=<classes>."
         )
@@ -252,6 +257,7 @@ def with_scheduler(callbacks: list | None, args: AdversarialTrainingArguments) -
 def with_watchers(callbacks: list | None, args: AdversarialTrainingArguments) -> list:
     """The callbacks with what a training under attack has beside it."""
     callbacks = [BatchNormPolicy(args.batch_norm), AttackReach(), LossParts(), *with_scheduler(callbacks, args)]
+    callbacks += [AttackMemory()] if args.attack_warm_start else []
     if args.attack_guard is None or any(isinstance(entry, OverfittingGuard) for entry in callbacks):
         return callbacks
     return [*callbacks, OverfittingGuard(args.attack_guard, args.attack_guard_every)]

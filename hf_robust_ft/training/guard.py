@@ -76,7 +76,7 @@ class OverfittingGuard(TrainerCallback, ExportableState):
         if not self.is_due(step):
             return False
         full = replace(full, random_start=False, loss=measuring_loss(full.loss))  # it counts errors
-        fully = find(attack=full, first=CHECKED_IMAGES)
+        fully = find(attack=full, first=min(CHECKED_IMAGES, len(found.fooled)))
         withstood = ~found.fooled[:CHECKED_IMAGES]
         counts = torch.stack([withstood.sum(), (withstood & ~fully.fooled).sum()])
         return self.judge(step, *accelerator.reduce(counts, "sum").tolist())

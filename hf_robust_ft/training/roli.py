@@ -27,6 +27,7 @@ from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.base.checkpoints import newest_complete
 from hf_robust_ft.training.base.resuming import refuse_other_settings, training_settings
 from hf_robust_ft.training.objectives.structure_arguments import StructureArguments
+from hf_robust_ft.training.pass_saving import NO_SAVINGS
 from hf_robust_ft.training.probe_arguments import NO_PROBE
 from hf_robust_ft.training.probed_head import ProbedHead, probe_folder
 from hf_robust_ft.training.schedule_arguments import CONSTANT_EPS
@@ -66,7 +67,7 @@ def first_phase(args: AdversarialTrainingArguments) -> AdversarialTrainingArgume
     """
     phase = copy.copy(args)
     tuning = [each for each in arguments(TuningArguments) if not each.is_trainers and each.name != "no_decay"]
-    unused = {each.name: each.default for each in (*tuning, *arguments(StructureArguments))} | NO_PROBE
+    unused = {each.name: each.default for each in (*tuning, *arguments(StructureArguments))} | NO_PROBE | NO_SAVINGS
     changes = {
         **unused,
         **FIRST_PHASE,

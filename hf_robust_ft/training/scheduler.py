@@ -1,8 +1,8 @@
 """Which eps now, and how many attack steps: the schedules as a Trainer callback."""
 
 import copy
+import logging
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +19,8 @@ from hf_robust_ft.training.schedule_arguments import (
     check_can_observe,
     check_overshoot,
 )
+
+logger = logging.getLogger(__name__)
 
 # Settings of the callback -> the arguments they are made from.
 SETTINGS = {
@@ -122,6 +124,10 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         step = self._period_start(step)
         return self.peak_eps * self.alpha(step / max_steps, step, self.memory)
 
+    def progress_at(self, step: int, max_steps: int) -> float:
+        """The share of training, in [0, 1), that was over when the epoch or step began that `step` belongs to."""
+        return self._period_start(step) / max_steps
+
     def may_attack_at(self, step: int, max_steps: int) -> bool:
         """Whether a batch of this step may be attacked: any may with a per-sample schedule."""
         return self.has_own_budgets or self.eps_at(step, max_steps) > 0
@@ -187,7 +193,7 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         if self.follows_args:  # a hyper-parameter search changes them after construction
             self._configure(_settings(args))
         self._peak_step = None
-        self.steps_per_epoch = _steps_per_epoch(train_dataloader, args.gradient_accumulation_steps)
+        self.steps_per_epoch = steps_per_epoch(train_dataloader, args.gradient_accumulation_steps)
         if self.granularity == "epoch" and self.steps_per_epoch is None:
             raise ValueError(
                 "schedule_granularity='epoch' needs to know how long an epoch is, but the training data has no length "
@@ -223,9 +229,13 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         counts = self._is_training and state.global_step != self.observed_at and self._ends_epoch(state)
         if self.alpha.observes != "accuracy" or not counts or not any(key.startswith("eval_") for key in metrics or {}):
             return
-        accuracy = metrics.get("eval_clean_accuracy", metrics.get("eval_clean_pixel_accuracy"))
+        names = ("eval_clean_accuracy", "eval_clean_pixel_accuracy", "eval_clean_map")
+        accuracy = next((metrics[name] for name in names if name in metrics), None)
         if accuracy is None:
-            told = f"follows eval_clean_accuracy (pixel_accuracy of masks), and the evaluation gave {sorted(metrics)}"
+            told = (
+                "follows eval_clean_accuracy (pixel_accuracy of masks, map of boxes), and the evaluation gave "
+                f"{sorted(metrics)}"
+            )
             raise ValueError(f"eps_schedule={self.alpha.name!r} {told}. It needs one eval_dataset, with labels.")
         self.observe(accuracy, state.global_step, state.max_steps)
 
@@ -233,12 +243,10 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         self._is_training = False
         if self.alpha.observes and self.current_eps < 0.5 * self.peak_eps:
             norm = getattr(args, "norm", "Linf")
-            warnings.warn(
+            logger.warning(
                 f"The schedule {self.alpha.name!r} ended at eps={readable_eps(self.current_eps, norm)} of "
                 f"{readable_eps(self.peak_eps, norm)}: train for longer, or change schedule_args, "
                 f"{self.settings['schedule_args']}.",
-                UserWarning,
-                stacklevel=2,
             )
 
     def _set_current(self, step: int, max_steps: int) -> None:
@@ -275,13 +283,11 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         peak = self.eps_at(max_steps - 1, max_steps)
         if peak >= 0.9 * self.peak_eps * self.alpha(1.0):
             return
-        warnings.warn(
+        logger.warning(
             f"This schedule reaches only eps={readable_eps(peak, norm)} of {readable_eps(self.peak_eps, norm)} in "
             f"{max_steps} steps"
             f"{', so no attack will run at all' if peak == 0 else ''}: training is too short for its granularity. "
             "Train for more epochs, set schedule_granularity='step', or lower schedule_end.",
-            UserWarning,
-            stacklevel=2,
         )
 
 
@@ -289,7 +295,8 @@ def _settings(args: Any) -> dict[str, Any]:
     return {name: getattr(args, argument) for name, argument in SETTINGS.items()}
 
 
-def _steps_per_epoch(train_dataloader: Any, gradient_accumulation_steps: int) -> int | None:
+def steps_per_epoch(train_dataloader: Any, gradient_accumulation_steps: int) -> int | None:
+    """Optimizer steps of an epoch; None where its length is unknown."""
     try:
         return max(math.ceil(len(train_dataloader) / gradient_accumulation_steps), 1)
     except TypeError:  # a streamed dataset

@@ -109,7 +109,8 @@ class AdversarialTrainer(BaseTrainer):
             return None
         key = self.args.seed, self.args.process_index, step  # of random starts
         find = partial(self.adversary.attack, self.model, inputs, self.args.threat_model, eps=eps, key=key)
-        result = find(attack=self.args.train_attack_at(self.attack_share))
+        first = self.args.attacked_in_batch(len(inputs["pixel_values"]))
+        result = find(attack=self.args.train_attack_at(self.attack_share), first=first, memory=self.attack_memory)
         self.note_attack(ids, result)
         if guard and guard.watch(step, result, find, self.args.train_attack, self.accelerator):
             self.log({"attack_guard_fell_back_at": step})

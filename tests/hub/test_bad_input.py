@@ -16,7 +16,7 @@ from hf_robust_ft.hub import PublishError, publish, publish_metric
 from hf_robust_ft.hub.contents import published_files
 from hf_robust_ft.provenance.weight_hashes import hash_weight_files
 from hf_robust_ft.runs.arguments import DataArguments
-from hf_robust_ft.runs.evaluate import EvaluationArguments
+from hf_robust_ft.runs.evaluation_arguments import EvaluationArguments
 from hf_robust_ft.runs.options import parse_options
 
 

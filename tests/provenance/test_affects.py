@@ -1,11 +1,14 @@
 """What an argument affects is said on its field, of all that are ours, and a word that is none is refused."""
 
 import dataclasses
+import importlib
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
+import hf_robust_ft
 from hf_robust_ft import AdversarialTrainingArguments
 from hf_robust_ft.provenance.affects import (
     AFFECTS,
@@ -17,10 +20,25 @@ from hf_robust_ft.provenance.affects import (
 )
 from hf_robust_ft.reporting.commands import DEFAULT_SPLITTING
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
-from hf_robust_ft.training.tuning import TuningArguments
 
-TYPES = (ModelArguments, DataArguments, AdversarialTrainingArguments, TuningArguments)
+PACKAGE = Path(hf_robust_ft.__file__).parent
 TRAINERS = {entry.name: entry for entry in dataclasses.fields(TrainingArguments)}
+
+
+def argument_types():
+    """The package's dataclasses whose fields are options: some field of theirs has a help."""
+    names = [path.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("*.py") if "metadata={" in path.read_text()]
+    modules = [importlib.import_module(".".join(name.with_suffix("").parts)) for name in names]
+    found = {
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type) and dataclasses.is_dataclass(value) and value.__module__ == module.__name__
+    }
+    return sorted(
+        (kind for kind in found if any("help" in entry.metadata for entry in own_fields(kind))),
+        key=lambda kind: kind.__name__,
+    )
 
 
 def own_fields(kind):
@@ -31,8 +49,20 @@ def own_fields(kind):
     ]
 
 
+TYPES = argument_types()
+
+
+def test_what_commands_are_told_is_among_them():
+    names = {kind.__name__ for kind in TYPES}
+    assert names >= {
+        "AdversarialTrainingArguments", "CalibratedRuns", "DataArguments", "DiagnosedRuns", "EvaluationArguments",
+        "GridArguments", "ModelArguments", "PlanArguments", "RecipeArguments", "SearchArguments", "SweepArguments",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_every_argument_of_ours_says_what_it_affects_and_of_what_it_is(kind):
+    assert issubclass(kind, DeclaredArguments)
     names = {entry.name for entry in dataclasses.fields(kind)}
     for entry in own_fields(kind):
         affects = entry.metadata["affects"]
@@ -76,7 +106,7 @@ def test_an_argument_that_says_nothing_is_taken_to_touch_the_weights():
 
 
 def test_transformers_own_parser_takes_the_dataclasses():
-    parser = HfArgumentParser(TYPES[:3])
+    parser = HfArgumentParser((ModelArguments, DataArguments, AdversarialTrainingArguments))
     argv = ["--model", "r50", "--dataset", "digits", "--eps", "2/255", "--use_cpu"]
     model, data, training = parser.parse_args_into_dataclasses(argv)
     assert (model.model, data.dataset, training.eps) == ("r50", "digits", "2/255")

@@ -7,7 +7,7 @@ from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.evaluation.protocols import resolve_epsilons
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.runs.arguments import DataArguments
-from hf_robust_ft.runs.evaluate import EvaluationArguments
+from hf_robust_ft.runs.evaluation_arguments import EvaluationArguments
 from hf_robust_ft.runs.options import parse_options
 
 

@@ -62,7 +62,7 @@ def test_delay_and_drop_by_eps(drawn, norm, unit):
     x = [unit * 2 * k / 255 for k in range(4)]
     assert np.array(dots(left)) == pytest.approx(np.array([*zip(x, (1, 2, 4, 10), strict=True)]))  # never counts as 10
     assert np.array(dots(right)) == pytest.approx(np.array([*zip(x, (0, 20, 40, 89), strict=True)]))
-    assert [text.get_text() for text in left.get_legend().get_texts()] == ["adapted", "never adapted"]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["adapted", "never adapted"]
     assert left.get_xlabel() == ("eps_g (1/255)" if norm == "Linf" else "eps_g")
 
 

@@ -8,7 +8,7 @@ import torch
 from accelerate import PartialState
 
 import hf_robust_ft.runs.evaluate as measuring
-from hf_robust_ft.runs.evaluate import EvaluationArguments
+from hf_robust_ft.runs.evaluation_arguments import EvaluationArguments
 
 
 def test_a_device_that_is_not_here_is_refused():

@@ -27,14 +27,24 @@ class GridArguments(DeclaredArguments):
     """
 
     models: list[str] = field(
-        default_factory=list, metadata={"help": "Backbones, as --model of train.", "sets": ("model",)}
+        default_factory=list,
+        metadata={"help": "Backbones, as --model of train.", "sets": ("model",), "affects": "weights"},
     )
     datasets: list[str] = field(
-        default_factory=list, metadata={"help": "Datasets, as --dataset of train.", "sets": ("dataset",)}
+        default_factory=list,
+        metadata={
+            "help": "Datasets, as --dataset of train.",
+            "sets": ("dataset",),
+            "affects": ("weights", "measurement"),
+        },
     )
     epsilons: list[str] = field(
         default_factory=lambda: ["4/255", "8/255"],
-        metadata={"help": "Budgets, in pixel units of [0, 1].", "sets": ("eps",)},
+        metadata={
+            "help": "Budgets, in pixel units of [0, 1].",
+            "sets": ("eps",),
+            "affects": ("weights", "measurement"),
+        },
     )
     settings: list[str] = field(
         default_factory=lambda: list(DEFAULT_SETTINGS),
@@ -43,15 +53,23 @@ class GridArguments(DeclaredArguments):
             "hinge:T1,T2 in epochs of 50, SCHEDULE:KEY=VALUE, a shipped recipe, a recipe file, or options of train as "
             "NAME=OPTION:VALUE;OPTION:VALUE.",
             "sets": ("eps_schedule", "schedule"),
+            "affects": "weights",
         },
     )
     seeds: list[int] = field(
-        default_factory=lambda: [0], metadata={"help": "One run of each kind per seed.", "sets": ("seed",)}
+        default_factory=lambda: [0],
+        metadata={"help": "One run of each kind per seed.", "sets": ("seed",), "affects": "weights"},
     )
-    norm: str = field(default="Linf", metadata={"help": "Norm of the perturbation: Linf, L2, L1."})
+    norm: str = field(
+        default="Linf",
+        metadata={"help": "Norm of the perturbation: Linf, L2, L1.", "affects": ("weights", "measurement")},
+    )
     recipes: list[str] = field(
         default_factory=list,
-        metadata={"help": "Options for some cells: MODEL/DATASET=RECIPE (with * and ?), e.g. 'swin/*=found.yaml'."},
+        metadata={
+            "help": "Options for some cells: MODEL/DATASET=RECIPE (with * and ?), e.g. 'swin/*=found.yaml'.",
+            "affects": "weights",
+        },
     )
     protocol: str = field(
         default="paper",
@@ -60,44 +78,65 @@ class GridArguments(DeclaredArguments):
             "reliable (the worst case of four attacks). Its steps are --eval_attack_steps; --attack_steps is of the "
             "training attack.",
             "sets": ("eval_protocol", "robust_eval"),
+            "affects": "measurement",
         },
     )
     eval_split: str = field(
-        default="test", metadata={"help": "Split that is measured: test, or validation while you still choose."}
+        default="test",
+        metadata={
+            "help": "Split that is measured: test, or validation while you still choose.",
+            "affects": "measurement",
+        },
     )
     eval_points: int | None = field(
         default=None,
         metadata={
             "help": "Equal steps of the grid of eps (default: every 1/255, the paper's).",
             "sets": ("eval_epsilons",),
+            "affects": "measurement",
         },
     )
     trust_checks: bool = field(
-        default=True, metadata={"help": "Check for each cell whether its numbers can be trusted."}
+        default=True,
+        metadata={"help": "Check for each cell whether its numbers can be trusted.", "affects": "measurement"},
     )
     output_dir: str = field(
-        default="runs/reproduce", metadata={"help": "Folder for cells, tables and pictures; finished cells stay done."}
+        default="runs/reproduce",
+        metadata={"help": "Folder for cells, tables and pictures; finished cells stay done.", "affects": "launch"},
     )
     only: list[str] = field(
-        default_factory=list, metadata={"help": "Run only the cells whose names match one of these (with * and ?)."}
+        default_factory=list,
+        metadata={"help": "Run only the cells whose names match one of these (with * and ?).", "affects": "launch"},
     )
-    keep_checkpoints: bool = field(default=False, metadata={"help": "Keep each trained model, in checkpoints/."})
+    keep_checkpoints: bool = field(
+        default=False, metadata={"help": "Keep each trained model, in checkpoints/.", "affects": "launch"}
+    )
     runner: str = field(
         default="in_process",
         metadata={
             "help": "What runs the cells: in_process (one after the other), launch (each by --launcher), ray (on a Ray "
-            "cluster, as many at a time as fit)."
+            "cluster, as many at a time as fit).",
+            "affects": "launch",
         },
     )
     launcher: str = field(
         default="torchrun --nproc_per_node 1",
-        metadata={"help": "Command before '-m', e.g. 'torchrun --nproc_per_node 8' or 'accelerate launch'."},
+        metadata={
+            "help": "Command before '-m', e.g. 'torchrun --nproc_per_node 8' or 'accelerate launch'.",
+            "affects": "launch",
+        },
     )
     ray_address: str | None = field(
-        default=None, metadata={"help": "Cluster to join: auto, host:port (default: RAY_ADDRESS, or a new local one)."}
+        default=None,
+        metadata={
+            "help": "Cluster to join: auto, host:port (default: RAY_ADDRESS, or a new local one).",
+            "affects": "launch",
+        },
     )
-    ray_cpus: float = field(default=1.0, metadata={"help": "CPUs of a cell on a Ray cluster."})
-    ray_gpus: float = field(default=0.0, metadata={"help": "GPUs of a cell on a Ray cluster, 1 as a rule."})
+    ray_cpus: float = field(default=1.0, metadata={"help": "CPUs of a cell on a Ray cluster.", "affects": "launch"})
+    ray_gpus: float = field(
+        default=0.0, metadata={"help": "GPUs of a cell on a Ray cluster, 1 as a rule.", "affects": "launch"}
+    )
 
     def __post_init__(self):
         self.output_dir = os.path.expanduser(self.output_dir)

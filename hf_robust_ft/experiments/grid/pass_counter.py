@@ -16,16 +16,17 @@ class PassCounter(TrainerCallback, ExportableState):
     """Counts images by kind of pass after each optimizer step; `trainer_state.json` keeps the counts.
 
     An attack of n steps is n passes with the gradient of the pixels and one forward, two if it compares with the clean
-    image's answer; a teacher's passes are forwards. Under a per-sample schedule a step counts as attacked once any
-    image of the dataset has a budget.
+    image's answer; a teacher's passes are forwards. At a low resolution an image counts by its share of the pixels: at
+    half the height and width a quarter, and a count need not be whole. Under a per-sample schedule a step counts as
+    attacked once any image of the dataset has a budget.
 
     Args:
         train_images: images of an epoch.
-        passes: counts so far, `training`, `attack` and `forward`.
+        passes: images so far, `training`, `attack` and `forward`.
         seconds: training time so far.
     """
 
-    def __init__(self, train_images: int, passes: dict[str, int] | None = None, seconds: float = 0.0):
+    def __init__(self, train_images: int, passes: dict[str, float] | None = None, seconds: float = 0.0):
         self.train_images, self.seconds = train_images, seconds
         self.passes = dict(passes or {"training": 0, "attack": 0, "forward": 0})
         self._since: float | None = None
@@ -53,7 +54,9 @@ class PassCounter(TrainerCallback, ExportableState):
     def on_step_end(self, args: AdversarialTrainingArguments, state, control, **kwargs):
         now = time.monotonic()
         self.seconds, self._since = self.seconds + now - self._since, now
-        images = self._images(args, state.global_step - 1)
+        visits = self._images(args, state.global_step - 1)
+        share = args.pixel_share_at(self._scheduler.progress_at(state.global_step - 1, state.max_steps))
+        images, attacked = share * visits, share * args.attacked_of(visits)
         self.passes["training"] += images * args.passes_beside
         if args.passes_beside and (state.global_step - 1) % self._scheduler.steps_per_epoch == 0:
             self.passes["forward"] += self.train_images
@@ -67,8 +70,8 @@ class PassCounter(TrainerCallback, ExportableState):
         if args.perturbs_at(state.global_step - 1, self._scheduler.steps_per_epoch):
             self.passes["training"] += images * args.passes_under_attack
             self.passes["forward"] += images * args.teachers_passes(attacked=True)
-        self.passes["attack"] += images * attack.steps
-        self.passes["forward"] += images * (1 + get_loss(attack.loss).needs_reference)
+        self.passes["attack"] += attacked * attack.steps
+        self.passes["forward"] += attacked * (1 + get_loss(attack.loss).needs_reference)
 
     def _images(self, args: AdversarialTrainingArguments, step: int) -> int:
         """Images of an optimizer step; the last of an epoch may be smaller."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_robust_ft.experiments.grid.cells import CellArguments, Job
-from hf_robust_ft.experiments.planning import Plan, PlanArguments, plan_run
+from hf_robust_ft.experiments.planning import Plan, PlanArguments, hours_text, plan_run
 
 
 @dataclass(frozen=True)
@@ -88,5 +88,5 @@ def _plan(arguments: CellArguments, plan_args: PlanArguments) -> Plan:
 def _row(name: str, row: dict[str, Any], width: int) -> str:
     return (
         f"{name:<{width}} {row['seeds']:>5} {row['done']:>5} {row['images']:>14,} {row['attack']:>15,} "
-        f"{row['flops'] / 1e15:>10.3g} {row['gpu_hours']:>10.3g}"
+        f"{row['flops'] / 1e15:>10.3g} {hours_text(row['gpu_hours']):>10}"
     )

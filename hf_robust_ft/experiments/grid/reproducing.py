@@ -131,9 +131,10 @@ def _told_steps(args: AdversarialTrainingArguments, protocol: str) -> str:
 
 
 def _check_protocol(jobs: Sequence[Job], parsed: Sequence[CellArguments]) -> None:
-    """Raise a ValueError for a protocol that masks do not have, before any of them is trained on."""
+    """Raise a ValueError for a task or a protocol of masks that grids do not know, before anything is trained."""
     kinds = {(each.model.model, each.data.dataset): each for each in parsed}
     for (model, dataset), each in kinds.items():
+        each.data.refuse_detection("reproduce", model, dataset)
         if each.data.settle_task(model, dataset, each.model.model_revision) == SEGMENTATION:
             check_choice("protocol", jobs[0].measurement.protocol, SEGMENTATION_PROTOCOLS, "protocols")
 

@@ -23,7 +23,7 @@ class MeasuredCell(Cell):
         validation: by epoch: `epochs`, the clean score of each measure under its curve's name (`accuracies`), and
             `eps`, the budget of training (pixel units of [0, 1]).
         passes: images that passed through the model, by kind: `training` (gradient of the weights), `attack`
-            (gradient of the pixels), `forward`; of training, without the evaluation.
+            (gradient of the pixels), `forward`; of training, without the evaluation. Counted as `PassCounter` does.
         seconds: wall time of `training` and `evaluation`.
         configuration: every setting that the figures depend on.
         seen_by: the measure that the scores are of, where the task has several; None for its first. It is not stored.
@@ -31,7 +31,7 @@ class MeasuredCell(Cell):
 
     report: Report
     validation: dict[str, list[float]]
-    passes: dict[str, int]
+    passes: dict[str, float]
     seconds: dict[str, float]
     configuration: dict[str, Any] = field(default_factory=dict)
     seen_by: Measure | None = field(default=None, compare=False)

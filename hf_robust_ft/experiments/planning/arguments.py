@@ -4,10 +4,11 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from hf_robust_ft.experiments.planning.gpus import GPUS, get_gpu
+from hf_robust_ft.provenance.affects import DeclaredArguments
 
 
 @dataclass
-class PlanArguments:
+class PlanArguments(DeclaredArguments):
     """A dry run: what the command would do and cost, without doing it and without the network.
 
     Raises:
@@ -19,19 +20,30 @@ class PlanArguments:
         default=False,
         metadata={
             "help": "Train nothing: print configuration, sample counts, attack passes, FLOPs and estimated GPU hours. "
-            "Never uses the network."
+            "Never uses the network.",
+            "affects": "launch",
         },
     )
-    gpu: str = field(default="h100", metadata={"help": f"Device to estimate hours for: {', '.join(GPUS)}."})
+    gpu: str = field(
+        default="h100", metadata={"help": f"Device to estimate hours for: {', '.join(GPUS)}.", "affects": "measurement"}
+    )
     utilisation: float = field(
         default=0.3,
-        metadata={"help": "Share of the device's peak rate assumed to be reached, in (0, 1]. An assumption: measure."},
+        metadata={
+            "help": "Share of the device's peak rate assumed to be reached, in (0, 1]. An assumption: measure.",
+            "affects": "measurement",
+        },
     )
     samples: list[int] | None = field(
         default=None,
-        metadata={"help": "Images in train, validation and test, for a dataset that is neither local nor cached."},
+        metadata={
+            "help": "Images in train, validation and test, for a dataset that is neither local nor cached.",
+            "affects": "measurement",
+        },
     )
-    plan_json: str | None = field(default=None, metadata={"help": "Write the plan to this JSON file as well."})
+    plan_json: str | None = field(
+        default=None, metadata={"help": "Write the plan to this JSON file as well.", "affects": "launch"}
+    )
 
     def __post_init__(self):
         get_gpu(self.gpu)

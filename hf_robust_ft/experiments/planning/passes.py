@@ -30,7 +30,7 @@ from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
 
 @dataclass(frozen=True)
 class Phase:
-    """One part of a run, in passes of single images.
+    """One part of a run, in passes of single images; at a low resolution a pass counts by its share of the pixels.
 
     Args:
         name: which part.
@@ -58,10 +58,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class TrainingLength:
-    """Optimizer steps and images of the training; attacked ones are those at eps > 0.
+    """Optimizer steps and images of the training; attacked steps are those at eps > 0.
 
     `attack_steps` has the attacked images by the number of steps they are attacked with. With `at_most`, the schedule
     follows what training measures, and the attacked ones are those of the eps that rises as early as it can.
+
+    `images` and `attacked_images` are visits. Everything else counts an image at a low resolution by its share of the
+    pixels: `full_images`, `under_attack` (images of steps at eps > 0), `attack_steps`, `perturbed_images`.
     """
 
     steps_per_epoch: int
@@ -69,9 +72,11 @@ class TrainingLength:
     attacked_steps: int
     images: int
     attacked_images: int
-    attack_steps: dict[int, int]
+    attack_steps: dict[int, float]
+    full_images: float
+    under_attack: float
     at_most: bool = False
-    perturbed_images: int = 0  # of the attacked ones, under AWP
+    perturbed_images: float = 0  # of those under attack, by AWP
 
     @property
     def epochs(self) -> int:
@@ -108,15 +113,20 @@ def training_length(args: AdversarialTrainingArguments, train_images: int) -> Tr
         raise ValueError(f"num_train_epochs must be positive, got {args.num_train_epochs}.")
     scheduler = EpsilonSchedulerCallback.from_args(args)
     scheduler.steps_per_epoch = steps_per_epoch
-    images = attacked_steps = perturbed = 0
+    images = attacked_images = attacked_steps = full = under_attack = perturbed = 0
     attack_steps: Counter[int] = Counter()
     for step in range(steps):
         count = min(per_step, per_epoch - step % steps_per_epoch * per_step)
         images += count
+        share = args.pixel_share_at(scheduler.progress_at(step, steps))
+        full += share * count
         if scheduler.may_attack_at(step, steps):
             attacked_steps += 1
-            perturbed += count * args.perturbs_at(step, steps_per_epoch)
-            attack_steps[args.train_attack_at(scheduler.attack_share_at(step, steps)).steps] += count
+            under_attack += share * count
+            perturbed += share * count * args.perturbs_at(step, steps_per_epoch)
+            attacked = args.attacked_of(count)
+            attacked_images += attacked
+            attack_steps[args.train_attack_at(scheduler.attack_share_at(step, steps)).steps] += share * attacked
         # An accuracy that never rises and a loss of 0 make eps rise at once.
         if scheduler.alpha.observes == "loss" or (scheduler.alpha.observes and (step + 1) % steps_per_epoch == 0):
             scheduler.observe(0.0, step + 1, steps)
@@ -125,8 +135,10 @@ def training_length(args: AdversarialTrainingArguments, train_images: int) -> Tr
         steps,
         attacked_steps,
         images,
-        attacked_images=sum(attack_steps.values()),
+        attacked_images=attacked_images,
         attack_steps=dict(attack_steps),
+        full_images=full,
+        under_attack=under_attack,
         at_most=scheduler.alpha.has_memory,
         perturbed_images=perturbed,
     )
@@ -176,9 +188,9 @@ def phases(
         attacked_test: whether the test split is attacked in the end; by default as `robust_eval` says.
     """
     measuring = measuring or OF_IMAGES
-    more = (args.passes_under_attack - 1) * length.attacked_images + args.passes_under_attack * length.perturbed_images
-    training = (1 + args.passes_beside) * length.images + more
-    taught = _teachers_forwards(args, length)
+    more = (args.passes_under_attack - 1) * length.under_attack + args.passes_under_attack * length.perturbed_images
+    training = round((1 + args.passes_beside) * length.full_images + more)
+    taught = round(_teachers_forwards(args, length))
     bounded = length.at_most and (more > 0 or taught > 0)
     yield Phase("training", length.images, forward=taught, training=training, at_most=bounded)
     if args.passes_beside:
@@ -191,8 +203,8 @@ def phases(
     yield Phase(
         f"attack in training (eps > 0 in {length.attacked_steps} of {length.steps} steps)",
         length.attacked_images,
-        forward=sum(forwards * images for (_, forwards), images in passes),
-        input_gradient=sum(gradients * images for (gradients, _), images in passes),
+        forward=round(sum(forwards * images for (_, forwards), images in passes)),
+        input_gradient=round(sum(gradients * images for (gradients, _), images in passes)),
         at_most=length.at_most,
     )
     checked = min(2, args.train_batch_size) * args.world_size
@@ -202,6 +214,8 @@ def phases(
         gradients, forwards = attack_passes(APGD(steps=1), num_classes)
         gradients += 1
     forward = forwards * checked
+    if args.low_resolution < 1:  # whether the model takes it
+        forward += math.ceil(args.pixel_share_at(0.0) * checked)
     if args.has_teacher and not args.asks_features:  # whether the teacher knows the classes
         forward += min(args.train_batch_size * args.world_size, length.images)
     yield Phase("check of the first batch", checked, forward=forward, input_gradient=gradients * checked)
@@ -216,13 +230,13 @@ def phases(
         yield from measuring.trust_checks(args, sizes["test"], num_classes)
 
 
-def _teachers_forwards(args: AdversarialTrainingArguments, length: TrainingLength) -> int:
+def _teachers_forwards(args: AdversarialTrainingArguments, length: TrainingLength) -> float:
     """Of all training images; where it is open how many are attacked, as if all took the dearer way."""
     attacked, others = args.teachers_passes(attacked=True), args.teachers_passes(attacked=False)
     again = attacked * length.perturbed_images
     if length.at_most:
-        return max(attacked, others) * length.images + again
-    return again + attacked * length.attacked_images + others * (length.images - length.attacked_images)
+        return max(attacked, others) * length.full_images + again
+    return again + attacked * length.under_attack + others * (length.full_images - length.under_attack)
 
 
 def _grid_attack(name: str, args: AdversarialTrainingArguments, visits: int, num_classes: int) -> Iterator[Phase]:

@@ -3,18 +3,14 @@
 import copy
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
-
-from hf_robust_ft.data import SPECS, expected_sizes
-from hf_robust_ft.data.segmentation import EMBEDDED_SCENES
-from hf_robust_ft.data.splits import SplitSizes
+from hf_robust_ft.data import SPECS
 from hf_robust_ft.experiments.planning.architecture import bare_model, bare_segmenter
 from hf_robust_ft.experiments.planning.arguments import PlanArguments
+from hf_robust_ft.experiments.planning.dataset import ASSUMED_CLASSES, planned_dataset, shown_name
 from hf_robust_ft.experiments.planning.flops import PassFlops, count_flops
 from hf_robust_ft.experiments.planning.gpus import get_gpu
 from hf_robust_ft.experiments.planning.offline import offline
@@ -23,16 +19,14 @@ from hf_robust_ft.experiments.planning.probing import head_training_flops, probe
 from hf_robust_ft.experiments.planning.segmentation_passes import OF_MASKS
 from hf_robust_ft.provenance.affects import MEASUREMENT, settings, stated_settings
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
-from hf_robust_ft.runs.fine_tune import check_stream
-from hf_robust_ft.runs.task_arguments import CLASSIFICATION, SEGMENTATION
-from hf_robust_ft.runs.tasks import TASKS, RunTask
+from hf_robust_ft.runs.fine_tune import check_stream, check_warm_start
+from hf_robust_ft.runs.task_arguments import SEGMENTATION
+from hf_robust_ft.runs.tasks import TASKS
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.objectives.structures import extended
 from hf_robust_ft.training.segmentation_checks import settle_segmentation
 from hf_robust_ft.training.tuning.adapting import adapted
 
-ASSUMED_CLASSES = 1000  # where neither spec nor data tell; the head's share of the FLOPs is small
-EMBEDDED = ("digits", EMBEDDED_SCENES)
 ASSUMPTIONS = (
     "FLOPs: torch's counter, a multiply-add is 2; normalisation, activations, the optimizer and image loading are not "
     "counted",
@@ -40,6 +34,7 @@ ASSUMPTIONS = (
     "image that is fooled is not attacked again",
 )
 EARLIEST = "the schedule follows what training measures: eps is taken to rise as early as it can"
+IN_PIXELS = "passes at a low resolution are counted by their share of the pixels, and so are their FLOPs"
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ class Plan:
             f"{'Passes, in images':<54}{'forward':>14} {'input gradient':>15} {'training step':>14} {'PFLOPs':>10} "
             f"{'GPU hours':>10}",
             *(self._row(phase) for phase in self.phases),
-            f"  {'together':<98} {self.flops() / 1e15:>10.3g} {self.hours(self.flops()):>10.3g}",
+            f"  {'together':<98} {self.flops() / 1e15:>10.3g} {hours_text(self.hours(self.flops())):>10}",
             "",
             f"GFLOPs an image: forward {per_image['forward']:.2f}, input gradient {per_image['input_gradient']:.2f}, "
             f"training step {per_image['training']:.2f}.",
@@ -127,7 +122,16 @@ class Plan:
         counts = f"{phase.forward:>14,} {phase.input_gradient:>15,} {phase.training:>14,}"
         name = phase.name + (", at most" if phase.at_most else "")
         flops = self.flops(phase)
-        return f"  {name:<52} {counts} {flops / 1e15:>10.3g} {self.hours(flops):>10.3g}"
+        return f"  {name:<52} {counts} {flops / 1e15:>10.3g} {hours_text(self.hours(flops)):>10}"
+
+
+def hours_text(hours: float) -> str:
+    """GPU hours as a table has them.
+
+    >>> hours_text(4.01e-06), hours_text(0.0), hours_text(12.345)
+    ('<0.01', '0', '12.3')
+    """
+    return "<0.01" if 0 < hours < 0.01 else f"{hours:.3g}"
 
 
 def plan_run(
@@ -151,14 +155,16 @@ def plan_run(
     peak = gpu.peak(precision)
     if data_args.streaming:
         check_stream(args)
+    check_warm_start(model_args, args)
     with offline():
+        data_args.refuse_detection("--dry_run", model_args.model, data_args.dataset)
         task = TASKS[data_args.settle_task(model_args.model, data_args.dataset, model_args.model_revision)]
         task.check(model_args, data_args)
         has_masks = task.name == SEGMENTATION
         if has_masks:
             args = copy.copy(args)
             settle_segmentation(args)
-        dataset = _dataset(task, model_args, data_args, plan_args.samples)
+        dataset = planned_dataset(task, model_args, data_args, plan_args.samples)
         of_classifier = {} if has_masks else {"architecture": model_args.architecture}
         bare = (bare_segmenter if has_masks else bare_model)(
             model_args.model,
@@ -175,8 +181,8 @@ def plan_run(
     parameters = [(entry.numel(), entry.requires_grad) for entry in model.parameters()]
     return Plan(
         model={
-            "name": _shown(model_args.model),
-            "checkpoint": _shown(bare.model_id),
+            "name": shown_name(model_args.model),
+            "checkpoint": shown_name(bare.model_id),
             "input_size": bare.input_size,
             "parameters": sum(count for count, _ in parameters),
             "trained_parameters": sum(count for count, trained in parameters if trained),
@@ -208,6 +214,7 @@ def plan_run(
         assumptions=[
             *ASSUMPTIONS,
             *([EARLIEST] if length.at_most else []),
+            *([IN_PIXELS] if args.low_resolution < 1 else []),
             *_assumptions(data_args, args, precision, dataset),
         ],
     )
@@ -226,53 +233,7 @@ def configuration(
         **stated_settings(args, MEASUREMENT),
         "output_dir": args.output_dir,
     }
-    return {name: _shown(value) if isinstance(value, str) else value for name, value in found.items()}
-
-
-def _dataset(
-    task: RunTask, model_args: ModelArguments, data_args: DataArguments, samples: list[int] | None
-) -> dict[str, Any]:
-    name = data_args.dataset
-    spec = SPECS.get(name) if task.name == CLASSIFICATION else None  # none of these has masks
-    classes = spec.num_classes if spec else None
-    if samples is not None:
-        sizes, origin = dict(zip(("train", "validation", "test"), samples, strict=True)), "--samples"
-    elif spec is not None:
-        SplitSizes(data_args.validation_size, data_args.test_size, data_args.split_seed).check_unchanged(spec)
-        sizes, origin = expected_sizes(name), "the dataset's spec, for a complete copy"
-    else:
-        splits = _load_offline(task, data_args)
-        sizes = {split: len(splits[split]) for split in ("train", "validation", "test")}
-        classes, origin = len(task.class_names(splits)), "the data itself"
-    for split, most in (("train", model_args.max_train_samples), ("test", data_args.max_eval_samples)):
-        if most is not None:
-            sizes[split] = min(sizes[split], most)
-    if data_args.streaming:
-        for split in ("validation", "test"):
-            sizes[split] = min(sizes[split], data_args.stream.eval_samples)
-    return {
-        "name": _shown(name),
-        "source": f"{spec.hub_id}@{spec.revision}" if spec else _shown(name),
-        "classes": classes or ASSUMED_CLASSES,
-        "classes_assumed": classes is None,
-        "sizes": sizes,
-        "origin": origin,
-    }
-
-
-def _load_offline(task: RunTask, data_args: DataArguments) -> DatasetDict:
-    if data_args.streaming:
-        raise ValueError(f"{data_args.dataset} as a stream has no length: give --samples TRAIN VALIDATION TEST.")
-    try:
-        # All images, to save decoding them: those that training would skip are counted.
-        return task.load_data(dataclasses.replace(data_args, skip_bad_images=False))
-    except (OSError, ValueError) as error:
-        if data_args.dataset in (*EMBEDDED, *SPECS) or os.path.exists(data_args.dataset):
-            raise
-        raise ValueError(
-            f"How many images {data_args.dataset} holds is not known without the network, which a dry run does not "
-            f"use: it is not cached ({str(error).splitlines()[0]}). Give --samples TRAIN VALIDATION TEST."
-        ) from error
+    return {name: shown_name(value) if isinstance(value, str) else value for name, value in found.items()}
 
 
 def _assumptions(
@@ -292,8 +253,3 @@ def _assumptions(
 
 def _renamed(name: str, target: str) -> str:
     return name if name == target else f"{name} = {target}"
-
-
-def _shown(name: str) -> str:
-    """Folders of this machine by their last part."""
-    return os.path.basename(os.path.normpath(name)) if os.path.isabs(name) or os.path.exists(name) else name

@@ -1,6 +1,7 @@
 """Pages that need nothing but themselves: templates of this folder, filled in with styles and scripts inlined."""
 
 import base64
+import gzip
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +17,13 @@ FOLDER = Path(__file__).parent
 GENERATOR = "hf_robust_ft page"
 
 
-def render_template(name: str, scripts: Sequence[str] = (), **values: Any) -> str:
+def render_template(name: str, scripts: Sequence[str] = (), libraries: Sequence[str] = (), **values: Any) -> str:
     """Fill in a page's template; all text is escaped.
 
     Args:
         name: a file of this folder.
-        scripts: JavaScript for the end of the page, in this order.
+        scripts: JavaScript modules for the end of the page, in this order.
+        libraries: JavaScript that is stored packed, which makes it less than half as long; `page.js` unpacks it.
         values: what the template shows.
     """
     environment = Environment(
@@ -37,7 +39,8 @@ def render_template(name: str, scripts: Sequence[str] = (), **values: Any) -> st
         **values,
         css=Markup(read_asset("page.css")),
         scripts=[Markup(_checked(script)) for script in scripts],
-        policy=_policy(scripts),
+        libraries=[_packed(library) for library in libraries],
+        policy=_policy([*libraries, *scripts]),
         generator=GENERATOR,
         version=library_versions().get("hf_robust_ft", ""),
     )
@@ -76,6 +79,10 @@ def _policy(scripts: Sequence[str]) -> str:
     sources = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{source}'" for source in sources) or "'none'"
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:"
+
+
+def _packed(script: str) -> str:
+    return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
 
 
 def _checked(script: str) -> str:

@@ -16,7 +16,15 @@ except ImportError:
     raise ImportError("The page's charts need Plotly, which is missing: pip install 'hf_robust_ft[report]'.") from None
 
 COLOURS = ("#1f86c9", "#d9640d", "#0f9470", "#c25f97", "#9c7413", "#6d7ddb")  # seen on a light and on a dark ground
-SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
+MARKS = {  # the symbols as paths about 0, 0, for legends
+    "circle": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z",
+    "diamond": "M0-5L5 0L0 5L-5 0Z",
+    "square": "M-4-4H4V4H-4Z",
+    "triangle-up": "M0-5L5 4H-5Z",
+    "cross": "M-1.7-5H1.7V-1.7H5V1.7H1.7V5H-1.7V1.7H-5V-1.7H-1.7Z",
+    "x": "M-4.7-2.3L-2.3-4.7L0-2.4L2.3-4.7L4.7-2.3L2.4 0L4.7 2.3L2.3 4.7L0 2.4L-2.3 4.7L-4.7 2.3L-2.4 0Z",
+}
+SYMBOLS = tuple(MARKS)  # colours alone are not told apart by everybody
 DASHES = (("solid", ""), ("dash", "6 4"), ("dot", "2 3"))  # Plotly's names, and as lengths
 CHOSEN = "#2e87d6"
 MOST_STEPS = 1000  # of a staircase
@@ -27,11 +35,12 @@ Shown = dict[str, Any]  # a run as `render` describes it
 
 
 def style_of(index: int) -> dict[str, Any]:
-    """Line and symbol of the page's run of this number, and its dash as lengths."""
+    """Line and symbol of the page's run of this number, and both for a legend: its dash as lengths, its mark's path."""
     turn, place = divmod(index, len(COLOURS))
     dash, lengths = DASHES[turn % len(DASHES)]
     line = {"color": COLOURS[place], "width": 2.5, "dash": dash}
-    return {"line": line, "symbol": SYMBOLS[place] + ("-open" if turn else ""), "lengths": lengths}
+    symbol = SYMBOLS[place]
+    return {"line": line, "symbol": symbol + ("-open" if turn else ""), "lengths": lengths, "mark": MARKS[symbol]}
 
 
 def unit_of(norm: str) -> tuple[float, str, str]:
@@ -69,8 +78,8 @@ def curves(norm: str, runs: Sequence[Shown], measure: Measure = ACCURACY) -> dic
             name=_text(run["name"]) + ("" if run["reliability"]["verdict"] == "ok" else " (doubtful)"),
             mode="markers" if is_exact else "lines+markers",
             line=line,
-            marker={"color": line["color"], "opacity": 1, "line": {"width": 0}},
-            marker_size=[7 if eps in report.epsilons else 0 for eps in x],
+            marker={"color": line["color"], "opacity": 1, "symbol": run["style"]["symbol"]},
+            marker_size=[8 if eps in report.epsilons else 0 for eps in x],
             customdata=["  ({:.1f} to {:.1f})".format(*_in(0.01, bands[eps])) if eps in bands else "" for eps in x],
             hovertemplate="%{y:.1f} %%{customdata}",
         )

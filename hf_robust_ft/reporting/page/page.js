@@ -1,9 +1,16 @@
 // The page at work: draws the figures, follows boxes, menus and sliders. What they tell was computed in Python.
-"use strict";
-
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const find = (id) => document.getElementById(id);
 const on = (element, event, react) => element && element.addEventListener(event, react);
+
+// Libraries lie in the page packed: it is 2 MB rather than 5.
+for (const packed of all("script[type='application/gzip']")) {
+  const bytes = Uint8Array.from(atob(packed.textContent), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const library = document.createElement("script");
+  library.textContent = await new Response(stream).text();
+  document.head.append(library);
+}
 
 const charts = all(".chart");
 for (const chart of charts) {

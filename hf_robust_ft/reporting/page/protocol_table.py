@@ -80,7 +80,7 @@ def _facts(report: Report, setting: Setting, of_attack: dict[str, Any]) -> dict[
         "weights": f"of step {training['weights_step']}, trained at eps {training['weights_eps']}"
         if "weights_step" in training
         else None,
-        "epochs": training.get("num_train_epochs"),
+        "epochs": f"{training['num_train_epochs']:g}" if "num_train_epochs" in training else None,
         "head trained first": _probe_text(facts.get("probe")),
         "seed": training.get("seed"),
         "BatchNorm statistics": training.get("batch_norm"),

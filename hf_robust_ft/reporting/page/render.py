@@ -10,7 +10,7 @@ from PIL import Image
 
 from hf_robust_ft.attacks.threat_model import format_eps, readable_eps
 from hf_robust_ft.evaluation.confidence_intervals import interval_method
-from hf_robust_ft.evaluation.reliability import reliability_sentence
+from hf_robust_ft.evaluation.reliability import OK, reliability_sentence
 from hf_robust_ft.reporting.artifacts import DRAWERS
 from hf_robust_ft.reporting.example_pairs import ExamplePairs, drawable
 from hf_robust_ft.reporting.measures import MEASURES, Measure
@@ -46,11 +46,13 @@ def render_page(runs: Sequence[Run], title: str = "Robustness report") -> str:
     norms = _distinct(run["setting"].norm for run in shown)
     return render_template(
         "page.html",
-        [figures.get_plotlyjs(), read_asset("page.js")],
+        [read_asset("page.js")],
+        [figures.get_plotlyjs()],
         title=title,
         task=task,
         measures=measures,
         runs=shown,
+        findings=_findings(shown),
         groups=[_group(norm, measure, shown) for measure in measures for norm in norms],
         trainings=[_training(norm, measures[0], shown) for norm in norms],
         class_groups=_class_groups(shown),
@@ -87,6 +89,17 @@ def _describe(run: Run, index: int) -> figures.Shown:
         "timeline_table": _timeline_table(run),
         "class_table": _class_table(report),
     }
+
+
+def _findings(shown: Sequence[figures.Shown]) -> list[dict[str, Any]]:
+    """The verdicts and how far they hold, each sentence once with the runs it is true of."""
+    told: dict[tuple[str, bool], list[str]] = {}
+    for run in shown:
+        if run["verdict"] and not run["verdict"].is_robust:
+            told.setdefault((run["verdict"].sentence, False), []).append(run["name"])
+        reliability = run["reliability"]
+        told.setdefault((reliability["sentence"], reliability["verdict"] == OK), []).append(run["name"])
+    return [{"runs": names, "sentence": sentence, "passed": passed} for (sentence, passed), names in told.items()]
 
 
 def _training(norm: str, measure: Measure, shown: Sequence[figures.Shown]) -> dict[str, Any]:

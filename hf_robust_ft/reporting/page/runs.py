@@ -10,7 +10,7 @@ from hf_robust_ft.reporting.artifacts import EXAMPLE_FILES, REPORT_NAME
 from hf_robust_ft.reporting.example_pairs import FILE_NAME, ExamplePairs
 from hf_robust_ft.reporting.measures import ACCURACY, MEASURES, Measure
 from hf_robust_ft.reporting.model_card import EXAMPLES
-from hf_robust_ft.reporting.report_files import Report, read_report_file
+from hf_robust_ft.reporting.report_files import Report, read_report_file, refuse_detection_report
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def _find_report(place: Path) -> Path:
 
 
 def _read(file: Path, name: str, with_folder: bool) -> Run:
+    refuse_detection_report(file, "the page shows runs of classification and segmentation alone")
     report = read_report_file(file)
     if not with_folder:
         return Run(name, report)

@@ -28,6 +28,7 @@ from hf_robust_ft.training.objectives.teacher import teacher_of
 from hf_robust_ft.training.probed_head import check_starts_from_probe
 from hf_robust_ft.training.readable_logs import print_readable_eps
 from hf_robust_ft.training.tasks import Task, task_of
+from hf_robust_ft.training.warm_start import AttackMemory
 
 
 class BaseTrainer(SelectingTrainer):
@@ -67,12 +68,22 @@ class BaseTrainer(SelectingTrainer):
         return self.callback_of(OverfittingGuard)
 
     @property
+    def attack_memory(self) -> AttackMemory | None:
+        """What the last epoch's attacks found; None without `attack_warm_start`."""
+        return self.callback_of(AttackMemory)
+
+    @property
     def training_record(self) -> TrainingRecord:
         """What checkpoints say they were trained with."""
         return self.callback_of(TrainingRecord)
 
     def describe_position(self) -> str:
         return f"{super().describe_position()} (eps {readable_eps(self.current_eps, self.args.norm)})"
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As `PublishingTrainer.push_to_hub`; a ValueError where the task's models are not published yet."""
+        self.task.check_publishing()
+        return super().push_to_hub(*args, **kwargs)
 
     # ---- Training ----------------------------------------------------------------
 
@@ -111,6 +122,17 @@ class BaseTrainer(SelectingTrainer):
                 scheduler.observe(mean, self.state.global_step + 1, self.state.max_steps)
         return loss
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As `Trainer`'s, what each process needs to go on: what its attacks start from, too."""
+        super()._save_rng_state(output_dir)
+        if self.attack_memory is not None:
+            self.attack_memory.save(output_dir, self.args.process_index, self.args.should_save)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.attack_memory is not None and checkpoint is not None:
+            self.attack_memory.load(checkpoint, self.args.process_index, self.args.device)
+
     # ---- What the schedule says of a batch, and is told of it --------------------------
 
     def budget(self, inputs: dict[str, Any], ids: Tensor | None) -> float | Tensor | None:
@@ -144,7 +166,7 @@ class BaseTrainer(SelectingTrainer):
 
     def note_attack(self, ids: Tensor | None, result: AttackResult) -> None:
         """What the attack on a batch achieved, for its schedule, and for what the loss will show of it."""
-        self.tell_schedule(ids, result.fooled)
+        self.tell_schedule(None if ids is None else ids[: len(result.fooled)], result.fooled)
         self.callback_of(AttackReach).found(result)
 
     def note_loss(self, loss: Loss, labels: Tensor | None) -> None:
@@ -165,8 +187,9 @@ class BaseTrainer(SelectingTrainer):
         training = self.scheduler_callback.described(self.args.training_settings())
         if (guard := self.overfitting_guard) is not None:
             training["attack_guard"] = guard.described()
-        reach = self.callback_of(AttackReach)
-        return training | batch_sizes(self) | self.described_weights() | ({} if reach is None else reach.described())
+        watching = [each for each in (self.callback_of(AttackReach), self.attack_memory) if each is not None]
+        training |= batch_sizes(self) | self.described_weights()
+        return training | {name: value for each in watching for name, value in each.described().items()}
 
     def facts(self) -> RunFacts:
         """What a report says of how the model came about."""

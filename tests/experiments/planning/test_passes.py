@@ -23,7 +23,7 @@ from hf_robust_ft.training.objectives.teacher import teacher_of
 
 @pytest.fixture
 def visited():
-    """Counts the images that pass through a model, by kind of pass."""
+    """Counts the images of 16 x 16 pixels that pass through a model, by kind of pass; smaller ones by their pixels."""
 
     def count(model, seen=None) -> Counter:
         seen = Counter() if seen is None else seen
@@ -31,7 +31,7 @@ def visited():
         def note(module, args, kwargs):
             pixels = args[0] if args else kwargs["pixel_values"]
             kind = "training" if module.training else "input_gradient" if pixels.requires_grad else "forward"
-            seen[kind] += len(pixels)
+            seen[kind] += len(pixels) * pixels.shape[-2] * pixels.shape[-1] / 16**2
 
         model.register_forward_pre_hook(note, with_kwargs=True)
         return seen
@@ -60,6 +60,11 @@ def visited():
         {"objective": "fare", "attack_loss": "features", "attack_random_start": True},
         {"objective": "pmg_aft", "awp_gamma": 0.01, "awp_warmup": 2.0},
         {"autolora": True, "autolora_rate": "off", "max_steps": 8, "eps_schedule": "constant"},
+        {"attack_warm_start": True, "attack_steps": 1},
+        {"attacked_share": 0.5, "per_device_train_batch_size": 7, "gradient_accumulation_steps": 2},
+        {"low_resolution": 0.5, "low_resolution_until": 0.75, "schedule_granularity": "step"},
+        {"low_resolution": 0.5, "attacked_share": 0.25, "eps_schedule": "constant"},
+        {"low_resolution": 0.5, "objective": "pmg_aft"},
     ],
     ids=[
         "hinge",
@@ -80,6 +85,11 @@ def visited():
         "fare",
         "pmg_aft_awp",
         "autolora_cut_off",
+        "warm_start",
+        "share",
+        "low_resolution",
+        "low_resolution_share",
+        "low_resolution_pmg_aft",
     ],
 )
 def test_the_plan_of_a_training_is_what_passes_through_the_model(make_trainer, make_model, make_args, visited, changes):
@@ -94,7 +104,7 @@ def test_the_plan_of_a_training_is_what_passes_through_the_model(make_trainer, m
     length = training_length(args, 48)
     planned = list(phases(args, length, {"train": 48, "validation": 48, "test": 0}, num_classes=4))
     for kind in ("training", "input_gradient", "forward"):
-        assert seen[kind] == sum(getattr(phase, kind) for phase in planned), kind
+        assert abs(seen[kind] - sum(getattr(phase, kind) for phase in planned)) < 1, kind  # smaller images leave parts
     counted = counter.passes
     if args.attack_loss != "dlr_targeted":  # one forward that nobody counts
         assert counted["training"] == seen["training"] and 0 <= seen["input_gradient"] - counted["attack"] <= 2 * 2

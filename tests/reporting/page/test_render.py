@@ -1,3 +1,6 @@
+import base64
+import gzip
+import hashlib
 import re
 import sys
 from dataclasses import replace
@@ -213,3 +216,17 @@ def test_the_page_tells_whether_training_saw_its_attacks():
     good, bad = (shown(batch_norm="frozen", attack_loss_seen={"overall": 1.0, "lowest": low}) for low in (1.0, 0.37))
     assert "Training saw what its attacks found" in good and "100% of what was found, at least 100%" in good
     assert "Warning. Training did not see what its attacks found: over a stretch, 37 %" in bad
+
+
+def test_what_is_true_of_several_runs_is_said_once():
+    page = render_page([Run("a", make_report(0)), Run("b", make_report(1)), Run("c", make_report(2))])
+    assert page.count("Reliability: doubtful.") == 1 and "<strong>a, b, c.</strong> Reliability: doubtful." in page
+
+
+def test_the_charts_library_is_packed_and_its_unpacked_text_is_what_may_run(monkeypatch):
+    library = "const Plotly = {};" + "/* a long comment */" * 1000
+    monkeypatch.setattr(figures, "get_plotlyjs", lambda: library)
+    page = render_page([Run("a", make_report(0))])
+    (packed,) = re.findall(r'<script type="application/gzip">(.*?)</script>', page)
+    assert gzip.decompress(base64.b64decode(packed)).decode() == library and len(packed) < 1000
+    assert base64.b64encode(hashlib.sha256(library.encode()).digest()).decode() in page

@@ -1,0 +1,1 @@
+"""Evaluation of detection models under attack; experimental."""
