@@ -61,7 +61,7 @@ class RunTask:
         """The dataset as the model takes it."""
         return with_pixel_values(dataset, processor, augmentation, sample_ids=sample_ids)
 
-    def describe(self, processor: Any, augmentation: str = "none") -> dict[str, Any]:
+    def describe(self, processor: Any, augmentation: str | None = "none") -> dict[str, Any]:
         """The transforms in words."""
         return describe_transforms(processor, augmentation)
 
@@ -107,7 +107,7 @@ class SegmentationRun(RunTask):
     def inputs(self, dataset: Dataset, processor: Any, known: Any, augmentation: str, sample_ids: bool) -> Dataset:
         return with_pixel_values_and_masks(dataset, processor, known, augmentation, sample_ids)
 
-    def describe(self, processor: Any, augmentation: str = "none") -> dict[str, Any]:
+    def describe(self, processor: Any, augmentation: str | None = "none") -> dict[str, Any]:
         return describe_transforms(processor, augmentation, JOINT_AUGMENTATION_WORDS)
 
 
