@@ -86,6 +86,7 @@ def rt_detr(num_labels: int = CLASSES, denoising: int = 4, seed: int = 0) -> RTD
             encoder_hidden_dim=16, decoder_in_channels=[16, 16], num_feature_levels=2, encoder_ffn_dim=16,
             decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2, d_model=16, num_queries=5,
             decoder_layers=2, num_denoising=denoising, hidden_expansion=0.5, num_labels=num_labels,
+            initializer_range=0.2,
         )
     )  # fmt: skip
 

@@ -92,7 +92,7 @@ def _says_all(error: Exception) -> bool:
 
 
 def train(argv: Sequence[str]) -> None:
-    """Fine-tune a pretrained image classifier or segmenter robustly, by default as arXiv 2509.23325 does."""
+    """Fine-tune a pretrained image classifier, segmenter or detector robustly, by default as arXiv 2509.23325 does."""
     from hf_robust_ft.experiments.planning import PlanArguments, plan_run
     from hf_robust_ft.runs.continuing import refuse_to_overwrite
     from hf_robust_ft.runs.fine_tune import DataArguments, ModelArguments, fine_tune
@@ -125,15 +125,16 @@ def train(argv: Sequence[str]) -> None:
 
 def _tell_verdict(report: Any) -> None:
     """The last lines of a command that measured a model: whether it is robust, and whether that can be relied on."""
-    from hf_robust_ft.evaluation.reliability import is_reliable, reliability_sentence
+    from hf_robust_ft.evaluation.reliability import is_reliable
     from hf_robust_ft.reporting.artifacts import DRAWERS
 
     if report is None:
         return
-    found = DRAWERS[type(report)].verdict(report)
+    drawers = DRAWERS[type(report)]
+    found = drawers.verdict(report)
     if found and (not found.is_robust or is_reliable(report)):
         print(found.sentence)
-    print(reliability_sentence(report))
+    print(drawers.reliability(report))
 
 
 def search(argv: Sequence[str]) -> None:
@@ -214,7 +215,7 @@ def reproduce(argv: Sequence[str]) -> None:
 
 
 def evaluate(argv: Sequence[str]) -> None:
-    """Measure clean accuracy, adversarial accuracy and expected robustness of a checkpoint; of masks also mean IoU."""
+    """Measure clean, adversarial and expected accuracy of a checkpoint; of masks also mean IoU, of boxes mAP."""
     from hf_robust_ft.provenance.affects import arguments
     from hf_robust_ft.runs.evaluate import measure
     from hf_robust_ft.runs.evaluation_arguments import EvaluationArguments
@@ -229,9 +230,9 @@ def evaluate(argv: Sequence[str]) -> None:
     if not state.is_main_process:
         return
     print(report)
-    if report.per_class:
+    if getattr(report, "per_class", None):
         print(f"\n{report.class_table()}")
-    if report.checks:
+    if getattr(report, "checks", None):
         print(f"\nCan these numbers be trusted?\n{report.check_lines()}")
     if options.output_dir:
         print(f"\nReport, curve and card: {options.output_dir}")

@@ -13,7 +13,7 @@ from hf_robust_ft.provenance.yaml_values import load_yaml
 from hf_robust_ft.reporting.artifacts import DRAWERS, EXAMPLE_FILES, REPORT_NAME
 from hf_robust_ft.reporting.example_pairs import FILE_NAME as EXAMPLE_PAIRS
 from hf_robust_ft.reporting.model_card import EXAMPLES
-from hf_robust_ft.reporting.report_files import Report, read_report_file
+from hf_robust_ft.reporting.report_files import Report, read_report_file, refuse_detection_report
 
 REPLACED_REPORT = "robustness_report.replaced.json"
 
@@ -29,6 +29,7 @@ def read_report(folder: Path, evaluation: Path | None, repo_id: str) -> Report:
     if not path.is_file():
         raise ValueError(f"There is no {REPORT_NAME} in {place}, so nothing is known of its robustness. "
                          f"{how_to_measure(folder, repo_id)}")  # fmt: skip
+    refuse_detection_report(path, "models of it are not published from here yet")
     report = read_report_file(path)
     if report.num_samples < 1 or len(report.epsilons) < 2:
         raise ValueError(f"{path} measured no attack. {how_to_measure(folder, repo_id)}")

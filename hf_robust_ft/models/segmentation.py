@@ -1,6 +1,5 @@
 """A Hub id, a folder or a short name -> a plain transformers segmentation model and its image processor."""
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -20,13 +19,12 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
-from transformers.utils import cached_file
 
 from hf_robust_ft.models.backbones import BACKBONES
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS, EfficientNetLite, load_in_order
 from hf_robust_ft.models.heads import class_labels, replaces_head
 from hf_robust_ft.models.loading import check_there, verified
-from hf_robust_ft.models.open_clip_checkpoints import PREFIX
+from hf_robust_ft.models.stated_architectures import stated_architectures
 from hf_robust_ft.models.trust import SAFETENSORS, no_code, refusals_explained
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.class_names import class_names
@@ -41,24 +39,8 @@ logger = logging.getLogger(__name__)
 
 
 def segments(model_id: str, revision: str | None = None) -> bool:
-    """Whether a checkpoint's config names a model for semantic segmentation; not where no config is to be had.
-
-    Args:
-        model_id: a folder or Hub id; of short names and timm's nothing is read.
-        revision: of the Hub id.
-    """
-    folder = os.path.expanduser(model_id)
-    if not os.path.isdir(folder) and ("/" not in model_id or model_id.startswith(("timm/", PREFIX))):
-        return False
-    quiet = ("missing_entries", "connection_errors", "gated_repo")
-    options = {f"_raise_exceptions_for_{each}": False for each in quiet}
-    try:
-        path = cached_file(folder, "config.json", revision=revision, **options)
-        with open(path or os.devnull, encoding="utf-8") as file:
-            named = json.load(file).get("architectures") or ()
-    except (OSError, ValueError, AttributeError):  # loading tells what is wrong with it
-        return False
-    return not KNOWN.isdisjoint(named)
+    """Whether a checkpoint's config names a model for semantic segmentation; not where no config is to be had."""
+    return not KNOWN.isdisjoint(stated_architectures(model_id, revision))
 
 
 def load_segmentation_model(
@@ -131,9 +113,7 @@ def _embedded(
         raise ValueError("The embedded model has no segmentation head yet: give label_names or num_labels.")
     whole = timm.create_model(spec.architecture)
     load_in_order(whole, spec.weights(), keep_head=True)
-    backbone = TimmBackboneConfig(backbone=spec.architecture, out_indices=STAGES, use_pretrained_backbone=False)
-    config = UperNetConfig(backbone_config=backbone, hidden_size=WIDTH, use_auxiliary_head=False, **labels)
-    model = UperNetForSemanticSegmentation(config)
+    model = embedded_architecture(spec, labels)
     features, saved = model.backbone._backbone, whole.state_dict()
     features.load_state_dict({name: saved[name] for name in features.state_dict()}, strict=True)
     _draw_head(model)
@@ -142,6 +122,13 @@ def _embedded(
         size={"height": side, "width": side}, image_mean=list(template["mean"]), image_std=list(template["std"])
     )
     return model.eval(), processor
+
+
+def embedded_architecture(spec: EfficientNetLite, labels: dict[str, Any]) -> UperNetForSemanticSegmentation:
+    """The embedded model for these classes, before any weights are read."""
+    backbone = TimmBackboneConfig(backbone=spec.architecture, out_indices=STAGES, use_pretrained_backbone=False)
+    config = UperNetConfig(backbone_config=backbone, hidden_size=WIDTH, use_auxiliary_head=False, **labels)
+    return UperNetForSemanticSegmentation(config)
 
 
 def _draw_head(model: UperNetForSemanticSegmentation) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_robust_ft.evaluation.detection.report import DetectionReport
+from hf_robust_ft.evaluation.reliability import reliability_sentence
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.reporting.card_sections import merge_cards
@@ -41,6 +42,7 @@ class Drawers(NamedTuple):
         command: that measures a model as a report was, of (report, model, options).
         check: raises a ValueError where a report's figures do not belong together.
         verdict: whether a model may be called robust.
+        reliability: whether the figures can be relied on, in a sentence or two.
     """
 
     plot: Callable[..., None]
@@ -49,6 +51,7 @@ class Drawers(NamedTuple):
     command: Callable[..., str]
     check: Callable[[Any], None]
     verdict: Callable[[Any], Verdict | None]
+    reliability: Callable[[Any], str] = reliability_sentence
 
 
 DRAWERS: dict[type, Drawers] = {
@@ -67,7 +70,8 @@ DRAWERS: dict[type, Drawers] = {
         "map",
         evaluate_detection_command,
         check_consistent_detection,
-        lambda report: None,  # nothing checks its figures
+        verdict=lambda report: None,
+        reliability=lambda report: report.limits,  # nothing checks its figures
     ),
 }
 

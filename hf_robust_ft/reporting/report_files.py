@@ -11,6 +11,7 @@ from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 
 SEGMENTATION, DETECTION = "image-segmentation", "object-detection"
 
+OF_OTHER_TASKS = {SEGMENTATION: SegmentationReport, DETECTION: DetectionReport}
 Report = RobustnessReport | SegmentationReport | DetectionReport
 
 
@@ -20,13 +21,12 @@ def read_report_file(path: str | Path) -> Report:
     Raises:
         ValueError: no report of this package.
     """
-    kinds = {SEGMENTATION: SegmentationReport, DETECTION: DetectionReport}
-    return kinds.get(task_of_file(path), RobustnessReport).from_json(path)
+    return OF_OTHER_TASKS.get(task_of_file(path), RobustnessReport).from_json(path)
 
 
 def report_of(content: Mapping[str, Any]) -> Report:
     """A report of the task that its content names, as `to_dict` gives it."""
-    return (SegmentationReport if content.get("task") == SEGMENTATION else RobustnessReport)(**content)
+    return OF_OTHER_TASKS.get(content.get("task"), RobustnessReport)(**content)
 
 
 def task_of_file(path: str | Path) -> str | None:
@@ -44,4 +44,13 @@ def refuse_segmentation_report(path: str | Path, what: str) -> None:
         raise ValueError(
             f"{path} is a report of {SEGMENTATION}, and {what} of classification alone. Its card (README.md) shows it, "
             "and leaderboard ranks it."
+        )
+    refuse_detection_report(path, f"{what} of classification alone")
+
+
+def refuse_detection_report(path: str | Path, what: str) -> None:
+    """Raise a ValueError where a file is a report of detection, whose figures nothing checks yet."""
+    if task_of_file(path) == DETECTION:
+        raise ValueError(
+            f"{path} is a report of {DETECTION}, which is experimental, and {what}. Its card (README.md) shows it."
         )

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedModel
 
 from hf_robust_ft.data import SPECS, Streaming, load_image_dataset, stratified_sample
+from hf_robust_ft.data.detection import EMBEDDED_BOXES
 from hf_robust_ft.data.segmentation import EMBEDDED_SCENES, JOINT_AUGMENTATION_WORDS
 from hf_robust_ft.models import BACKBONES, load_image_classifier
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
@@ -22,7 +23,7 @@ from hf_robust_ft.runs.checkpoint_arguments import CheckpointArguments
 from hf_robust_ft.runs.model_names import check_model_name
 from hf_robust_ft.runs.task_arguments import TaskArguments
 
-EMBEDDED = ("digits", EMBEDDED_SCENES)
+EMBEDDED = ("digits", EMBEDDED_SCENES, EMBEDDED_BOXES)
 
 
 @dataclass
@@ -32,7 +33,7 @@ class DataArguments(TaskArguments):
     dataset: str = field(
         metadata={
             "help": f"A dataset of the paper ({', '.join(SPECS)}), any Hub dataset id, a folder of images or "
-            f"parquet file, or embedded: digits, {EMBEDDED_SCENES}.",
+            f"parquet file, or embedded: {', '.join(EMBEDDED)}.",
             "affects": ("weights", "measurement"),
         }
     )
@@ -42,7 +43,7 @@ class DataArguments(TaskArguments):
     label_column: str | None = field(
         default=None,
         metadata={
-            "help": "Label (or mask) column, where it is not found by itself.",
+            "help": "Label (mask, objects) column, where it is not found by itself.",
             "affects": ("weights", "measurement"),
         },
     )

@@ -18,6 +18,7 @@ from hf_robust_ft.data.source_hashes import source_digest
 from hf_robust_ft.evaluation.batches import stack_examples
 from hf_robust_ft.evaluation.evaluate import evaluate_as
 from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.evaluation.results_store import BATCHES
 from hf_robust_ft.evaluation.stored_examples import STORED_EXAMPLES
 from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.provenance.choices import check_choice
@@ -29,10 +30,13 @@ from hf_robust_ft.reporting.examples import remove_examples
 from hf_robust_ft.reporting.model_card import EXAMPLES
 from hf_robust_ft.reporting.report_files import Report
 from hf_robust_ft.runs.arguments import DataArguments, at_most
+from hf_robust_ft.runs.evaluate_detection import measure_detection
 from hf_robust_ft.runs.evaluate_segmentation import measure_segmentation
 from hf_robust_ft.runs.evaluation_arguments import EvaluationArguments
 from hf_robust_ft.runs.model_names import check_model_name, describe_model
-from hf_robust_ft.runs.task_arguments import SEGMENTATION
+from hf_robust_ft.runs.task_arguments import DETECTION, SEGMENTATION
+
+OTHER_TASKS = {SEGMENTATION: measure_segmentation, DETECTION: measure_detection}
 
 
 def measure(options: EvaluationArguments, data_args: DataArguments, command: str) -> tuple[PartialState, Report]:
@@ -49,8 +53,9 @@ def measure(options: EvaluationArguments, data_args: DataArguments, command: str
         )
     state = PartialState(cpu=options.device == "cpu" or not torch.cuda.is_available())
     device = _device(options.device, state)
-    if data_args.settle_task(options.model, data_args.dataset, options.model_revision) == SEGMENTATION:
-        return state, measure_segmentation(options, data_args, command, device, state)
+    task = data_args.settle_task(options.model, data_args.dataset, options.model_revision)
+    if task in OTHER_TASKS:
+        return state, OTHER_TASKS[task](options, data_args, command, device, state)
     model, processor, images, splits = load_model_and_images(options, data_args)
     hashes = {"weights_sha256": hash_weight_files(options.model)} if os.path.isdir(options.model) else {}
     data = data_args.describe(splits)
@@ -66,7 +71,7 @@ def measure(options: EvaluationArguments, data_args: DataArguments, command: str
         checks=options.trust_checks,
         batch_size=options.batch_size,
         device=device,
-        results_dir=options.output_dir,
+        results_dir=Path(options.output_dir, BATCHES) if options.output_dir else None,
         examples_dir=Path(options.output_dir, STORED_EXAMPLES) if options.store_examples else None,
         class_names=names,
     )

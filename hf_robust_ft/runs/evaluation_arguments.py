@@ -132,8 +132,8 @@ class EvaluationArguments(CheckpointArguments):
             if getattr(self, name) and not self.output_dir:
                 raise ValueError(f"{name} needs an output_dir to write to.")
         self.asked_steps = self.attack_steps  # None where the protocol's own are meant
-        if self.attack_loss in LOSSES and LOSSES[self.attack_loss].dense:
-            return  # of segmentation, which has settings of its own
+        if self.attack_loss in LOSSES and (LOSSES[self.attack_loss].dense or LOSSES[self.attack_loss].given):
+            return  # of another task, which has settings of its own
         self.attack_steps = AUTO if self.settings.converges else self.settings.attack.steps
 
     @cached_property

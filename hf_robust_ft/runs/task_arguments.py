@@ -3,14 +3,25 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_robust_ft.data.detection import EMBEDDED_BOXES
 from hf_robust_ft.data.segmentation import EMBEDDED_SCENES
 from hf_robust_ft.data.segmentation.masks import IGNORE_INDEX
+from hf_robust_ft.models.detection import detects
 from hf_robust_ft.models.segmentation import segments
 from hf_robust_ft.provenance.affects import DeclaredArguments
 from hf_robust_ft.provenance.choices import check_choice
 
-CLASSIFICATION, SEGMENTATION = "image-classification", "image-segmentation"
-ALIASES = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION, "semantic-segmentation": SEGMENTATION}
+CLASSIFICATION, SEGMENTATION, DETECTION = "image-classification", "image-segmentation", "object-detection"
+ALIASES = {
+    "classification": CLASSIFICATION,
+    "segmentation": SEGMENTATION,
+    "semantic-segmentation": SEGMENTATION,
+    "detection": DETECTION,
+}
+KNOWING = {
+    SEGMENTATION: "train, evaluate, publish and leaderboard know both",
+    DETECTION: "train and evaluate know both",
+}
 OF_MASKS = ("id2label", "ignore_index", "reduce_labels")
 
 
@@ -21,8 +32,8 @@ class TaskArguments(DeclaredArguments):
     task: str | None = field(
         default=None,
         metadata={
-            "help": "classification or segmentation, of images (default: as the checkpoint's config or "
-            f"{EMBEDDED_SCENES} says).",
+            "help": "classification, segmentation or (experimental) detection, of images (default: as the checkpoint's "
+            f"config, {EMBEDDED_SCENES} or {EMBEDDED_BOXES} says).",
             "affects": ("weights", "measurement"),
         },
     )
@@ -52,32 +63,34 @@ class TaskArguments(DeclaredArguments):
     def __post_init__(self):
         if self.task is not None:
             self.task = ALIASES.get(self.task, self.task)
-            check_choice("task", self.task, (CLASSIFICATION, SEGMENTATION))
+            check_choice("task", self.task, (CLASSIFICATION, SEGMENTATION, DETECTION))
 
     def settle_task(self, model: str, dataset: str, revision: str | None = None) -> str:
-        """The task of a run with this model and dataset; where it is segmentation, `task` then says so.
+        """The task of a run with this model and dataset; where it is no classification, `task` then says so.
 
         Raises:
-            ValueError: options of masks for a classifier.
+            ValueError: options of masks for another task than segmentation.
         """
         if self.task is None and (dataset == EMBEDDED_SCENES or segments(model, revision)):
             self.task = SEGMENTATION
+        if self.task is None and (dataset == EMBEDDED_BOXES or detects(model, revision)):
+            self.task = DETECTION
         if self.task == SEGMENTATION:
             return SEGMENTATION
+        task = self.task or CLASSIFICATION
         given = [name for name in OF_MASKS if getattr(self, name) is not None]
         if given:
             raise ValueError(
-                f"--{given[0]} is about masks, and means nothing for {CLASSIFICATION}: leave it out, or give --task "
+                f"--{given[0]} is about masks, and means nothing for {task}: leave it out, or give --task "
                 f"{SEGMENTATION}."
             )
-        return CLASSIFICATION
+        return task
 
     def refuse_segmentation(self, command: str, model: str, dataset: str) -> None:
-        """Raise where a command that knows classifiers alone is asked for segmentation."""
-        if self.settle_task(model, dataset) == SEGMENTATION:
+        """Raise where a command that knows classifiers alone is asked for segmentation or detection."""
+        if (task := self.settle_task(model, dataset)) != CLASSIFICATION:
             raise ValueError(
-                f"{command} is for {CLASSIFICATION}, and this is {SEGMENTATION} ({model} on {dataset}). train, "
-                "evaluate, publish and leaderboard know both."
+                f"{command} is for {CLASSIFICATION}, and this is {task} ({model} on {dataset}). {KNOWING[task]}."
             )
 
     def of_masks(self, reduce_labels: bool = False) -> dict[str, Any]:

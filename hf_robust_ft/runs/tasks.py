@@ -8,17 +8,21 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel
 
 from hf_robust_ft.data import AUGMENTATIONS, align_labels, describe_transforms, with_pixel_values
+from hf_robust_ft.data.detection import load_detection_dataset, with_pixel_values_and_boxes
 from hf_robust_ft.data.segmentation import (
     JOINT_AUGMENTATION_WORDS,
     drawn_pairs,
     load_segmentation_dataset,
     with_pixel_values_and_masks,
 )
-from hf_robust_ft.evaluation.batches import stack_examples, stack_masks
+from hf_robust_ft.evaluation.batches import stack_boxes, stack_examples, stack_masks
+from hf_robust_ft.evaluation.detection.average_precision import check_installed
+from hf_robust_ft.models.detection import load_detection_model
 from hf_robust_ft.models.segmentation import HEADS, load_segmentation_model
 from hf_robust_ft.provenance.choices import check_choice
+from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments, at_most
-from hf_robust_ft.runs.task_arguments import CLASSIFICATION, SEGMENTATION
+from hf_robust_ft.runs.task_arguments import CLASSIFICATION, DETECTION, SEGMENTATION
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,65 @@ class SegmentationRun(RunTask):
         return describe_transforms(processor, augmentation, JOINT_AUGMENTATION_WORDS)
 
 
-TASKS: dict[str, RunTask] = {task.name: task for task in (RunTask(), SegmentationRun())}
+@dataclass(frozen=True)
+class DetectionRun(RunTask):
+    """Object detection; experimental."""
+
+    name: str = DETECTION
+    collate: Callable[[list], dict] = stack_boxes
+
+    def check(self, model_args: ModelArguments, data_args: DataArguments) -> None:
+        if model_args.augmentation != "none":
+            raise ValueError(
+                f"augmentation={model_args.augmentation!r}: boxes do not follow their images through augmentations "
+                f"here yet, so {DETECTION} takes augmentation none."
+            )
+        check_installed()
+        refuse(data_args, ("streaming", "skip_bad_images"), DETECTION)
+        refuse(model_args, ("architecture", "prompts"), DETECTION)
+        check_choice("head", model_args.head, HEADS)
+
+    def load_data(self, data_args: DataArguments, **options: Any) -> DatasetDict:
+        given = {name: value for name, value in data_args.loading_options().items() if name != "skip_bad_images"}
+        return load_detection_dataset(data_args.dataset, **given, **options)
+
+    def class_names(self, splits: DatasetDict) -> list[str]:
+        return splits.class_names
+
+    def load_model(self, model_args: ModelArguments, names: list[str], seed: int) -> tuple[PreTrainedModel, Any]:
+        return load_detection_model(
+            model_args.model,
+            label_names=names,
+            image_size=model_args.image_size,
+            seed=seed,
+            head=model_args.head,
+            **model_args.loading_options(),
+        )
+
+    def fitted(self, splits: DatasetDict, config: Any, processor: Any) -> tuple[DatasetDict, Any]:
+        names, known = splits.class_names, class_names(config)
+        if sorted(names) != sorted(known):
+            raise ValueError(
+                f"The checkpoint finds {len(known)} classes ({', '.join(known[:3])}, ...), the dataset has "
+                f"{len(names)} ({', '.join(names[:3])}, ...): evaluate one that was fine-tuned on this dataset."
+            )
+        return DatasetDict(splits), None if names == known else tuple(known.index(name) for name in names)
+
+    def at_most(self, dataset: Dataset, count: int | None, seed: int, name: str) -> Dataset:
+        return dataset if count is None else drawn_pairs(dataset, count, seed)
+
+    def inputs(self, dataset: Dataset, processor: Any, known: Any, augmentation: str, sample_ids: bool) -> Dataset:
+        return with_pixel_values_and_boxes(dataset, processor, known)
+
+    def describe(self, processor: Any, augmentation: str = "none") -> dict[str, Any]:
+        return describe_transforms(processor)
 
 
-def refuse(options: Any, names: tuple[str, ...]) -> None:
-    """Raise a ValueError for the first of these options that is given: it means nothing for segmentation."""
+TASKS: dict[str, RunTask] = {task.name: task for task in (RunTask(), SegmentationRun(), DetectionRun())}
+
+
+def refuse(options: Any, names: tuple[str, ...], task: str = SEGMENTATION) -> None:
+    """Raise a ValueError for the first of these options that is given: it means nothing for the task."""
     for name in names:
         if getattr(options, name):
-            raise ValueError(f"--{name} is for {CLASSIFICATION}, and means nothing for {SEGMENTATION}: leave it out.")
+            raise ValueError(f"--{name} is for {CLASSIFICATION}, and means nothing for {task}: leave it out.")

@@ -28,7 +28,7 @@ def train_flags(checkpoint, imagefolder, tmp_path):
     ]  # fmt: skip
 
 
-def test_train_then_evaluate(train_flags, imagefolder, tmp_path, capsys):
+def test_train_then_evaluate(train_flags, imagefolder, tmp_path, capsys, rendered_pictures):
     main(["train", *train_flags])
     run = tmp_path / "run"
     for name in ("config.json", "model.safetensors", "preprocessor_config.json", "robustness_report.json", "README.md"):
@@ -313,7 +313,7 @@ def measured(monkeypatch):
     return numbers
 
 
-def test_evaluate_writes_all_it_found_and_reuses_it(evaluate_flags, tmp_path, capsys, measured):
+def test_evaluate_writes_all_it_found_and_reuses_it(evaluate_flags, tmp_path, capsys, measured, rendered_pictures):
     out = tmp_path / "out"
     flags = [*evaluate_flags, "--protocol", "exact", "--eps_distributions", "beta:2,5", "dirac:1/255"]
     flags += ["--save_examples", "2", "--output_dir", str(out)]
@@ -335,7 +335,8 @@ def test_evaluate_writes_all_it_found_and_reuses_it(evaluate_flags, tmp_path, ca
     assert [path.name for path in strips] == ["example_000.png", "example_001.png"]
     assert all(Image.open(path).size == (1080, 405) for path in strips)
 
-    results = list(out.glob("evaluation-*/batch-*.json"))
+    results = list(out.glob("finished_batches/evaluation-*/batch-*.json"))
+    assert results
     before = {path: path.read_bytes() for path in (*results, out / "robustness_report.json", out / "README.md")}
     main(flags)
     assert measured == [0, 1, 2]

@@ -4,6 +4,8 @@ Each scene is a textured canvas with 2 to 4 digits of several sizes and inks tha
 validate and test is drawn by class first, so no digit is in scenes of two splits.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
@@ -20,13 +22,35 @@ CONTRAST = 0.45  # between ink and canvas, at least
 _TRIES = 40  # to place a digit where none is
 
 
+class Scene(NamedTuple):
+    """What was composed.
+
+    Attributes:
+        canvas: (SIDE, SIDE, 3) uint8.
+        mask: (SIDE, SIDE) uint8, class indices, 0: background. A pixel belongs to a digit where its ink covers at least
+            two fifths of it.
+        digits: of each, what it is, and the box [x, y, width, height] around its pixels.
+    """
+
+    canvas: np.ndarray
+    mask: np.ndarray
+    digits: list[tuple[int, list[int]]]
+
+
 def load_digit_scenes(seed: int = 0) -> dict[str, Dataset]:
     """The splits `train`, `validation` and `test` with `image` (64 x 64 RGB) and `mask` (class indices, 0: background).
 
-    A pixel belongs to a digit where its ink covers at least two fifths of it.
-
     Args:
         seed: of the digits' split and of the scenes.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    return {name: _pairs(scenes) for name, scenes in compose_splits(seed).items()}
+
+
+def compose_splits(seed: int = 0) -> dict[str, list[Scene]]:
+    """The scenes of `train`, `validation` and `test`.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -40,23 +64,20 @@ def load_digit_scenes(seed: int = 0) -> dict[str, Dataset]:
         members = rng.permutation(np.flatnonzero(labels == digit))
         for part, drawn in zip(parts.values(), np.split(members, (ends * len(members)).astype(int)), strict=True):
             part.extend(drawn.tolist())
-    return {name: _scenes(inks, labels, parts[name], count, rng) for name, count in SCENES.items()}
+    return {name: [_scene(inks, labels, parts[name], rng) for _ in range(count)] for name, count in SCENES.items()}
 
 
-def _scenes(inks: np.ndarray, labels: np.ndarray, members: list[int], count: int, rng: np.random.Generator) -> Dataset:
-    made = [_scene(inks, labels, members, rng) for _ in range(count)]
+def _pairs(scenes: list[Scene]) -> Dataset:
     columns = {
-        "image": [PILImage.fromarray(canvas) for canvas, _ in made],
-        "mask": [PILImage.fromarray(mask) for _, mask in made],
+        "image": [PILImage.fromarray(scene.canvas) for scene in scenes],
+        "mask": [PILImage.fromarray(scene.mask) for scene in scenes],
     }
     return Dataset.from_dict(columns, features=Features({"image": Image(), "mask": Image()}))
 
 
-def _scene(
-    inks: np.ndarray, labels: np.ndarray, members: list[int], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """A canvas (SIDE, SIDE, 3) uint8 and its mask (SIDE, SIDE) uint8."""
+def _scene(inks: np.ndarray, labels: np.ndarray, members: list[int], rng: np.random.Generator) -> Scene:
     canvas, mask = _texture(rng), np.zeros((SIDE, SIDE), dtype=np.uint8)
+    digits: list[tuple[int, list[int]]] = []
     is_taken = np.zeros((SIDE, SIDE), dtype=bool)
     for index in rng.choice(members, rng.integers(COUNTS[0], COUNTS[1] + 1), replace=False):
         side = int(rng.integers(SIDES[0], SIDES[1] + 1))
@@ -70,7 +91,15 @@ def _scene(
         cover = _enlarged(inks[index], side)
         canvas[window] += cover[..., None] * (_ink(canvas[window].mean((0, 1)), rng) - canvas[window])
         mask[window][cover >= 0.4] = labels[index] + 1
-    return np.round(255 * canvas.clip(0, 1)).astype(np.uint8), mask
+        digits.append((int(labels[index]), _box(corner, cover >= 0.4)))
+    return Scene(np.round(255 * canvas.clip(0, 1)).astype(np.uint8), mask, digits)
+
+
+def _box(corner: np.ndarray, is_digit: np.ndarray) -> list[int]:
+    """The box [x, y, width, height] around a digit's pixels (side, side) in a window with this top left corner."""
+    top, left = corner.tolist()
+    rows, columns = np.flatnonzero(is_digit.any(1)), np.flatnonzero(is_digit.any(0))
+    return [left + int(columns[0]), top + int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
 
 
 def _window(corner: np.ndarray, side: int) -> tuple[slice, slice]:

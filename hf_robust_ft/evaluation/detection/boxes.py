@@ -22,8 +22,14 @@ def detected_boxes(outputs: Any, num_labels: int, size: tuple[int, int]) -> list
         size: height and width in pixels.
 
     Raises:
-        ValueError: logits of another width, or NaN.
+        ValueError: no such outputs, logits of another width, or NaN.
     """
+    if getattr(outputs, "pred_boxes", None) is None or getattr(outputs, "logits", None) is None:
+        held = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+        raise ValueError(
+            f"The model answers with {held}, and a DETR-like detector does with logits and pred_boxes: load a model of "
+            "AutoModelForObjectDetection."
+        )
     logits, boxes = outputs.logits.detach().float(), corners(outputs.pred_boxes.detach().float(), size)
     if logits.isnan().any() or boxes.isnan().any():
         raise ValueError(

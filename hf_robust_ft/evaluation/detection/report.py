@@ -119,4 +119,4 @@ class DetectionReport:
         ):
             first, second = (getattr(self, f"{when}_{name}") for name in ("map", "map_50"))
             lines.append(f"{when:<14}   {first:7.2%}   {second:7.2%}          {where}".rstrip())
-        return "\n".join([*lines, self.limits])
+        return "\n".join(lines)

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult
 
 from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
 from hf_robust_ft.evaluation.convergence_text import first_round
+from hf_robust_ft.evaluation.detection.report import DetectionReport
 from hf_robust_ft.evaluation.reliability import DOUBTFUL, OK, short_verdict
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.reporting.artifacts import DRAWERS
@@ -64,9 +65,11 @@ class Result:
         """The result of a `robustness_report.json`; of segmentation its mean IoU takes the place of accuracy.
 
         Raises:
-            ValueError: scores that do not follow from the report's own curve.
+            ValueError: scores that do not follow from the report's own curve, or a report of detection.
         """
         DRAWERS[type(report)].check(report)
+        if isinstance(report, DetectionReport):
+            raise ValueError(f"it is of {report.task}, which is experimental and not ranked yet.")
         if isinstance(report, SegmentationReport):
             interval = report.confidence_intervals.get("expected_mean_iou")
             return cls(

@@ -1,4 +1,4 @@
-"""Which parameters of a classifier or segmenter are its head, and how deep each of the others lies."""
+"""Which parameters of a classifier, segmenter or detector are its head, and how deep each of the others lies."""
 
 import re
 
@@ -13,7 +13,8 @@ BLOCK = re.compile(r"(?:^|\.)(?:layers?|stages|blocks|resblocks)\.(\d+)(?:\.(?:l
 
 
 def head_modules(model: nn.Module) -> list[str]:
-    """Names of the modules that turn features into logits (two for a distilled DeiT).
+    """Names of the modules that turn features into logits (two for a distilled DeiT); of DETR's kind, all behind the
+    backbone.
 
     Raises:
         ValueError: they cannot be told from the rest.
@@ -23,6 +24,10 @@ def head_modules(model: nn.Module) -> list[str]:
         heads = timm_model.get_classifier()
         heads = heads if isinstance(heads, tuple) else (heads,)
         named = [(f"timm_model.{name}", module) for name, module in timm_model.named_modules() if module in heads]
+    elif isinstance(model, PreTrainedModel) and _is_detr(base := model.base_model):
+        named = [(name, module) for name, module in model.named_children() if module is not base]
+        named += [(f"{model.base_model_prefix}.{name}", module) for name, module in base.named_children()
+                  if module is not base.backbone]  # fmt: skip
     elif isinstance(model, PreTrainedModel) and (backbone := _backbone(model)) is not None:
         named = [(name, module) for name, module in model.named_children() if module is not backbone]
     else:
@@ -32,9 +37,17 @@ def head_modules(model: nn.Module) -> list[str]:
     if not names:
         raise ValueError(
             f"The classification head of {type(model).__name__} cannot be told from its backbone. "
-            "Load the model with AutoModelForImageClassification, or with AutoModelForSemanticSegmentation."
+            "Load the model with AutoModelForImageClassification, AutoModelForSemanticSegmentation or "
+            "AutoModelForObjectDetection."
         )
     return names
+
+
+def _is_detr(base: nn.Module) -> bool:
+    """Whether a base model holds its backbone beside a decoder of object queries, as DETR and those after it do."""
+    return isinstance(getattr(base, "backbone", None), nn.Module) and isinstance(
+        getattr(base, "decoder", None), nn.Module
+    )
 
 
 def _backbone(model: PreTrainedModel) -> nn.Module | None:

@@ -29,9 +29,8 @@ def test_scenes_are_the_same_for_the_same_seed_and_others_for_another(monkeypatc
 
 
 def test_no_digit_is_in_scenes_of_two_splits(monkeypatch):
-    members = []
-    monkeypatch.setattr(digit_scenes, "_scenes", lambda inks, labels, part, count, rng: members.append(set(part)))
-    digit_scenes.load_digit_scenes()
-    train, validation, test = members
+    monkeypatch.setattr(digit_scenes, "SCENES", {"train": 1, "validation": 1, "test": 1})
+    monkeypatch.setattr(digit_scenes, "_scene", lambda inks, labels, part, rng: set(part))
+    train, validation, test = (scenes[0] for scenes in digit_scenes.compose_splits().values())
     assert not (train & validation or train & test or validation & test)
     assert len(train | validation | test) == 1797

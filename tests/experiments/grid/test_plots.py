@@ -137,7 +137,7 @@ def test_a_setting_looks_the_same_in_all_pictures_and_none_like_another(drawn):
                     assert line.get_color() == styles["j"]["color"]
 
 
-def test_pictures_of_every_eps_are_written(tmp_path):
+def test_pictures_of_every_eps_are_written(tmp_path, rendered_pictures):
     results = [*grid(), *grid(eps="8/255"), make_result(setting="hinge:12,37")]
     paths = plot_grid(results, tmp_path)
     kinds = ["accuracy_by_eps", "scores", "training", "delay_and_accuracy"]

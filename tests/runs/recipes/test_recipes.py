@@ -81,7 +81,7 @@ def test_later_recipes_override_earlier_ones(tmp_path):
     assert compose_recipes([]) == {}
 
 
-WHOLE_RUNS = ("paper_default", "quickstart", "notebook", "notebook_hub", "segmentation")
+WHOLE_RUNS = ("paper_default", "quickstart", "notebook", "notebook_hub", "segmentation", "detection")
 OVERLAYS = {
     "autolora": {"autolora": True, "autolora_rate": "authors", "lr_scheduler_type": "constant", "robust_eval": "epoch"},
     "best_expected": {"eps_schedule": "linear_warmup"},
