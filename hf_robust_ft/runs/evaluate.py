@@ -80,7 +80,7 @@ def measure(options: EvaluationArguments, data_args: DataArguments, command: str
         **data,
         "split": options.split,
         "source_digest": source_digest(images),
-        "transforms": describe_transforms(processor),
+        "transforms": describe_transforms(processor, augmentation=None),
         **hashes,
     }
     report = report.with_metadata(**facts, **environment_facts(), command=command)

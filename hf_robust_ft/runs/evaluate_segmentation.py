@@ -82,7 +82,7 @@ def measure_segmentation(
         **hashes,
         split=options.split,
         source_digest=source_digest(images),
-        transforms=TASKS[SEGMENTATION].describe(processor),
+        transforms=TASKS[SEGMENTATION].describe(processor, augmentation=None),
         **environment_facts(),
         command=command,
     )
