@@ -11,7 +11,7 @@ from hf_robust_ft.provenance.facts import RunFacts
 
 
 class StoredReport:
-    """Base of a task's report: a frozen dataclass with `metadata`, `schema_version` and, where it was checked, `checks`.
+    """Base of a task's report: a frozen dataclass with `metadata`, `schema_version`, and where it was checked `checks`.
 
     Attributes:
         newest_schema: the `schema_version` of reports that are written.
