@@ -25,7 +25,7 @@ class CheckpointArguments(DeclaredArguments):
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "Input size in pixels (default: the checkpoint's; 224 for the paper's).",
+            "help": "Pixels a side (default: the checkpoint's; 224 for the paper's).",
             "affects": ("weights", "measurement"),
         },
     )

@@ -32,8 +32,8 @@ class TaskArguments(DeclaredArguments):
     task: str | None = field(
         default=None,
         metadata={
-            "help": "classification, segmentation or (experimental) detection, of images (default: as the checkpoint's "
-            f"config, {EMBEDDED_SCENES} or {EMBEDDED_BOXES} says).",
+            "help": "classification, segmentation or (experimental) detection (default: as the checkpoint or "
+            "embedded data say).",
             "affects": ("weights", "measurement"),
         },
     )
