@@ -24,7 +24,7 @@ def test_a_run_into_a_file_leaves_no_bars_and_no_notes_of_libraries(imagefolder,
     assert done.returncode == 0, done.stderr
     for part in ("\r", "it/s", "%|", "shards", "[transformers]", "UserWarning", ".py:", "REPORT"):
         assert part not in done.stderr, part
-    assert "warning: This schedule reaches only" in done.stderr and len(done.stderr.splitlines()) < 8
+    assert "This schedule reaches only" in done.stderr and len(done.stderr.splitlines()) < 8
     assert "'loss'" in done.stdout and "Reliability" in done.stdout
 
 
