@@ -16,10 +16,11 @@ os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
 import numpy as np
 import pytest
 import torch
+from blank_pictures import rendered_pictures  # noqa: F401 - a fixture
 from datasets import ClassLabel, Dataset, Features, Image
 from forked import LIBRARIES, LIBRARIES_AND_OURS, ranks
 from PIL import Image as PILImage
-from short_search import whole_search  # noqa: F401 - a fixture
+from short_search import all_images_checked, whole_search  # noqa: F401 - fixtures
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
@@ -71,7 +72,7 @@ def make_model():
         if kind == "vit":
             config = ViTConfig(
                 hidden_size=16,
-                num_hidden_layers=2,
+                num_hidden_layers=1,
                 num_attention_heads=2,
                 intermediate_size=32,
                 image_size=16,

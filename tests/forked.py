@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -82,10 +83,7 @@ class Libraries:
             subprocess.TimeoutExpired: they took longer than `timeout` seconds, and were killed.
         """
         until, running, codes = time.monotonic() + timeout, set(), []
-        job = {"script": str(script.absolute()), "folder": str(folder)}
-        job |= {name: str(script.absolute().with_suffix(f".{name}")) for name in ("stdout", "stderr")}
-        for name in ("stdout", "stderr"):
-            Path(job[name]).unlink(missing_ok=True)
+        job = job_of(script, folder)
         try:
             for environment in environments:
                 running.update(self._ask(job | {"environment": environment}, until))
@@ -102,6 +100,30 @@ class Libraries:
             raise subprocess.TimeoutExpired(str(script), timeout) from error
         output = [Path(job[name]).read_text(errors="replace") for name in ("stdout", "stderr")]
         return subprocess.CompletedProcess([str(script)], next(filter(None, codes), 0), *output)
+
+    def kill_once(self, is_time: Callable[[], bool], script: Path, environment: dict[str, str], pause: float) -> str:
+        """Run the script, and kill it as soon as it is time, after two minutes or once it has ended; what it wrote."""
+        until, job = time.monotonic() + 120, job_of(script, Path.cwd())
+        (pid,) = self._ask(job | {"environment": environment}, until)
+        while not is_time() and time.monotonic() < until and not has_ended(pid):
+            time.sleep(pause)
+        end({pid}, signal.SIGKILL)
+        self._ask(None, time.monotonic() + 10)
+        return Path(job["stdout"]).read_text(errors="replace") + Path(job["stderr"]).read_text(errors="replace")
+
+
+def job_of(script: Path, folder: Path) -> dict[str, str]:
+    """What to run where, and the files it writes to, of which none are left of an earlier run."""
+    job = {"script": str(script.absolute()), "folder": str(folder)}
+    for name in ("stdout", "stderr"):
+        job[name] = str(script.absolute().with_suffix(f".{name}"))
+        Path(job[name]).unlink(missing_ok=True)
+    return job
+
+
+def has_ended(pid: int) -> bool:
+    """Whether nothing of a process is left but its exit status."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 # Nothing that imports the client of the Hub, whose settings are read when it is imported.

@@ -103,12 +103,20 @@ def _out_of_range(pixels: Tensor, pixel_space: PixelSpace, tolerance: float, ima
     return f"pixel_values leave the range of pixels: {seen} So few do after {causes} If there is none of these: {cure}"
 
 
+SEVERAL_LABELS = (
+    "Several labels an image (multi-label classification) have no one answer that an attack could turn: give each "
+    "image one class index, and train one model of exclusive classes, or one of two classes for each label."
+)
+
+
 def check_labels(labels: Tensor, num_images: int, num_labels: int | None = None, first: int | None = None) -> None:
     """Raise a ValueError unless `labels` is an integer tensor (N,) with values in 0..K-1."""
     if not isinstance(labels, Tensor) or labels.shape != (num_images,) or labels.dtype != torch.int64:
         got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         if isinstance(labels, Tensor) and labels.ndim >= 3:
             got += ", as masks are: for these load the model with AutoModelForSemanticSegmentation"
+        if isinstance(labels, Tensor) and labels.ndim == 2 and bool(((labels.double().sum(1) - 1).abs() > 1e-3).any()):
+            raise ValueError(f"{SEVERAL_LABELS} Got {got}.")
         raise ValueError(
             f"labels must be one class index an image, int64 of shape ({num_images},); got {got}. "
             "Cast whole numbers with .long(); shares of classes (mixup, CutMix) have no one class to attack: leave the "

@@ -39,17 +39,10 @@ def extract_logits(outputs: Any) -> Tensor:
     Raises:
         ValueError: there are none, they are not of shape (N, K), or which of a tuple's tensors they are is unclear.
     """
-    logits = outputs
-    if isinstance(outputs, Mapping):  # a ModelOutput is one
-        logits = outputs.get("logits")
-    elif hasattr(outputs, "logits"):
-        logits = outputs.logits
-    elif isinstance(outputs, (tuple, list)):
-        logits = _of_tuple(outputs)
+    logits = _found_in(outputs, dimensions=2)
     if not isinstance(logits, Tensor):
-        held = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
         raise ValueError(
-            f"The model returned no logits but {held}. Use a classification model, "
+            f"The model returned no logits but {_kind(outputs)}. Use a classification model, "
             "e.g. AutoModelForImageClassification.from_pretrained(...), or one that returns {'logits': ...}."
         )
     if logits.ndim != 2:
@@ -57,7 +50,36 @@ def extract_logits(outputs: Any) -> Tensor:
     return logits
 
 
-def _of_tuple(outputs: tuple | list, dimensions: int = 2) -> Tensor | None:
+def extract_dense_logits(outputs: Any) -> Tensor:
+    """The logits (N, K, h, w) of a segmentation model's output, which stand where those of a classifier do.
+
+    Raises:
+        ValueError: there are none, they are not of that shape, or which of a tuple's tensors they are is unclear.
+    """
+    logits = _found_in(outputs, dimensions=4)
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"The model returned no logits of each pixel but {_kind(outputs)}. Use a semantic segmentation model, e.g. "
+            "AutoModelForSemanticSegmentation.from_pretrained(...); one that answers with masks of queries "
+            "(Mask2Former, OneFormer, MaskFormer) has no cross-entropy a pixel to attack."
+        )
+    if logits.ndim != 4:
+        raise ValueError(
+            f"Logits must have shape (N, K, h, w), got {tuple(logits.shape)}: is this a semantic segmentation model?"
+        )
+    return logits
+
+
+def _found_in(outputs: Any, dimensions: int) -> Any:
+    """What an output calls `logits`, or the one tensor of so many dimensions in a tuple; else the output itself."""
+    if isinstance(outputs, Mapping):  # a ModelOutput is one
+        return outputs.get("logits")
+    if hasattr(outputs, "logits"):
+        return outputs.logits
+    return _of_tuple(outputs, dimensions) if isinstance(outputs, (tuple, list)) else outputs
+
+
+def _of_tuple(outputs: tuple | list, dimensions: int) -> Tensor | None:
     tensors = [entry for entry in outputs if isinstance(entry, Tensor)]
     candidates = [tensor for tensor in tensors if tensor.ndim == dimensions]
     if len(candidates) > 1:
@@ -69,28 +91,5 @@ def _of_tuple(outputs: tuple | list, dimensions: int = 2) -> Tensor | None:
     return candidates[0] if candidates else max(tensors, key=lambda tensor: tensor.ndim, default=None)
 
 
-def extract_dense_logits(outputs: Any) -> Tensor:
-    """The logits (N, K, h, w) of a segmentation model's output, which stand where those of a classifier do.
-
-    Raises:
-        ValueError: there are none, they are not of that shape, or which of a tuple's tensors they are is unclear.
-    """
-    logits = outputs
-    if isinstance(outputs, Mapping):
-        logits = outputs.get("logits")
-    elif hasattr(outputs, "logits"):
-        logits = outputs.logits
-    elif isinstance(outputs, (tuple, list)):
-        logits = _of_tuple(outputs, dimensions=4)
-    if not isinstance(logits, Tensor):
-        held = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
-        raise ValueError(
-            f"The model returned no logits of each pixel but {held}. Use a semantic segmentation model, e.g. "
-            "AutoModelForSemanticSegmentation.from_pretrained(...); one that answers with masks of queries "
-            "(Mask2Former, OneFormer, MaskFormer) has no cross-entropy a pixel to attack."
-        )
-    if logits.ndim != 4:
-        raise ValueError(
-            f"Logits must have shape (N, K, h, w), got {tuple(logits.shape)}: is this a semantic segmentation model?"
-        )
-    return logits
+def _kind(outputs: Any) -> str:
+    return str(list(outputs)) if isinstance(outputs, Mapping) else type(outputs).__name__

@@ -9,27 +9,31 @@ from hf_robust_ft.attacks.pixels import PixelSpace
 from hf_robust_ft.data.augmentation import AUGMENTATION_WORDS
 from hf_robust_ft.provenance.choices import check_choice
 
+TRAINED_ON_THE_SAME = " Training images: the same."
+
 
 def describe_transforms(
-    processor: Any, augmentation: str = "none", known: Mapping[str, list[str]] = AUGMENTATION_WORDS
+    processor: Any, augmentation: str | None = "none", known: Mapping[str, list[str]] = AUGMENTATION_WORDS
 ) -> dict[str, Any]:
     """What happens to an image before the model sees it, as plain JSON values.
 
     Args:
         processor: the checkpoint's image processor (transformers or timm's wrapper).
-        augmentation: a key of `known`, for training images.
+        augmentation: a key of `known`, for training images; None where an evaluation knows nothing of training.
         known: words for each step of each augmentation.
 
     Returns:
-        `train` and `eval`, lists of steps in words; `resize` (`shortest_edge`, or `height` and `width`), `crop`
-        (`height`, `width`), `interpolation`, `mean` and `std` as values, None where the processor does no such thing;
+        `train` (unless that is None) and `eval`, lists of steps in words; `resize` (`shortest_edge`, or `height` and
+        `width`), `crop` (`height`, `width`), `interpolation`, `mean` and `std` as values, None where the processor does
+        no such thing;
         `channels` where it changes their order (2, 1, 0: to blue, green, red), whose mean and std are in that order;
         `text`, a sentence or two for a card.
 
     Raises:
         ValueError: unknown augmentation, or a processor that `PixelSpace.from_processor` refuses.
     """
-    check_choice("augmentation", augmentation, known)
+    if augmentation is not None:
+        check_choice("augmentation", augmentation, known)
     values = _timm_values(processor) if hasattr(processor, "val_transforms") else _processor_values(processor)
     evaluation = ["upright RGB (EXIF orientation applied, transparency on white)"]
     if values["resize"]:
@@ -43,14 +47,12 @@ def describe_transforms(
         evaluation.append(f"channels as {' '.join('RGB'[channel] for channel in values['channels'])}")
     if values["mean"] and set(values["mean"] + values["std"]) != {0.0, 1.0}:
         evaluation.append(f"normalisation with mean {_rounded(values['mean'])} and std {_rounded(values['std'])}")
+    text = f"Evaluation images: {', '.join(evaluation)}."
+    if augmentation is None:
+        return {"eval": evaluation, **values, "text": text}
     words = known[augmentation]
     training = [evaluation[0], *words, *evaluation[1:]]
-    text = f"Evaluation images: {', '.join(evaluation)}. "
-    text += (
-        f"Training images: the same, with {', '.join(words)} before resizing."
-        if words
-        else "Training images: the same."
-    )
+    text += f" Training images: the same, with {', '.join(words)} before resizing." if words else TRAINED_ON_THE_SAME
     return {"train": training, "eval": evaluation, **values, "text": text}
 
 

@@ -22,6 +22,7 @@ from hf_robust_ft.provenance.atomic import write_whole
 
 logger = logging.getLogger(__name__)
 
+BATCHES = "finished_batches"  # of `evaluate`, in its output_dir
 OLDER = "evaluation-*.rank*.jsonl"  # as stores were written before: one file a process
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
 

@@ -90,21 +90,6 @@ def share_of_each_image(smallest_epsilons: np.ndarray, epsilons: np.ndarray, pro
     return (smallest_epsilons[:, None] > epsilons) @ trapezoid_weights(epsilons)
 
 
-def from_grid_predictions(
-    predictions: Sequence[Sequence[int]], references: Sequence[int], epsilons: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """What `build_report` takes, from the class predicted for each image at each eps, (N, E).
-
-    Returns:
-        Smallest fooling eps and the class predicted there, both (N,).
-    """
-    predictions, labels = np.asarray(predictions), np.asarray(references)
-    wrong = predictions != labels[:, None]
-    first = wrong.argmax(1)
-    smallest = np.where(wrong.any(1), np.asarray(epsilons, dtype=np.float64)[first], np.inf)
-    return smallest, predictions[np.arange(len(labels)), first]
-
-
 def _per_class(
     labels: np.ndarray, correct: np.ndarray, shares: np.ndarray, class_names: Sequence[str] | None
 ) -> list[dict[str, Any]]:

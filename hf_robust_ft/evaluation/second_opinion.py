@@ -55,7 +55,7 @@ def check_second_opinion(
         protocol: whose accuracy it is.
     """
     if not len(pixels):
-        return TrustCheck("second_opinion", True, None, "not checked: no image withstands the attack.")
+        return TrustCheck("second_opinion", True, None, "Other attacks were not asked: no image withstands this one.")
     usable = UsableLogits(logits_fn, pixels[:batch_size], classes)
     y, fooled = usable.numbers(labels), torch.zeros_like(labels, dtype=torch.bool) if known is None else known.clone()
     rose, losses = fooled.clone(), torch.full(labels.shape, -torch.inf, device=labels.device)
@@ -74,6 +74,9 @@ def check_second_opinion(
         near = f", longer ones {int(fooled.sum()) - by_square - by_targeted - before} more"
     found = int(fooled.sum())
     flaw = f"is too high, by {found / num_images:.1%} at least" if found else "counts images that nothing could test"
+    hidden = ", and look for saturation, rounding or noise that hides the gradients of the logits"
+    if not by_square and not stuck:  # attacks by gradients found all
+        hidden = ""
     return verdict(
         "second_opinion",
         is_tolerated(found, num_images) and is_tolerated(stuck, num_images),
@@ -82,8 +85,7 @@ def check_second_opinion(
         + (f"the other checks fool {before}, " if before else "")
         + f"targeted APGD fools {by_targeted}, and a search that needs no gradients (Square, {SQUARE.queries} queries) "
         f"{by_square} of the others{near}; for {stuck} the targeted loss never rose" + usable.told(),
-        advice=f"the reported accuracy {flaw}: measure by {other_attacks(protocol)}, and look for saturation, rounding "
-        "or noise that hides the gradients of the logits",
+        advice=f"the reported accuracy {flaw}: measure by {other_attacks(protocol)}{hidden}",
     )
 
 

@@ -102,7 +102,7 @@ def run_trust_checks(
     correct = predictions == labels
     if threat_model.eps == 0 or not correct.any():
         why = "eps is 0, so no attack was run" if threat_model.eps == 0 else "no image is classified correctly"
-        unchecked = {name: TrustCheck(name, True, None, f"not checked: {why}.") for name in OPENINGS}
+        unchecked = {name: TrustCheck(name, True, None, f"Not checked ({name}): {why}.") for name in OPENINGS}
         return [check for check in (unchecked | clean).values() if check_converged or check.name != "converged"]
     sample = _Sample(
         logits_fn, pixels[correct], labels[correct], len(pixels), threat_model, attack, seed, batch_size, protocol

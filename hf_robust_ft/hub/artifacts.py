@@ -47,6 +47,9 @@ def read_report(folder: Path, evaluation: Path | None, repo_id: str) -> Report:
     facts = own.of_model()
     if "base_model" in facts or "base_model_text" in facts:  # an evaluation takes the checkpoint itself for its base
         report = report.with_metadata(base_model=None, base_model_text=None)
+    measured = report.metadata.transforms or {}
+    if own.transforms and own.transforms.get("eval") == measured.get("eval"):
+        facts["transforms"] = own.transforms  # which tells of training images, too
     return report.with_metadata(**facts)
 
 

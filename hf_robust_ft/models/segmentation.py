@@ -113,9 +113,7 @@ def _embedded(
         raise ValueError("The embedded model has no segmentation head yet: give label_names or num_labels.")
     whole = timm.create_model(spec.architecture)
     load_in_order(whole, spec.weights(), keep_head=True)
-    backbone = TimmBackboneConfig(backbone=spec.architecture, out_indices=STAGES, use_pretrained_backbone=False)
-    config = UperNetConfig(backbone_config=backbone, hidden_size=WIDTH, use_auxiliary_head=False, **labels)
-    model = UperNetForSemanticSegmentation(config)
+    model = embedded_architecture(spec, labels)
     features, saved = model.backbone._backbone, whole.state_dict()
     features.load_state_dict({name: saved[name] for name in features.state_dict()}, strict=True)
     _draw_head(model)
@@ -124,6 +122,13 @@ def _embedded(
         size={"height": side, "width": side}, image_mean=list(template["mean"]), image_std=list(template["std"])
     )
     return model.eval(), processor
+
+
+def embedded_architecture(spec: EfficientNetLite, labels: dict[str, Any]) -> UperNetForSemanticSegmentation:
+    """The embedded model for these classes, before any weights are read."""
+    backbone = TimmBackboneConfig(backbone=spec.architecture, out_indices=STAGES, use_pretrained_backbone=False)
+    config = UperNetConfig(backbone_config=backbone, hidden_size=WIDTH, use_auxiliary_head=False, **labels)
+    return UperNetForSemanticSegmentation(config)
 
 
 def _draw_head(model: UperNetForSemanticSegmentation) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from hf_robust_ft.attacks.threat_model import format_eps, parse_eps
 from hf_robust_ft.evaluation.confidence_intervals import interval_method
@@ -20,6 +20,7 @@ from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.trust_verdicts import is_of_several_attacks
 from hf_robust_ft.provenance.plain_text import markdown, one_line
 from hf_robust_ft.reporting.card_sections import BEGIN, END
+from hf_robust_ft.reporting.card_template import card_from
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.comparability import UNNAMED_DATASET, attack_name, image_digests, measured_by
 from hf_robust_ft.reporting.licences import licence_metadata
@@ -106,9 +107,9 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         language=facts.get("language"),
         eval_results=results,
     )
-    card = ModelCard.from_template(
+    card = card_from(
+        TEMPLATE,
         data,
-        template_path=str(TEMPLATE),
         report=report,
         facts=facts,
         subject=subject,

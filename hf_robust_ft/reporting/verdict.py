@@ -49,6 +49,12 @@ def verdict(report: RobustnessReport) -> Verdict | None:
     if count > 1:
         kept = f"It still is at {up_to}, where {report.accuracies[count - 1]:.1%} are right."
     told = f"Not robust at {threat}: {at_eps:.1%} of the answers are right there, and it takes {limit}. {kept}"
+    if clean <= by_guessing:
+        told = (
+            f"Not robust at {threat}: {at_eps:.1%} of the answers are right there, and without an attack {clean:.1%}, "
+            f"no more than the {by_guessing:.1%} that naming the most frequent class gives: it has not learned its "
+            f"task, which takes more epochs or another learning rate. {kept}"
+        )
     return Verdict(threat, False, up_to if count > 1 else "", told)
 
 

@@ -18,6 +18,7 @@ from hf_robust_ft.data.source_hashes import source_digest
 from hf_robust_ft.evaluation.batches import stack_examples
 from hf_robust_ft.evaluation.evaluate import evaluate_as
 from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.evaluation.results_store import BATCHES
 from hf_robust_ft.evaluation.stored_examples import STORED_EXAMPLES
 from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.provenance.choices import check_choice
@@ -70,7 +71,7 @@ def measure(options: EvaluationArguments, data_args: DataArguments, command: str
         checks=options.trust_checks,
         batch_size=options.batch_size,
         device=device,
-        results_dir=options.output_dir,
+        results_dir=Path(options.output_dir, BATCHES) if options.output_dir else None,
         examples_dir=Path(options.output_dir, STORED_EXAMPLES) if options.store_examples else None,
         class_names=names,
     )
@@ -79,7 +80,7 @@ def measure(options: EvaluationArguments, data_args: DataArguments, command: str
         **data,
         "split": options.split,
         "source_digest": source_digest(images),
-        "transforms": describe_transforms(processor),
+        "transforms": describe_transforms(processor, augmentation=None),
         **hashes,
     }
     report = report.with_metadata(**facts, **environment_facts(), command=command)

@@ -73,7 +73,7 @@ def measure_detection(
         **hashes,
         split=options.split,
         source_digest=source_digest(images),
-        transforms=task.describe(processor),
+        transforms=task.describe(processor, augmentation=None),
         **environment_facts(),
         command=command,
     )

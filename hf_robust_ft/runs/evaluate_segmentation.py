@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from hf_robust_ft.attacks.pixels import PixelSpace
 from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.data.source_hashes import source_digest
 from hf_robust_ft.evaluation.protocols import evaluation_attack
+from hf_robust_ft.evaluation.results_store import BATCHES
 from hf_robust_ft.evaluation.segmentation.evaluate import evaluate_segmentation
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.models.segmentation import load_segmentation_model
@@ -71,7 +73,7 @@ def measure_segmentation(
         class_names=class_names(model.config),
         ignore_index=known.label_for_ignored,
         batch_size=options.batch_size,
-        results_dir=options.output_dir,
+        results_dir=Path(options.output_dir, BATCHES) if options.output_dir else None,
     )
     hashes = {"weights_sha256": hash_weight_files(options.model)} if os.path.isdir(options.model) else {}
     report = report.with_metadata(
@@ -80,7 +82,7 @@ def measure_segmentation(
         **hashes,
         split=options.split,
         source_digest=source_digest(images),
-        transforms=TASKS[SEGMENTATION].describe(processor),
+        transforms=TASKS[SEGMENTATION].describe(processor, augmentation=None),
         **environment_facts(),
         command=command,
     )

@@ -168,7 +168,7 @@ def build_parser(types: Sequence[type], recipe: Mapping[str, Any], **parser_opti
         _check_kind(key, value, key in may_be_none, key in takes_list, key in takes_mapping)
     parser.set_defaults(**{key: _as_argument(value, key in takes_list) for key, value in recipe.items()})
     for name in takes_list.keys() & recipe.keys():
-        _type_items(parser, takes_list[name])
+        _type_items(takes_list[name])
     return parser
 
 
@@ -215,7 +215,7 @@ def _number_or_none(number: type) -> Callable[[str], Any]:
     return parse
 
 
-def _type_items(parser: HfArgumentParser, action: argparse.Action) -> None:
+def _type_items(action: argparse.Action) -> None:
     """Give the words of a list their type: argparse does so for a default that is one word only."""
     if not isinstance(action.default, list):
         return

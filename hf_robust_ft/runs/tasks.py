@@ -65,7 +65,7 @@ class RunTask:
         """The dataset as the model takes it."""
         return with_pixel_values(dataset, processor, augmentation, sample_ids=sample_ids)
 
-    def describe(self, processor: Any, augmentation: str = "none") -> dict[str, Any]:
+    def describe(self, processor: Any, augmentation: str | None = "none") -> dict[str, Any]:
         """The transforms in words."""
         return describe_transforms(processor, augmentation)
 
@@ -111,7 +111,7 @@ class SegmentationRun(RunTask):
     def inputs(self, dataset: Dataset, processor: Any, known: Any, augmentation: str, sample_ids: bool) -> Dataset:
         return with_pixel_values_and_masks(dataset, processor, known, augmentation, sample_ids)
 
-    def describe(self, processor: Any, augmentation: str = "none") -> dict[str, Any]:
+    def describe(self, processor: Any, augmentation: str | None = "none") -> dict[str, Any]:
         return describe_transforms(processor, augmentation, JOINT_AUGMENTATION_WORDS)
 
 
@@ -165,8 +165,8 @@ class DetectionRun(RunTask):
     def inputs(self, dataset: Dataset, processor: Any, known: Any, augmentation: str, sample_ids: bool) -> Dataset:
         return with_pixel_values_and_boxes(dataset, processor, known)
 
-    def describe(self, processor: Any, augmentation: str = "none") -> dict[str, Any]:
-        return describe_transforms(processor)
+    def describe(self, processor: Any, augmentation: str | None = "none") -> dict[str, Any]:
+        return describe_transforms(processor, augmentation and "none")
 
 
 TASKS: dict[str, RunTask] = {task.name: task for task in (RunTask(), SegmentationRun(), DetectionRun())}

@@ -1,10 +1,12 @@
 """A subclass that goes past the attack is told, before its weights change: nothing else would show it."""
 
-import warnings
+import logging
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_robust_ft.attacks.threat_model import readable_eps
+
+logger = logging.getLogger(__name__)
 
 CURES = (
     "Let your compute_loss call super().compute_loss(model, inputs, ...), with return_outputs=True where it needs the "
@@ -63,10 +65,8 @@ class AttackWatch(TrainerCallback):
             raise RuntimeError(f"No attack ran in {step}, which trains at {eps}: {cause} {cure}")
         if not self._has_warned:
             self._has_warned = True
-            warnings.warn(
+            logger.warning(
                 f"No attack will run once eps rises above 0, which will be an error then (now {step}): {cause} {cure}",
-                UserWarning,
-                stacklevel=2,
             )
 
     def on_evaluate(
@@ -77,11 +77,9 @@ class AttackWatch(TrainerCallback):
             return
         if not any(key.endswith(self.trainer.task.metrics[0]) for key in metrics or {}):
             self._has_warned_of_evaluation = True
-            warnings.warn(
+            logger.warning(
                 f"This evaluation measured no robustness: {' and '.join(overriding)} did not call "
                 f"{self.base.__name__}'s. Call super() there and change what it returns.",
-                UserWarning,
-                stacklevel=2,
             )
 
     def _overriding(self) -> str:

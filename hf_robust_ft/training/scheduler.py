@@ -1,8 +1,8 @@
 """Which eps now, and how many attack steps: the schedules as a Trainer callback."""
 
 import copy
+import logging
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +19,8 @@ from hf_robust_ft.training.schedule_arguments import (
     check_can_observe,
     check_overshoot,
 )
+
+logger = logging.getLogger(__name__)
 
 # Settings of the callback -> the arguments they are made from.
 SETTINGS = {
@@ -241,12 +243,10 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         self._is_training = False
         if self.alpha.observes and self.current_eps < 0.5 * self.peak_eps:
             norm = getattr(args, "norm", "Linf")
-            warnings.warn(
+            logger.warning(
                 f"The schedule {self.alpha.name!r} ended at eps={readable_eps(self.current_eps, norm)} of "
                 f"{readable_eps(self.peak_eps, norm)}: train for longer, or change schedule_args, "
                 f"{self.settings['schedule_args']}.",
-                UserWarning,
-                stacklevel=2,
             )
 
     def _set_current(self, step: int, max_steps: int) -> None:
@@ -283,13 +283,11 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         peak = self.eps_at(max_steps - 1, max_steps)
         if peak >= 0.9 * self.peak_eps * self.alpha(1.0):
             return
-        warnings.warn(
+        logger.warning(
             f"This schedule reaches only eps={readable_eps(peak, norm)} of {readable_eps(self.peak_eps, norm)} in "
             f"{max_steps} steps"
             f"{', so no attack will run at all' if peak == 0 else ''}: training is too short for its granularity. "
             "Train for more epochs, set schedule_granularity='step', or lower schedule_end.",
-            UserWarning,
-            stacklevel=2,
         )
 
 

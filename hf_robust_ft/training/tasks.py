@@ -26,6 +26,7 @@ from hf_robust_ft.attacks.model_calls import extract_dense_logits
 from hf_robust_ft.attacks.pixels import PixelClassifier, PixelModel, PixelSpace
 from hf_robust_ft.attacks.rehearsal import count_classes
 from hf_robust_ft.attacks.segmenter import PixelSegmenter, resized
+from hf_robust_ft.training.classifier_checks import check_own_loss
 from hf_robust_ft.training.compiled_model import settle_loss
 from hf_robust_ft.training.detection_checks import NOT_PUBLISHED, check_boxes_fit, check_detecting, settle_detection
 from hf_robust_ft.training.detection_evaluation import DetectionEvaluation
@@ -113,6 +114,9 @@ class ImageClassification(Task):
     @property
     def label_check(self) -> Callable[..., None]:
         return check_labels
+
+    def check_trainer(self, trainer: Any) -> None:
+        check_own_loss(trainer.model, trainer.compute_loss_func is not None)
 
     def before_compiling(self, model: nn.Module) -> None:
         settle_loss(model)

@@ -96,11 +96,12 @@ class AttackMemory(TrainerCallback):
 
     def _learn(self) -> None:
         """Put what all processes have found in the place of what was known; each of them calls this."""
-        own = {name: torch.cat([entry[name] for entry in self.found]) for name in _PARTS}
+        had_known = bool(self.known) and self.known["codes"].shape[1:] == self.found[0]["codes"].shape[1:]
+        self.known = {}  # first of all: what comes now needs its room
+        own = {name: torch.cat([entry.pop(name) for entry in self.found]) for name in _PARTS}
         device = own["keys"].device
         met = torch.zeros((), dtype=torch.int64, device=device) if self._met is None else self._met
-        had_known = bool(self.known) and self.known["codes"].shape[1:] == own["codes"].shape[1:]
-        self.known, self.found, self._met = {}, [], None
+        self.found, self._met = [], None
         counts = gather(torch.stack([torch.tensor(len(own["keys"]), device=device), met])[None]).tolist()
         together = {name: _of_all(own.pop(name), [count for count, _ in counts]) for name in _PARTS}
         keys, order = torch.sort(together["keys"], stable=True)

@@ -28,7 +28,7 @@ def train_flags(checkpoint, imagefolder, tmp_path):
     ]  # fmt: skip
 
 
-def test_train_then_evaluate(train_flags, imagefolder, tmp_path, capsys):
+def test_train_then_evaluate(train_flags, imagefolder, tmp_path, capsys, rendered_pictures):
     main(["train", *train_flags])
     run = tmp_path / "run"
     for name in ("config.json", "model.safetensors", "preprocessor_config.json", "robustness_report.json", "README.md"):
@@ -93,6 +93,9 @@ def test_a_finished_run_is_not_overwritten_and_can_be_resumed(train_flags, tmp_p
         (["--max_train_samples", "0"], "must be at least 1"),
         (["--resume_from_checkpoint", "last"], "no checkpoint to resume from"),
         (["--resume_from_checkpoint", "nowhere"], "is not a folder"),
+        (["--attack_warm_start"], "augmentation=paper varies in every epoch: give --augmentation none"),
+        (["--attack_warm_start", "--dry-run"], "augmentation=paper varies in every epoch: give --augmentation none"),
+        (["--attack_warm_start", "--streaming", "--max_steps", "4"], "A stream has no epochs to go on from"),
         (["--no_such_flag", "1"], "Unknown option --no_such_flag"),
         (["--learning-rat=1"], "Unknown option --learning-rat=1. Did you mean --learning_rate"),
         (["--config", "no_such_recipe"], "There is no recipe 'no_such_recipe'"),
@@ -310,7 +313,7 @@ def measured(monkeypatch):
     return numbers
 
 
-def test_evaluate_writes_all_it_found_and_reuses_it(evaluate_flags, tmp_path, capsys, measured):
+def test_evaluate_writes_all_it_found_and_reuses_it(evaluate_flags, tmp_path, capsys, measured, rendered_pictures):
     out = tmp_path / "out"
     flags = [*evaluate_flags, "--protocol", "exact", "--eps_distributions", "beta:2,5", "dirac:1/255"]
     flags += ["--save_examples", "2", "--output_dir", str(out)]
@@ -332,7 +335,8 @@ def test_evaluate_writes_all_it_found_and_reuses_it(evaluate_flags, tmp_path, ca
     assert [path.name for path in strips] == ["example_000.png", "example_001.png"]
     assert all(Image.open(path).size == (1080, 405) for path in strips)
 
-    results = list(out.glob("evaluation-*/batch-*.json"))
+    results = list(out.glob("finished_batches/evaluation-*/batch-*.json"))
+    assert results
     before = {path: path.read_bytes() for path in (*results, out / "robustness_report.json", out / "README.md")}
     main(flags)
     assert measured == [0, 1, 2]

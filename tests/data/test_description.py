@@ -70,6 +70,8 @@ def test_training_and_evaluation_in_words():
     assert json.loads(json.dumps(described)) == described
     plain = describe_transforms(PROCESSORS["timm"]())
     assert plain["train"] == plain["eval"] and plain["text"].endswith("Training images: the same.")
+    measured = describe_transforms(PROCESSORS["timm"](), augmentation=None)
+    assert measured["eval"] == plain["eval"] and "train" not in measured and "Training" not in measured["text"]
 
 
 def test_what_settings_do_not_tell_is_described_as_it_is():

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from colour_classifier import ColourClassifier
+from short_search import CHECKED_IMAGES
 from torch.utils.data import DataLoader
 
 import hf_robust_ft.evaluation.measure_batch as evaluation_work
@@ -18,7 +19,6 @@ from hf_robust_ft import (
     evaluate_robustness,
 )
 from hf_robust_ft.evaluation.batches import stack_examples
-from hf_robust_ft.evaluation.checked_images import CHECKED_IMAGES
 from hf_robust_ft.evaluation.protocols import attack_on_grid, resolve_epsilons
 from hf_robust_ft.evaluation.trust_verdicts import OPENINGS
 
@@ -208,7 +208,7 @@ def test_trust_checks_are_in_the_report_unless_switched_off(measure, tmp_path):
     assert all(check["passed"] for check in report.checks)
     report.to_json(tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text())["checks"] == report.checks
-    assert report.check_lines().count("\n") == 7 and "on 48 images" in report.check_lines()
+    assert report.check_lines().count("\n") == 7 and f"on {CHECKED_IMAGES} images" in report.check_lines()
     without = measure(checks=False)
     assert without.checks == [] and dataclasses.replace(report, checks=[]) == without
 
@@ -255,7 +255,7 @@ def test_as_many_images_of_each_class_are_checked(measure, dataset, monkeypatch,
     torch.manual_seed(0)
     report = measure(SOURCES[source](data), **loss_free)
     (_, labels, *_), options = checked[0]
-    assert labels.bincount().tolist() == [16] * 4 and len(labels) == CHECKED_IMAGES
+    assert labels.bincount().tolist() == [CHECKED_IMAGES // 4] * 4 and len(labels) == CHECKED_IMAGES
     again = data.read[100:]
     if source == "shuffled":
         assert again == []

@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 
 from hf_robust_ft import RobustnessReport, ThreatModel
 from hf_robust_ft.evaluation.protocols import evaluation_attack
-from hf_robust_ft.evaluation.scoring import build_report, from_grid_predictions
+from hf_robust_ft.evaluation.scoring import build_report
 from hf_robust_ft.evaluation.trust_verdicts import TrustCheck
 
 GRID = [0.0, 1 / 255, 2 / 255, 4 / 255]
@@ -164,12 +164,6 @@ def test_published_reports_load():
     assert paths
     for path in paths:
         assert 0 < RobustnessReport.from_json(path).expected_robustness < 1
-
-
-def test_grid_predictions_become_the_smallest_fooling_eps():
-    predictions = [[1, 1, 1, 1], [0, 0, 2, 2], [2, 0, 0, 0]]
-    smallest, wrong = from_grid_predictions(predictions, [1, 0, 0], GRID)
-    assert smallest.tolist() == [np.inf, 2 / 255, 0.0] and wrong[1:].tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("names", [["a"], {"0": "a"}, {0: "a"}, None])

@@ -358,7 +358,7 @@ def test_what_cannot_be_checked_says_so(case):
     checks = check(model, pixels, labels, eps=0 if case == "eps 0" else "4/255")
     assert not failures(checks) and checks.pop("deterministic").value == 0 and checks.pop("alone").value < 1e-5
     why = "eps is 0" if case == "eps 0" else "no image is classified correctly"
-    assert all(entry.value is None and entry.sentence.startswith("not checked: ") for entry in checks.values())
+    assert all(entry.value is None and entry.sentence.startswith("Not checked (") for entry in checks.values())
     assert all(why in entry.sentence for entry in checks.values())
 
 

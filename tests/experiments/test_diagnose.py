@@ -173,7 +173,7 @@ def test_calibrate_stops_fix_runs_and_writes_a_recipe(flags, tmp_path, trained, 
     assert (tmp_path / "again.yaml").read_text() == recipe.read_text()
 
 
-def test_finished_runs_are_diagnosed_without_training(kept_runs, trained, tmp_path, capsys):
+def test_finished_runs_are_diagnosed_without_training(kept_runs, trained, tmp_path, capsys, rendered_pictures):
     main(["diagnose", "--runs", *kept_runs, "--output_dir", str(tmp_path / "found")])
     found = json.loads((tmp_path / "found" / "diagnosis.json").read_text())
     assert [run["delay"] for run in found["runs"]] == [1, 2, 3, 5, 6, None] and not trained

@@ -141,6 +141,8 @@ def test_another_evaluation_takes_the_reports_place_and_keeps_what_training_was(
     evaluation = tmp_path / "evaluation"
     (evaluation / "examples").mkdir(parents=True)
     facts = {"weights_sha256": hash_weight_files(run), "dataset": "someone/colours", "base_model_text": "run"}
+    facts["transforms"] = {"eval": ["resize"], "text": "Evaluation images: resize."}
+    rewrite(run, transforms=facts["transforms"] | {"text": "Evaluation images: resize. Training images: flip."})
     smallest = [0.0] * 20 + [4 / 255] * 80 + [None] * 100
     measured = dataclasses.replace(report(facts), protocol="exact", smallest_epsilons=smallest)
     measured.to_json(evaluation / "robustness_report.json")
@@ -152,6 +154,7 @@ def test_another_evaluation_takes_the_reports_place_and_keeps_what_training_was(
     taken = RobustnessReport.from_json(run / "robustness_report.json")
     assert taken.protocol == "exact" and taken.metadata["base_model"] == "timm/base"
     assert taken.metadata["training"] == {"eps": "8/255"} and taken.metadata.base_model_text is None
+    assert taken.metadata.transforms["text"].endswith("Training images: flip.")
     assert (run / "robustness_report.replaced.json").read_bytes() == before
     strips = {name for name in published_files(run) if name.startswith("examples/")}
     assert strips == {"examples/example_001.png"} and (run / "examples" / "replaced_000.png").is_file()

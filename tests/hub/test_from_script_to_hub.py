@@ -14,6 +14,7 @@ COLOURS = Replica("someone/Colours-4", {"label": ("birds", 4)}, {"train": 16, "t
 SCRIPT = """
 import sys
 sys.argv = [sys.argv[0], "--epochs", "1", "--out", {folder!r} + "/run", "--hub_token", "hf_writes"]
+import blank_pictures
 import short_search
 from datasets import load_dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification

@@ -18,6 +18,7 @@ KINDS = [*BACKBONES, "embedded"]
 ROAD = """
 import pathlib
 import numpy as np
+import blank_pictures
 import short_search
 import torch
 from hf_robust_ft import AdversarialTrainer, AdversarialTrainingArguments, load_image_classifier

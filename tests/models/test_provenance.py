@@ -31,3 +31,9 @@ def test_the_licence_of_embedded_weights_is_known():
     facts = describe_model("efficientnet_lite0")
     assert "Apache-2.0" in facts["base_model_text"]
     assert licence_metadata(facts) == {"license": "apache-2.0"}
+
+
+def test_a_script_s_folder_of_a_short_name_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vit").mkdir()
+    assert describe_source("vit", by_short_name=False) == {"base_model_text": "vit"}

@@ -37,7 +37,7 @@ def test_a_terminals_table_keeps_its_lines(report):
     assert all(line.isprintable() for line in lines)
 
 
-def test_a_picture_takes_any_name(tmp_path):
+def test_a_picture_takes_any_name(tmp_path, rendered_pictures):
     image = np.zeros((len(NAMES), 3, 4, 4), dtype=np.float32)
     names = np.array(NAMES)
     for titles in ExamplePairs(image, image, names, names, names[::-1], "Linf 4/255").captions():

@@ -14,6 +14,7 @@ from hf_robust_ft.reporting.example_pairs import ExamplePairs
 from hf_robust_ft.reporting.examples import _half_and_half, _plot_strip
 from hf_robust_ft.reporting.page.render import _examples_of
 
+pytestmark = pytest.mark.usefixtures("rendered_pictures")
 NAMES = ["red", "green", "blue", "yellow"]
 
 

@@ -209,7 +209,7 @@ def test_evidence_is_complete(report, tmp_path):
     assert set(shown) <= names and len(shown) == 2
 
 
-def test_pictures_are_drawn_and_repeat_byte_for_byte(report, tmp_path):
+def test_pictures_are_drawn_and_repeat_byte_for_byte(report, tmp_path, rendered_pictures):
     for attempt in ("a", "b"):
         plot_curves({"hinge": report, "fix": report}, tmp_path / f"curve_{attempt}.png")
         plot_training({"hinge": HISTORY}, tmp_path / f"training_{attempt}.png")

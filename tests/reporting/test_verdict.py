@@ -52,6 +52,8 @@ def test_the_bar_is_half_of_clean_accuracy_and_more_than_guessing(curve, classes
     assert found.sentence.startswith(f"{'Robust' if is_robust else 'Not robust'} at {found.threat}: {curve[-1]:.1%}")
     assert not up_to or is_robust or f"It still is at {up_to}" in found.sentence
     assert bool(up_to) or "Nor is it at any smaller eps" in found.sentence
+    by_guessing = (most or 10) / (10 * (classes - 1) + (most or 10))
+    assert ("it has not learned its task" in found.sentence) == (curve[0] <= by_guessing)
 
 
 def test_autoattack_counts_where_it_finds_more():

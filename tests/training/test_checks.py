@@ -2,9 +2,15 @@ import pytest
 import torch
 from conftest import NUM_CLASSES
 from datasets import Dataset
-from transformers import ImageGPTImageProcessor, TrainingArguments
+from transformers import (
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    ImageGPTImageProcessor,
+    TrainingArguments,
+)
 
 from hf_robust_ft import AdversarialTrainer, EpsilonSchedulerCallback, PixelSpace
+from hf_robust_ft.attacks.batch_checks import check_labels as check_batch_labels
 from hf_robust_ft.evaluation.batches import stack_examples
 from hf_robust_ft.training.checks import check_sharded
 
@@ -122,6 +128,25 @@ def test_one_class_is_refused(build, dataset, make_model):
         build(train_dataset=only_red)
     with pytest.raises(ValueError, match="nothing to confuse it with"):
         build(model=make_model(num_labels=1))
+
+
+def test_several_labels_an_image_are_refused_and_told_apart_from_shares(build, make_model):
+    model = make_model()
+    model.config.problem_type = "multi_label_classification"
+    with pytest.raises(ValueError, match=r"Several labels an image.*problem_type='multi_label"):
+        build(model=model)
+    several, shares = torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[0.3, 0.7, 0.0]])
+    with pytest.raises(ValueError, match="Several labels an image"):
+        check_batch_labels(several, 1, 3)
+    with pytest.raises(ValueError, match="mixup"):
+        check_batch_labels(shares, 1, 3)
+
+
+def test_a_model_without_a_loss_is_refused_with_the_one_that_has_it(build):
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    model = DeiTForImageClassificationWithTeacher(DeiTConfig(**small, image_size=8, patch_size=4))
+    with pytest.raises(ValueError, match=r"takes no labels.*Load DeiTForImageClassification "):
+        build(model=model)
 
 
 @pytest.mark.parametrize("labels", [[0, -100, 1], [0, -1, 2], [0, 1, NUM_CLASSES]])

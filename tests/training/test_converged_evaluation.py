@@ -25,7 +25,7 @@ def measured(make_trainer, **changes):
 
 
 @pytest.mark.parametrize("protocol", ["paper", "reliable"])
-def test_it_agrees_with_evaluate_robustness(make_trainer, dataset, protocol):
+def test_it_agrees_with_evaluate_robustness(make_trainer, dataset, protocol, all_images_checked):
     steps = {"eval_attack_steps": None} if protocol == "reliable" else {}
     trainer, metrics = measured(make_trainer, eval_protocol=protocol, **steps)
     report = evaluate_robustness(

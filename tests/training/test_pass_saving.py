@@ -1,12 +1,11 @@
 """Attacks on a share of each batch, and small images at first: what they touch, what they leave, what they refuse."""
 
 import pytest
-import torch
 from conftest import assert_same_weights
-from datasets import Dataset
-from tiny_segmenters import CLASSES, SIZE, segformer
+from tiny_segmenters import scenes, segformer
 from torch import nn
 
+from hf_robust_ft import AdversarialTrainer, PixelSpace
 from hf_robust_ft.benchmarks.gpu.synchronisation import HostReads
 from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.training.pass_saving import NO_SAVINGS
@@ -135,14 +134,17 @@ def test_a_network_of_one_size_is_refused_before_a_step(make_trainer):
     assert trainer.state.global_step == 0
 
 
-def test_masks_are_refused(make_trainer):
-    scene = {
-        "pixel_values": torch.rand(3, SIZE, SIZE).tolist(),
-        "labels": [[index % CLASSES] * SIZE for index in range(SIZE)],
-    }
-    scenes = Dataset.from_list([scene] * 2).with_format("torch")
+def test_masks_refuse_small_images_and_take_the_rest(make_args):
+    def build(**changes):
+        args = make_args(**FEW | {"num_train_epochs": 3, "eval_epsilons": None} | changes)
+        return AdversarialTrainer(segformer(), args, train_dataset=scenes(), pixel_space=PixelSpace())
+
     with pytest.raises(ValueError, match=r"low_resolution=0\.5 is for image classification, and Segformer"):
-        make_trainer(segformer(), train_dataset=scenes, eval_dataset=None, low_resolution=0.5, **FEW)
+        build(low_resolution=0.5)
+    for changes in ({"attack_warm_start": True}, {"attacked_share": 0.5}):
+        trainer = build(**changes)
+        trainer.train()
+        assert trainer.attack_memory is None or trainer.attack_memory.met == 1.0
 
 
 # ---- What is refused -------------------------------------------------------------------

@@ -361,7 +361,7 @@ def test_the_reliable_protocol_is_the_worst_case_over_seas_losses(build):
     assert len(trainer.task.evaluation(trainer, None).settings.attacks) == 4
 
 
-def test_a_report_a_card_and_overlays_go_beside_the_checkpoint(build, learnt, tmp_path):
+def test_a_report_a_card_and_overlays_go_beside_the_checkpoint(build, learnt, tmp_path, rendered_pictures):
     trainer = build(copy.deepcopy(learnt), eval_dataset=scenes(3), output_dir=str(tmp_path))
     trainer.evaluate()
     trainer.create_model_card()

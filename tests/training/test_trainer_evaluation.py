@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import assert_same_weights, weights
+from short_search import CHECKED_IMAGES
 from transformers.modeling_outputs import ImageClassifierOutput
 
 import hf_robust_ft.training.robust_evaluation
@@ -34,7 +35,7 @@ def test_trust_checks_are_made_after_training_and_not_in_it(make_trainer, make_m
     if robust_eval == "no":
         assert checked == [] and trainer.robustness_report is None
         return
-    assert checked == [(48, False)]
+    assert checked == [(CHECKED_IMAGES, False)]
     assert [check["name"] for check in trainer.robustness_report.checks] == list(OPENINGS)
     assert metrics["eval_reliable"] == (trainer.robustness_report.reliability["verdict"] == "ok")
     assert_same_weights(before, trainer.model)

@@ -76,7 +76,7 @@ def run_segmentation_checks(
     sample = _Sample(logits_fn, pixels, labels, settings, left, batch_size)
     if settings.threat_model.eps == 0 or not sample.clean.any():
         why = "eps is 0, so no attack was run" if settings.threat_model.eps == 0 else "no pixel is right"
-        unchecked = {name: TrustCheck(name, True, None, f"not checked: {why}.") for name in CHECKS}
+        unchecked = {name: TrustCheck(name, True, None, f"Not checked ({name}): {why}.") for name in CHECKS}
         return list((unchecked | found).values())
     if converged is not None:
         found["converged"] = converged

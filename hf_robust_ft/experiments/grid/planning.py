@@ -8,7 +8,6 @@ from typing import Any
 
 from hf_robust_ft.experiments.grid.cells import CellArguments, Job
 from hf_robust_ft.experiments.planning import Plan, PlanArguments, hours_text, plan_run
-from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,7 @@ def plan_grid(jobs: Sequence[Job], parsed: Sequence[CellArguments], plan_args: P
 
 def _plan(arguments: CellArguments, plan_args: PlanArguments) -> Plan:
     """`train`'s plan with the evaluation that the grid makes at the end."""
-    training: AdversarialTrainingArguments = arguments.training
-    before, training.robust_eval = training.robust_eval, "end"
-    try:
-        return plan_run(arguments.model, arguments.data, training, plan_args)
-    finally:
-        training.robust_eval = before
+    return plan_run(arguments.model, arguments.data, arguments.training, plan_args, attacked_test=True)
 
 
 def _row(name: str, row: dict[str, Any], width: int) -> str:

@@ -1,9 +1,9 @@
-"""A grid in pictures: score over eps, the three figures, training, the (T1, T2) ablation, and delay against accuracy.
+"""A grid in pictures: score over eps, the three figures, training, the (T1, T2) ablation, delay, score for its cost.
 
 One picture an eps, a panel for each backbone (rows) and dataset (columns); a setting has the same colour in all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,23 @@ from matplotlib.ticker import MaxNLocator
 
 from hf_robust_ft.attacks.threat_model import parse_eps
 from hf_robust_ft.experiments.grid.comparison import (
-    Configuration,
     ScoreTable,
     configuration_of,
-    setting_rank,
 )
+from hf_robust_ft.experiments.grid.frontier import plot_frontier
 from hf_robust_ft.experiments.grid.markdown import SHORT
 from hf_robust_ft.experiments.grid.measures import ACCURACY, MEASURES
+from hf_robust_ft.experiments.grid.panels import (
+    NEVER,
+    PAPERS,
+    budget_of,
+    common_epochs,
+    eps_unit,
+    finish,
+    line_and_band,
+    make_panels,
+    name_axes,
+)
 from hf_robust_ft.experiments.grid.paper_comparison import is_measured_as_paper, paper_figure
 from hf_robust_ft.experiments.grid.plot_styles import Styles, styles_of
 from hf_robust_ft.experiments.grid.results import MeasuredCell
@@ -28,9 +38,7 @@ from hf_robust_ft.experiments.paper.numbers import Scores
 from hf_robust_ft.provenance.validation_curves import ValidationCurve
 from hf_robust_ft.reporting.diagnosis_text import threshold_for
 from hf_robust_ft.reporting.drawing import drawn
-from hf_robust_ft.reporting.plots import _save, open_frame, plt, strip_of_eps
-
-_PAPERS, _NEVER = "the paper's", "never adapted"  # entries of legends
+from hf_robust_ft.reporting.plots import _save, plt, strip_of_eps
 
 
 def plot_grid(results: Sequence[MeasuredCell], folder: str | Path) -> list[Path]:
@@ -62,6 +70,7 @@ def _plot_by(results: Sequence[MeasuredCell], folder: Path) -> list[Path]:
         # Most pixels are background, which every segmenter finds at once.
         ("delay_and_accuracy", plot_delay_and_accuracy, observed if measure is ACCURACY else [], {"styles": styles}),
         (f"{prefix}start_and_end", plot_start_and_end, ablation, {}),
+        (f"{prefix}frontier", plot_frontier, schedules if len(styles) > 1 else [], {"styles": styles}),
     ):
         for eps in sorted({configuration_of(each).eps for each in chosen}, key=parse_eps):
             path = folder / f"{kind}_{eps.replace('/', '_')}.png"
@@ -73,17 +82,17 @@ def _plot_by(results: Sequence[MeasuredCell], folder: Path) -> list[Path]:
 
 def plot_accuracy_by_eps(results: Sequence[MeasuredCell], path: str | Path, *, styles: Styles) -> None:
     """The score under attack over its budget: the mean over seeds, and a band from the lowest to the highest seed."""
-    figure, panels = _panels(results)
-    unit, unit_name = _unit(results[0])
+    figure, panels = make_panels(results)
+    unit, unit_name = eps_unit(results[0])
     for _, axes, by_setting in panels:
         for setting, seeds in by_setting.items():
             x = [unit * eps for eps in seeds[0].report.epsilons]
             y = 100 * np.array([each.curve for each in seeds])
-            _line_and_band(axes, x, y, styles[setting], setting, marker="o", markersize=3)
+            line_and_band(axes, x, y, styles[setting], setting, marker="o", markersize=3)
         axes.set(ylim=(0, 100), xlim=(0, unit * results[0].report.epsilons[-1]))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=results[0].norm == "Linf"))
-        _label(axes, f"{results[0].norm} budget eps{unit_name}", f"{results[0].measure.name} (%)")
-    _finish(figure, f"Trained for {_budget(results)}, attacked up to it", path)
+        name_axes(axes, f"{results[0].norm} budget eps{unit_name}", f"{results[0].measure.name} (%)")
+    finish(figure, f"Trained for {budget_of(results)}, attacked up to it", path)
 
 
 def plot_scores(results: Sequence[MeasuredCell], path: str | Path, *, styles: Styles) -> None:
@@ -91,7 +100,7 @@ def plot_scores(results: Sequence[MeasuredCell], path: str | Path, *, styles: St
 
     A black line is what the paper prints for that backbone, dataset and setting, where it was measured as ours was.
     """
-    figure, panels = _panels(results)
+    figure, panels = make_panels(results)
     table = ScoreTable.from_results(results)
     width = 0.84 / len(styles)
     for configuration, axes, by_setting in panels:
@@ -115,24 +124,24 @@ def plot_scores(results: Sequence[MeasuredCell], path: str | Path, *, styles: St
             )
             paper = paper_figure(results[0].norm, configuration, setting) if comparable else None
             if paper:
-                axes.hlines(100 * np.array(paper), x - width / 2, x + width / 2, color="black", label=_PAPERS)
+                axes.hlines(100 * np.array(paper), x - width / 2, x + width / 2, color="black", label=PAPERS)
         axes.set_xticks(range(3), SHORT.values())
         axes.set_ylim(0, 100)
         axes.set_axisbelow(True)
-        _label(axes, "", f"{results[0].measure.name} (%)", grid="y")
-    _finish(figure, f"Scores at {_budget(results)}", path)
+        name_axes(axes, "", f"{results[0].measure.name} (%)", grid="y")
+    finish(figure, f"Scores at {budget_of(results)}", path)
 
 
 def plot_training_by_setting(results: Sequence[MeasuredCell], path: str | Path, *, styles: Styles) -> None:
     """Clean validation score over the budget eps of training, by epoch; means over seeds with their range."""
-    figure, panels = _panels(results, with_strip=True)
+    figure, panels = make_panels(results, with_strip=True)
     measure = results[0].measure
-    unit, unit_name = _unit(results[0])
+    unit, unit_name = eps_unit(results[0])
     for _, (top, bottom), by_setting in panels:
         for setting, seeds in by_setting.items():
-            epochs, accuracies = _common_epochs(seeds, measure.curve)
-            _line_and_band(top, epochs, 100 * accuracies, styles[setting], setting)
-            epochs, budget = _common_epochs(seeds, "eps")
+            epochs, accuracies = common_epochs(seeds, measure.curve)
+            line_and_band(top, epochs, 100 * accuracies, styles[setting], setting)
+            epochs, budget = common_epochs(seeds, "eps")
             if len(epochs):
                 # What is told at the end of an epoch was in force during it.
                 x, y = [0, *epochs], unit * budget.mean(0)
@@ -140,9 +149,9 @@ def plot_training_by_setting(results: Sequence[MeasuredCell], path: str | Path, 
         top.set_ylim(0, 100)
         strip_of_eps(bottom, results[0].norm)
         bottom.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _label(top, "", f"{measure.name} (%)")
-        _label(bottom, "epoch", f"eps{unit_name}")
-    _finish(figure, f"Validation {measure.name} in training for {_budget(results)}", path)
+        name_axes(top, "", f"{measure.name} (%)")
+        name_axes(bottom, "epoch", f"eps{unit_name}")
+    finish(figure, f"Validation {measure.name} in training for {budget_of(results)}", path)
 
 
 def plot_start_and_end(results: Sequence[MeasuredCell], path: str | Path) -> None:
@@ -167,8 +176,8 @@ def plot_start_and_end(results: Sequence[MeasuredCell], path: str | Path) -> Non
             axes.set_xticks(range(len(ends)), [f"{end:g}" for end in ends])
             axes.set_yticks(range(len(starts)), [f"{start:g}" for start in starts])
             axes.set_title(f"{configuration.model}, {configuration.dataset}: {SHORT[score]} (%)", fontsize="medium")
-            _label(axes, "T2", "T1", grid="")
-    figure.suptitle(f"T1 and T2 in epochs of 50, {_budget(results)}")
+            name_axes(axes, "T2", "T1", grid="")
+    figure.suptitle(f"T1 and T2 in epochs of 50, {budget_of(results)}")
     _save(figure, path)
 
 
@@ -177,7 +186,7 @@ def plot_delay_and_accuracy(results: Sequence[MeasuredCell], path: str | Path, *
 
     A run has adapted when its validation accuracy exceeds the paper's 5 %, or more where guessing exceeds that.
     """
-    figure, panels = _panels(results)
+    figure, panels = make_panels(results)
     for _, axes, by_setting in panels:
         threshold = threshold_for(len(next(iter(by_setting.values()))[0].report.per_class))
         for setting, seeds in by_setting.items():
@@ -194,105 +203,13 @@ def plot_delay_and_accuracy(results: Sequence[MeasuredCell], path: str | Path, *
                     **look,
                 )
                 if delay is None:
-                    axes.plot([], [], "x", color="grey", label=_NEVER)
+                    axes.plot([], [], "x", color="grey", label=NEVER)
         axes.set(ylim=(0, 100), xlim=(0, max(each.validation["epochs"][-1] for each in results)))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _label(axes, f"epochs to exceed {threshold:.0%}", "clean accuracy (%)")
-    _finish(figure, f"Adaptation delay, trained for {_budget(results)}", path)
+        name_axes(axes, f"epochs to exceed {threshold:.0%}", "clean accuracy (%)")
+    finish(figure, f"Adaptation delay, trained for {budget_of(results)}", path)
 
 
 def _delay(result: MeasuredCell, threshold: float) -> float | None:
     epochs, accuracies = (tuple(result.validation[name]) for name in ("epochs", "accuracies"))
     return ValidationCurve(result.setting, 0.0, epochs, accuracies, epochs[-1]).delay(threshold)
-
-
-def _panels(results: Sequence[MeasuredCell], with_strip: bool = False) -> tuple[plt.Figure, list]:
-    """A figure, and (configuration, axes, {setting: its seeds}) for each panel.
-
-    Args:
-        with_strip: give each panel a second, lower axes under its own; axes are then a pair.
-    """
-    table = ScoreTable.from_results(results)
-    models = list(dict.fromkeys(each.model for each in table.configurations))
-    datasets = list(dict.fromkeys(sorted(each.dataset for each in table.configurations)))
-    heights = (3, 1.2) if with_strip else (1,)
-    single = len(models) * len(datasets) == 1
-    wide, high = max(3.1 * len(datasets) + 1.6, 6.4), (3.2 if with_strip else 2.6) * len(models) + 0.7
-    size = (7.4, 4.4) if single else (wide, high)
-    figure, grid = plt.subplots(
-        len(heights) * len(models),
-        len(datasets),
-        figsize=size,
-        layout="constrained",
-        squeeze=False,
-        sharex=True,
-        height_ratios=heights * len(models),
-    )
-    panels = []
-    for row, model in enumerate(models):
-        for column, dataset in enumerate(datasets):
-            own = grid[len(heights) * row : len(heights) * (row + 1), column]
-            configuration = Configuration(model, dataset, configuration_of(results[0]).eps)
-            by_setting = {
-                setting: [
-                    each for each in results if (configuration_of(each), each.setting) == (configuration, setting)
-                ]
-                for setting in table.settings
-                if table.by_seed(configuration, setting)
-            }
-            if by_setting:
-                own[0].set_title(f"{model}, {dataset}", fontsize="medium")
-                panels.append((configuration, tuple(own) if with_strip else own[0], by_setting))
-            else:
-                for axes in own:
-                    axes.set_visible(False)
-    for column in grid.T:  # the lowest panel that is not empty names the x axis
-        [axes for axes in column if axes.get_visible()][-1].tick_params(labelbottom=True)
-    return figure, panels
-
-
-def _line_and_band(axes, x: Sequence[float], y: np.ndarray, style: Mapping, label: str, **how) -> None:
-    """The mean over seeds (rows of `y`) and their range."""
-    axes.plot(x, y.mean(0), color=style["color"], ls=style["linestyle"], label=label, clip_on=False, **how)
-    if len(y) > 1:
-        axes.fill_between(x, y.min(0), y.max(0), color=style["color"], alpha=0.15, linewidth=0)
-
-
-def _common_epochs(seeds: Sequence[MeasuredCell], name: str) -> tuple[list[float], np.ndarray]:
-    """The epochs that all seeds have, and their values there, (seeds, epochs)."""
-    by_epoch = [dict(zip(each.validation["epochs"], each.validation.get(name, ()), strict=False)) for each in seeds]
-    epochs = sorted(set.intersection(*map(set, by_epoch)))
-    return epochs, np.array([[values[epoch] for epoch in epochs] for values in by_epoch])
-
-
-def _unit(result: MeasuredCell) -> tuple[float, str]:
-    """What eps is multiplied by on an axis, and what the axis says of it."""
-    return (255, " (1/255)") if result.norm == "Linf" else (1, "")
-
-
-def _budget(results: Sequence[MeasuredCell]) -> str:
-    return f"{results[0].norm} {configuration_of(results[0]).eps}"
-
-
-def _label(axes, xlabel: str, ylabel: str, grid: str = "both") -> None:
-    """Name the axes: x where its numbers are, y in the first column."""
-    if axes.xaxis.get_tick_params()["labelbottom"]:
-        axes.set_xlabel(xlabel)
-    if axes.get_subplotspec().is_first_col():
-        axes.set_ylabel(ylabel)
-    if grid:
-        open_frame(axes)
-    if grid == "y":
-        axes.grid(visible=False, axis="x")
-
-
-def _finish(figure: plt.Figure, title: str, path: str | Path) -> None:
-    """A title, and one legend for all panels: the settings first."""
-    entries: dict[str, object] = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    names = sorted(entries, key=lambda label: (label in (_PAPERS, _NEVER), setting_rank(label)))
-    figure.suptitle(title)
-    figure.legend([entries[name] for name in names], names, frameon=False, loc="outside right center")
-    _save(figure, path)

@@ -21,6 +21,7 @@ from hf_robust_ft.experiments.grid.measures import ACCURACY, MEASURES
 from hf_robust_ft.experiments.grid.paper_comparison import is_measured_as_paper, paper_figure, trained_otherwise
 from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.grid.settings import schedule_epochs
+from hf_robust_ft.experiments.grid.training_cost import in_forwards
 from hf_robust_ft.experiments.paper.numbers import Scores
 
 REFERENCES = ("fix", "hinge")
@@ -202,16 +203,20 @@ def _against_reference(table: ScoreTable, setting: str, members: Iterable[Config
 
 
 def _costs(results: Sequence[MeasuredCell]) -> list[dict[str, Any]]:
-    """Mean passes and seconds of a run by backbone, dataset and setting; attack passes also as a share of hinge's."""
+    """Mean passes and seconds of a run by backbone, dataset and setting.
+
+    Attack passes also as a share of hinge's, and all of them as `forwards`: so many times as much did fix cost.
+    """
     runs: dict[tuple[str, str, str], list[MeasuredCell]] = {}
     order = ScoreTable.from_results(results).settings
     for each in sorted(results, key=lambda each: (each.model, each.dataset, order.index(each.setting))):
         runs.setdefault((each.model, each.dataset, each.setting), []).append(each)
     rows = []
     for (model, dataset, setting), of_setting in runs.items():
-        hinge = runs.get((model, dataset, "hinge"), [])
-        whole = _mean_of(hinge, "passes").get("attack", 0)
+        fix, hinge = (_mean_of(runs.get((model, dataset, each), []), "passes") for each in REFERENCES)
+        whole = hinge.get("attack", 0)
         passes = _mean_of(of_setting, "passes")
+        forwards = in_forwards(passes)
         rows.append(
             {
                 "model": model,
@@ -220,6 +225,8 @@ def _costs(results: Sequence[MeasuredCell]) -> list[dict[str, Any]]:
                 "runs": len(of_setting),
                 "passes": passes,
                 "attack_share_of_hinge": passes.get("attack", 0) / whole if whole else None,
+                "forwards": forwards,
+                "fix_costs_times": in_forwards(fix) / forwards if fix else None,
                 "seconds": _mean_of(of_setting, "seconds"),
             }
         )

@@ -195,15 +195,19 @@ def _cost_table(summary: Mapping[str, Any]) -> list[str]:
             each["model"], each["dataset"], each["setting"], str(each["runs"]),
             *(f"{each['passes'].get(kind, 0):,.0f}" for kind in ("training", "attack", "forward")),
             NONE if each["attack_share_of_hinge"] is None else f"{100 * each['attack_share_of_hinge']:.1f}",
+            f"{each['forwards']:,.0f}",
+            NONE if each["fix_costs_times"] is None else f"{each['fix_costs_times']:.2f}",
             *(f"{each['seconds'].get(kind, 0):,.1f}" for kind in ("training", "evaluation")),
         ]
         for each in summary["costs"]
     ]  # fmt: skip
     head = ["backbone", "dataset", "setting", "runs", "training passes", "attack passes", "forward passes"]
-    head += ["attack, % of hinge's", "training (s)", "evaluation (s)"]
+    head += ["attack, % of hinge's", "all, in forwards", "fix over it", "training (s)", "evaluation (s)"]
     note = (
         "Means of a run. Passes are images that went through the model with a gradient of the weights (training), with "
-        "a gradient of the pixels (attack), or with none (forward), without the evaluation. Seconds are wall time."
+        "a gradient of the pixels (attack), or with none (forward), without the evaluation; at a low resolution an "
+        "image counts by its share of the pixels. All together as forward passes: a gradient of the pixels costs 2, "
+        "one of the weights 3; what fix, the plain loop of as many epochs, cost over that. Seconds are wall time."
     )
     return ["## Cost", table(head, rows, text_columns=3), note]
 

@@ -5,13 +5,20 @@ from typing import Any, NamedTuple
 
 import open_clip
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    PreTrainedModel,
+)
 
 from hf_robust_ft.models import BACKBONES
 from hf_robust_ft.models.clip_twins import open_clip_twin
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.models.image_size import input_size, resize_input
 from hf_robust_ft.models.open_clip_checkpoints import PREFIX
+from hf_robust_ft.models.segmentation import embedded_architecture
 from hf_robust_ft.models.timm_classifier import build_timm_classifier
 from hf_robust_ft.models.trust import refusals_explained
 from hf_robust_ft.provenance.choices import nearest_names
@@ -19,7 +26,7 @@ from hf_robust_ft.runs.model_names import check_model_name
 
 
 class BareModel(NamedTuple):
-    """A classifier on `device="meta"`.
+    """A classifier or segmenter on `device="meta"`.
 
     Args:
         model: without weights.
@@ -85,6 +92,36 @@ def bare_model(
     return BareModel(model.to("meta"), size, checkpoint, origin)
 
 
+def bare_segmenter(
+    model_id: str,
+    num_labels: int,
+    *,
+    image_size: int | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> BareModel:
+    """The segmentation model that `load_segmentation_model` would load, as `bare_model`."""
+    model_id = os.path.expanduser(model_id)
+    labels = {"num_labels": num_labels}
+    with torch.device("meta"):
+        if model_id in EMBEDDED_MODELS:
+            spec = EMBEDDED_MODELS[model_id]
+            side, model = image_size or spec.image_size, embedded_architecture(spec, labels)
+            origin = f"the architecture {spec.architecture} of timm under UperNet, by name; no weights read"
+            return BareModel(model.to("meta"), (side, side), model_id, origin)
+        check_model_name(model_id)
+        options = ({"revision": revision} if revision else {}) | {"trust_remote_code": trust_remote_code}
+        with refusals_explained(model_id):
+            config, processor = _stored(model_id, labels, options)
+        model = AutoModelForSemanticSegmentation.from_config(
+            config, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+    size = (image_size, image_size) if image_size else input_size(processor)
+    if size is None:
+        raise ValueError(f"The image processor of {model_id} does not fix a size: give --image_size.")
+    return BareModel(model.to("meta"), size, model_id, "the checkpoint's configuration; no weights read")
+
+
 def _by_name(checkpoint: str, image_size: int | None) -> tuple[str, int | None, dict[str, Any]] | None:
     """timm's name of the architecture, the image size and further arguments; None if the name does not tell."""
     if checkpoint in EMBEDDED_MODELS:
@@ -119,10 +156,11 @@ def _open_clip_name(checkpoint: str) -> str | None:
     return None
 
 
-def _by_config(checkpoint: str, labels: dict[str, Any], image_size: int | None, options: dict[str, Any]):
+def _stored(checkpoint: str, labels: dict[str, Any], options: dict[str, Any]) -> tuple[Any, Any]:
+    """Config and image processor of a checkpoint on this machine."""
     try:
         config = AutoConfig.from_pretrained(checkpoint, **labels, **options)
-        processor = AutoImageProcessor.from_pretrained(checkpoint, **options)
+        return config, AutoImageProcessor.from_pretrained(checkpoint, **options)
     except (OSError, ValueError) as error:
         if os.path.isdir(checkpoint) or "trust_remote_code=True" in str(error):
             raise
@@ -130,6 +168,10 @@ def _by_config(checkpoint: str, labels: dict[str, Any], image_size: int | None, 
             f"{checkpoint} is not cached, and a dry run does not use the network. Fetch its configuration once: "
             f"hf download {checkpoint} --include '*config.json' ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _by_config(checkpoint: str, labels: dict[str, Any], image_size: int | None, options: dict[str, Any]):
+    config, processor = _stored(checkpoint, labels, options)
     model = AutoModelForImageClassification.from_config(
         config, dtype=torch.float32, trust_remote_code=options["trust_remote_code"]
     )

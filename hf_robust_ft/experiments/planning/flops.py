@@ -33,7 +33,7 @@ def count_flops(model: nn.Module, input_size: tuple[int, int], channels: int = 3
     mode with those frozen that are frozen.
 
     Args:
-        model: a transformers classifier.
+        model: a transformers classifier or segmenter.
         input_size: height and width in pixels.
         channels: of the input.
     """

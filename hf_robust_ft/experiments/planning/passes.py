@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from hf_robust_ft.attacks import APGD, Square
 from hf_robust_ft.attacks.larger_eps import eps_phases
@@ -83,6 +84,18 @@ class TrainingLength:
         return math.ceil(self.steps / self.steps_per_epoch)
 
 
+class Measuring(NamedTuple):
+    """What the evaluation of a task costs.
+
+    Args:
+        grid_attack: the phases of attacks at every eps, of (name, arguments, visits, classes).
+        trust_checks: those of the trust checks, of (arguments, test images, classes).
+    """
+
+    grid_attack: Callable[..., Iterator[Phase]]
+    trust_checks: Callable[..., Iterator[Phase]]
+
+
 def training_length(args: AdversarialTrainingArguments, train_images: int) -> TrainingLength:
     """How long training is, as Trainer counts it, and in how much of it the schedule attacks.
 
@@ -160,13 +173,21 @@ def evaluations(args: AdversarialTrainingArguments, length: TrainingLength) -> i
 
 
 def phases(
-    args: AdversarialTrainingArguments, length: TrainingLength, sizes: Mapping[str, int], num_classes: int
+    args: AdversarialTrainingArguments,
+    length: TrainingLength,
+    sizes: Mapping[str, int],
+    num_classes: int,
+    measuring: "Measuring | None" = None,
+    attacked_test: bool | None = None,
 ) -> Iterator[Phase]:
     """The parts of `hf-robust-ft train`, in order.
 
     Args:
         sizes: images of `validation` and `test`, and of `train` with `autolora`.
+        measuring: the task's; a classifier's by default.
+        attacked_test: whether the test split is attacked in the end; by default as `robust_eval` says.
     """
+    measuring = measuring or OF_IMAGES
     more = (args.passes_under_attack - 1) * length.under_attack + args.passes_under_attack * length.perturbed_images
     training = round((1 + args.passes_beside) * length.full_images + more)
     taught = round(_teachers_forwards(args, length))
@@ -202,11 +223,11 @@ def phases(
     if visits:
         yield Phase("validation", visits, forward=visits)
         if args.robust_eval == "epoch":
-            yield from _grid_attack("attack in validation", args, visits, num_classes)
+            yield from measuring.grid_attack("attack in validation", args, visits, num_classes)
     yield Phase("test", sizes["test"], forward=sizes["test"])
-    if args.robust_eval != "no":
-        yield from _grid_attack("attack in test", args, sizes["test"], num_classes)
-        yield from _trust_checks(args, sizes["test"], num_classes)
+    if args.robust_eval != "no" if attacked_test is None else attacked_test:
+        yield from measuring.grid_attack("attack in test", args, sizes["test"], num_classes)
+        yield from measuring.trust_checks(args, sizes["test"], num_classes)
 
 
 def _teachers_forwards(args: AdversarialTrainingArguments, length: TrainingLength) -> float:
@@ -269,3 +290,6 @@ def _trust_checks(args: AdversarialTrainingArguments, test_images: int, num_clas
         input_gradient=(1 + (4 + longer) * gradients + targeted[0]) * images + long[0] * nearest,
         at_most=True,
     )
+
+
+OF_IMAGES = Measuring(_grid_attack, _trust_checks)

@@ -11,23 +11,28 @@ from typing import Any
 from datasets import DatasetDict
 
 from hf_robust_ft.data import SPECS, expected_sizes
+from hf_robust_ft.data.segmentation import EMBEDDED_SCENES
 from hf_robust_ft.data.splits import SplitSizes
-from hf_robust_ft.experiments.planning.architecture import bare_model
+from hf_robust_ft.experiments.planning.architecture import bare_model, bare_segmenter
 from hf_robust_ft.experiments.planning.arguments import PlanArguments
 from hf_robust_ft.experiments.planning.flops import PassFlops, count_flops
 from hf_robust_ft.experiments.planning.gpus import get_gpu
 from hf_robust_ft.experiments.planning.offline import offline
-from hf_robust_ft.experiments.planning.passes import Phase, TrainingLength, phases, training_length
+from hf_robust_ft.experiments.planning.passes import OF_IMAGES, Phase, TrainingLength, phases, training_length
 from hf_robust_ft.experiments.planning.probing import head_training_flops, probe_phases
+from hf_robust_ft.experiments.planning.segmentation_passes import OF_MASKS
 from hf_robust_ft.provenance.affects import MEASUREMENT, settings, stated_settings
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
 from hf_robust_ft.runs.fine_tune import check_stream, check_warm_start
+from hf_robust_ft.runs.task_arguments import CLASSIFICATION, SEGMENTATION
+from hf_robust_ft.runs.tasks import TASKS, RunTask
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.objectives.structures import extended
+from hf_robust_ft.training.segmentation_checks import settle_segmentation
 from hf_robust_ft.training.tuning.adapting import adapted
 
-# Where neither spec nor data tell the number of classes; the head's share of the FLOPs is small.
-ASSUMED_CLASSES = 1000
+ASSUMED_CLASSES = 1000  # where neither spec nor data tell; the head's share of the FLOPs is small
+EMBEDDED = ("digits", EMBEDDED_SCENES)
 ASSUMPTIONS = (
     "FLOPs: torch's counter, a multiply-add is 2; normalisation, activations, the optimizer and image loading are not "
     "counted",
@@ -140,14 +145,17 @@ def plan_run(
     data_args: DataArguments,
     args: AdversarialTrainingArguments,
     plan_args: PlanArguments,
+    attacked_test: bool | None = None,
 ) -> Plan:
     """Plan what `fine_tune` would do with the same arguments. The network is not used.
+
+    Args:
+        attacked_test: whether the test split is attacked in the end; by default as `robust_eval` says.
 
     Raises:
         ValueError: a dataset or model that is neither known, local nor cached, with what to give instead; or what
             `fine_tune` would refuse at its start.
     """
-    data_args.refuse_segmentation("--dry_run", model_args.model, data_args.dataset)
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "tf32" if args.tf32 else "fp32"
     gpu = get_gpu(plan_args.gpu)
     peak = gpu.peak(precision)
@@ -155,14 +163,21 @@ def plan_run(
         check_stream(args)
     check_warm_start(model_args, args)
     with offline():
-        dataset = _dataset(model_args, data_args, plan_args.samples)
-        bare = bare_model(
+        task = TASKS[data_args.settle_task(model_args.model, data_args.dataset, model_args.model_revision)]
+        task.check(model_args, data_args)
+        has_masks = task.name == SEGMENTATION
+        if has_masks:
+            args = copy.copy(args)
+            settle_segmentation(args)
+        dataset = _dataset(task, model_args, data_args, plan_args.samples)
+        of_classifier = {} if has_masks else {"architecture": model_args.architecture}
+        bare = (bare_segmenter if has_masks else bare_model)(
             model_args.model,
             dataset["classes"],
             image_size=model_args.image_size,
-            architecture=model_args.architecture,
             revision=model_args.model_revision,
             trust_remote_code=model_args.trust_remote_code,
+            **of_classifier,
         )
         of_head = head_training_flops(copy.deepcopy(bare.model), args, bare.input_size) if args.probe_epochs else None
         model = adapted(bare.model, args)
@@ -184,7 +199,14 @@ def plan_run(
         flops_per_image=count_flops(model, bare.input_size),
         phases=[
             *probe_phases(args, dataset["sizes"], dataset["classes"]),
-            *phases(args, length, dataset["sizes"], dataset["classes"]),
+            *phases(
+                args,
+                length,
+                dataset["sizes"],
+                dataset["classes"],
+                OF_MASKS if has_masks else OF_IMAGES,
+                attacked_test,
+            ),
         ],
         probe_flops_per_image=of_head,
         gpu={
@@ -219,9 +241,11 @@ def configuration(
     return {name: _shown(value) if isinstance(value, str) else value for name, value in found.items()}
 
 
-def _dataset(model_args: ModelArguments, data_args: DataArguments, samples: list[int] | None) -> dict[str, Any]:
+def _dataset(
+    task: RunTask, model_args: ModelArguments, data_args: DataArguments, samples: list[int] | None
+) -> dict[str, Any]:
     name = data_args.dataset
-    spec = SPECS.get(name)
+    spec = SPECS.get(name) if task.name == CLASSIFICATION else None  # none of these has masks
     classes = spec.num_classes if spec else None
     if samples is not None:
         sizes, origin = dict(zip(("train", "validation", "test"), samples, strict=True)), "--samples"
@@ -229,9 +253,9 @@ def _dataset(model_args: ModelArguments, data_args: DataArguments, samples: list
         SplitSizes(data_args.validation_size, data_args.test_size, data_args.split_seed).check_unchanged(spec)
         sizes, origin = expected_sizes(name), "the dataset's spec, for a complete copy"
     else:
-        splits = _load_offline(data_args)
+        splits = _load_offline(task, data_args)
         sizes = {split: len(splits[split]) for split in ("train", "validation", "test")}
-        classes, origin = splits["train"].features["label"].num_classes, "the data itself"
+        classes, origin = len(task.class_names(splits)), "the data itself"
     for split, most in (("train", model_args.max_train_samples), ("test", data_args.max_eval_samples)):
         if most is not None:
             sizes[split] = min(sizes[split], most)
@@ -248,14 +272,14 @@ def _dataset(model_args: ModelArguments, data_args: DataArguments, samples: list
     }
 
 
-def _load_offline(data_args: DataArguments) -> DatasetDict:
+def _load_offline(task: RunTask, data_args: DataArguments) -> DatasetDict:
     if data_args.streaming:
         raise ValueError(f"{data_args.dataset} as a stream has no length: give --samples TRAIN VALIDATION TEST.")
     try:
         # All images, to save decoding them: those that training would skip are counted.
-        return dataclasses.replace(data_args, skip_bad_images=False).load()
+        return task.load_data(dataclasses.replace(data_args, skip_bad_images=False))
     except (OSError, ValueError) as error:
-        if data_args.dataset == "digits" or os.path.exists(data_args.dataset):
+        if data_args.dataset in (*EMBEDDED, *SPECS) or os.path.exists(data_args.dataset):
             raise
         raise ValueError(
             f"How many images {data_args.dataset} holds is not known without the network, which a dry run does not "

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.detection.report import TASK, DetectionReport
 from hf_robust_ft.provenance.plain_text import markdown, one_line
 from hf_robust_ft.reporting.card_sections import BEGIN, END
+from hf_robust_ft.reporting.card_template import card_from
 from hf_robust_ft.reporting.comparability import UNNAMED_DATASET
 from hf_robust_ft.reporting.consistency import ROUNDING
 from hf_robust_ft.reporting.detection.commands import evaluate_detection_command
@@ -41,9 +42,9 @@ def render_detection_card(report: DetectionReport, pictures: Sequence[str] = ())
         datasets=[facts["dataset"]] if facts.get("dataset_on_hub") else None,
         tags=[TAG, "adversarial-robustness"],
     )
-    card = ModelCard.from_template(
+    card = card_from(
+        TEMPLATE,
         data,
-        template_path=str(TEMPLATE),
         report=report,
         facts=facts,
         title=facts.get("model_name") or title,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.reliability import is_reliable, reliability_sentence, short_verdict
@@ -11,6 +11,7 @@ from hf_robust_ft.evaluation.segmentation.convergence import segmentation_conver
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.provenance.plain_text import markdown, one_line
 from hf_robust_ft.reporting.card_sections import BEGIN, END
+from hf_robust_ft.reporting.card_template import card_from
 from hf_robust_ft.reporting.comparability import UNNAMED_DATASET, image_digests
 from hf_robust_ft.reporting.licences import licence_metadata
 from hf_robust_ft.reporting.model_card import EXAMPLES, TAG, THREATS
@@ -60,9 +61,9 @@ def render_segmentation_card(report: SegmentationReport, pictures: Sequence[str]
         language=facts.get("language"),
         eval_results=_results(report, dataset),
     )
-    card = ModelCard.from_template(
+    card = card_from(
+        TEMPLATE,
         data,
-        template_path=str(TEMPLATE),
         report=report,
         facts=facts,
         title=facts.get("model_name") or title,

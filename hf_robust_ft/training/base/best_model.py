@@ -38,7 +38,7 @@ class BestModelRecord(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._forget()
-        saved = state.stateful_callbacks.setdefault(type(self).__name__, {})  # a checkpoint may come from before it
+        saved = state.stateful_callbacks.get(type(self).__name__)  # a checkpoint may come from before it
         if saved and state.global_step > 0:
             vars(self).update(copy.deepcopy(saved["attributes"]))
 

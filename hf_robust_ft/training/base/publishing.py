@@ -101,7 +101,7 @@ class PublishingTrainer(BackgroundPushing):
             "license": license,
             "tags": tags,
             "model_name": model_name,
-            **(describe_source(finetuned_from) if finetuned_from else {}),  # of a folder, not its path
+            **(describe_source(finetuned_from, by_short_name=False) if finetuned_from else {}),
             "dataset": _first(dataset_tags),
             "dataset_name": _first(dataset),
             "dataset_on_hub": bool(dataset_tags),

@@ -39,7 +39,6 @@ class TrainingRecord(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         self.training = training_settings(args, getattr(train_dataloader, "dataset", None))
-        state.stateful_callbacks.setdefault(type(self).__name__, {})  # a checkpoint may come from before this record
 
 
 def with_record(callbacks: Sequence[TrainerCallback]) -> list[TrainerCallback]:

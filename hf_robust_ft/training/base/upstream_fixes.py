@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -46,6 +47,7 @@ class MendedTrainer(DurableTrainer):
     - The labels are called `labels`, whatever stands in a model's signature (`**kwargs`).
     - A last training batch of one image that a BatchNorm would fail at is refused before the first step.
     - Weights that are not finite are never saved: Trainer lets them take the last good checkpoint's place.
+    - A callback with a state of its own that the checkpoint to resume knows nothing of does not break the next save.
     - On a CPU, loaders do not try to pin memory, which each of them warns of.
 
     Raises:
@@ -117,6 +119,12 @@ class MendedTrainer(DurableTrainer):
             check_parameter_precision(self.model)
         with without_input_embeddings(self.model) if self.accelerator.is_fsdp2 else nullcontext():
             return super()._prepare_for_training(*args, **kwargs)
+
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()
+        for each in self.callback_handler.callbacks:
+            if isinstance(each, ExportableState):
+                self.state.stateful_callbacks.setdefault(type(each).__name__, {})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
-from hf_robust_ft.attacks.pixels import extract_logits
+from hf_robust_ft.attacks.model_calls import extract_logits
 
 
 class Pass(NamedTuple):

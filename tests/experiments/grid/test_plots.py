@@ -4,15 +4,18 @@ import numpy as np
 import pytest
 from grid_results import EPOCHS, make_result
 
-from hf_robust_ft.experiments.grid import plots
-from hf_robust_ft.experiments.grid.plots import plot_grid, styles_of
+from hf_robust_ft.experiments.grid import panels, plots
+from hf_robust_ft.experiments.grid.frontier import plot_frontier
+from hf_robust_ft.experiments.grid.plot_styles import styles_of
+from hf_robust_ft.experiments.grid.plots import plot_grid
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that would be saved."""
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    for module in (plots, panels):
+        monkeypatch.setattr(module, "_save", lambda figure, path: figures.append(figure))
     yield figures
     for figure in figures:
         plots.plt.close(figure)
@@ -73,6 +76,24 @@ def test_validation_accuracy_over_eps_by_epoch(drawn):
     assert budget.get_color() == hinge.get_color()
 
 
+def test_robustness_over_its_cost_with_the_best_joined(drawn):
+    costs = {"standard": 0, "fix": 7000, "hinge": 5000, "uniform": 6000}
+    clean = {"standard": 0.2, "fix": 0.9, "hinge": 0.8, "uniform": 0.6}
+    results = [
+        make_result(setting=setting, seed=seed, clean=clean[setting] + seed / 50, adversarial=0, attack_passes=passes)
+        for setting, passes in costs.items()
+        for seed in ((0, 1) if setting != "fix" else (0,))
+    ]
+    plot_frontier(results, "unused.png", styles=styles_of(results))
+    (axes,) = visible(drawn[0])
+    front = next(line for line in axes.lines if line.get_label() == "best for the cost")
+    assert front.get_xdata() == pytest.approx([4, 14, 18])  # thousand forwards: 3 x 1000 + 2 x attack + 1000
+    assert front.get_ydata() == pytest.approx([10.5, 40.5, 45])
+    bars = {bar.get_label(): bar.get_children() for bar in axes.containers}
+    assert len(bars["fix"]) == 1 < len(bars["hinge"])  # of one seed no bar
+    assert legend(drawn[0])[-1] == "best for the cost"
+
+
 def test_the_ablation_is_laid_out_by_t1_and_t2(drawn):
     values = {(0, 12): 0.5, (12, 12): 0.1, (12, 37): 0.9}
     results = [make_result(setting=f"hinge:{start},{end}", clean=clean) for (start, end), clean in values.items()]
@@ -116,11 +137,12 @@ def test_a_setting_looks_the_same_in_all_pictures_and_none_like_another(drawn):
                     assert line.get_color() == styles["j"]["color"]
 
 
-def test_pictures_of_every_eps_are_written(tmp_path):
+def test_pictures_of_every_eps_are_written(tmp_path, rendered_pictures):
     results = [*grid(), *grid(eps="8/255"), make_result(setting="hinge:12,37")]
     paths = plot_grid(results, tmp_path)
     kinds = ["accuracy_by_eps", "scores", "training", "delay_and_accuracy"]
-    expected = [f"{kind}_{eps}_255.png" for kind in kinds for eps in (4, 8)] + ["start_and_end_4_255.png"]
+    names = [f"{kind}_{eps}_255.png" for kind in kinds for eps in (4, 8)]
+    expected = [*names, "start_and_end_4_255.png", "frontier_4_255.png", "frontier_8_255.png"]
     assert [path.name for path in paths] == expected and all(path.stat().st_size for path in paths)
 
 

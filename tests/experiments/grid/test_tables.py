@@ -51,7 +51,7 @@ def test_the_files_are_written_and_agree(tmp_path):
     markdown = write_tables(small_grid(), tmp_path / "new", {"vit/cub200": "CUDA out of\nmemory"})
     written = {path.name for path in (tmp_path / "new").iterdir()}
     pictures = re.findall(r"\]\((.*?\.png)\)", markdown)
-    assert {"tables.md", "results.json", *pictures} == written and len(pictures) == 9
+    assert {"tables.md", "results.json", *pictures} == written and len(pictures) == 11
     assert (tmp_path / "new" / "tables.md").read_text(encoding="utf-8") == markdown
     summary = json.loads((tmp_path / "new" / "results.json").read_text(encoding="utf-8"))
     assert render_tables(summary, pictures) == markdown
@@ -263,7 +263,7 @@ def test_masks_have_a_table_for_each_of_their_scores(tmp_path):
     (won,) = rows(markdown, "## Wins, mean IoU")
     assert (won["setting"], won["adv."]) == ("hinge", "1 of 1")
     pictures = {path.name for path in (tmp_path / "new").glob("*.png")}
-    kinds = ("by_eps", "scores", "training")
+    kinds = ("by_eps", "scores", "training", "frontier")
     assert pictures == {f"{score}_{kind}_4_255.png" for score in ("mean_iou", "pixel_accuracy") for kind in kinds}
     with pytest.raises(ValueError, match="different tasks cannot stand in one table"):
         write_tables([*cells, make_result()], tmp_path / "both")

@@ -3,6 +3,9 @@ import subprocess
 import sys
 
 import pytest
+from scene_folders import SIDE, write_scenes
+from tiny_segmenters import segformer
+from transformers import SegformerImageProcessor
 
 from hf_robust_ft.experiments.planning import PlanArguments, plan_run
 from hf_robust_ft.experiments.planning import plan as planning
@@ -52,6 +55,7 @@ def test_a_dry_run_reaches_for_nothing(make_model, processor, images, tmp_path):
         ["train", "--model", "efficientnet_lite0", "--image_size", "32", "--dataset", "digits", *run],
         ["train", "--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "data"), *run],
         ["train", "--model", "r50", "--dataset", "ethz/food101", "--samples", "75000", "750", "25250", *run],
+        ["train", "--config", "segmentation", "--image_size", "32", "--samples", "100", "10", "20", *run],
     ]
     environment = {"PATH": "", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run(
@@ -59,9 +63,9 @@ def test_a_dry_run_reaches_for_nothing(make_model, processor, images, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "NO ATTEMPTS" in done.stdout and not (tmp_path / "run").exists()
-    counts = ["train 3334, validation 3333, test 1000", "train 1293", "train 34", "train 75000"]
+    counts = ["train 3334, validation 3333, test 1000", "train 1293", "train 34", "train 75000", "train 100"]
     assert [count for count in counts if count not in done.stdout] == []
-    assert done.stdout.count("Plan: nothing is trained") == 4
+    assert done.stdout.count("Plan: nothing is trained") == 5
 
 
 def test_the_plan_says_what_it_rests_on(settings, tmp_path):
@@ -137,3 +141,22 @@ def test_no_folder_of_this_machine_is_shown(settings, make_model, processor, tmp
     made = plan(settings(), str(tmp_path / "mine"), "cub200")
     assert made.model["checkpoint"] == made.model["name"] == "mine"
     assert str(tmp_path) not in str(made)
+
+
+def test_masks_are_planned_with_every_attack_at_every_eps(make_args, tmp_path):
+    write_scenes(tmp_path / "scenes", 12)
+    segformer(3).save_pretrained(tmp_path / "segformer")
+    SegformerImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(tmp_path / "segformer")
+    model, data = str(tmp_path / "segformer"), str(tmp_path / "scenes")
+    options = {"eps": "4/255", "eval_epsilons": None, "per_device_train_batch_size": 4, "num_train_epochs": 2}
+    parts = {}
+    for protocol, steps in (("paper", "20"), ("reliable", None)):
+        made = plan(make_args(**options, eval_protocol=protocol, eval_attack_steps=steps), model, data)
+        assert made.dataset["classes"] == 3 and made.model["input_size"] == (SIDE, SIDE)
+        parts[protocol] = {phase.name: phase for phase in made.phases}
+    test = parts["paper"]["test"].images
+    assert parts["paper"]["attack in test (4 budgets, 20 steps)"].input_gradient == test * 4 * 20
+    assert parts["reliable"]["attack in test (4 budgets, 100 steps)"].input_gradient == test * 4 * 4 * 100
+    assert not any(phase.at_most for name, phase in parts["paper"].items() if name.startswith("attack"))
+    with pytest.raises(ValueError, match="mixup_alpha"):
+        plan(make_args(**options, mixup_alpha=0.2), model, data)

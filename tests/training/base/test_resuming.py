@@ -6,6 +6,8 @@ import re
 import pytest
 import yaml
 from conftest import assert_same_weights
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft import AdversarialTrainer
 from hf_robust_ft.cli.main import main
@@ -116,6 +118,23 @@ def test_a_checkpoint_from_before_this_record_goes_on_and_the_log_says_so(make_t
         json.dump(state, file)
     assert_same_weights(resume(make_trainer, checkpoint).model, whole.model)
     assert "does not say what it was trained with" in caplog.text
+
+
+class Counter(TrainerCallback, ExportableState):
+    steps = 0
+
+    def state(self):
+        return {"args": {}, "attributes": {"steps": self.steps}}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps += 1
+
+
+def test_a_callback_that_the_checkpoint_knows_nothing_of_is_saved_with_the_next(make_trainer, half_done):
+    trainer = make_trainer(**SAVING)
+    trainer.add_callback(Counter())
+    trainer.train(resume_from_checkpoint=half_done[0])
+    assert trainer.state.stateful_callbacks["Counter"]["attributes"] == {"steps": 6}
 
 
 def test_restored_callbacks_keep_the_record(make_trainer, half_done):

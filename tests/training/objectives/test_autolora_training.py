@@ -1,5 +1,7 @@
 """AutoLoRA in the Trainer: its scalars, its rate, what checkpoints hold, and what is refused."""
 
+import shutil
+
 import pytest
 import torch
 from conftest import assert_same_weights, run_script, weights
@@ -204,14 +206,16 @@ def test_it_goes_back_to_the_best_weights_after_the_checkpoint_was_saved(make_ru
     assert trainer.state.best_global_step == 30
 
 
-@pytest.mark.parametrize("step", [6, 12, 18, 24])
-def test_a_run_cut_off_between_the_evaluation_and_going_back_goes_on_to_the_bit(make_ruled, tmp_path, step):
+def test_a_run_cut_off_between_the_evaluation_and_going_back_goes_on_to_the_bit(make_ruled, tmp_path):
     whole, watch = make_ruled(output_dir=str(tmp_path / "whole"))
     whole.train()
-    resumed, seen = make_ruled(seed=5, output_dir=str(tmp_path / "whole"))
-    assert_goes_on_to_the_bit(whole, resumed, tmp_path / "whole" / f"checkpoint-{step}")
-    assert seen.rates == watch.rates[step:] and seen.accuracies == watch.accuracies[step:]
-    assert record_of(resumed).robust_accuracies == SCRIPTED
+    for step in (6, 12, 18, 24):
+        folder = tmp_path / f"from_{step}"
+        shutil.copytree(tmp_path / "whole", folder)
+        resumed, seen = make_ruled(seed=5, output_dir=str(folder))
+        assert_goes_on_to_the_bit(whole, resumed, folder / f"checkpoint-{step}")
+        assert seen.rates == watch.rates[step:] and seen.accuracies == watch.accuracies[step:]
+        assert record_of(resumed).robust_accuracies == SCRIPTED
 
 
 def test_training_ends_below_the_least_rate(make_ruled):
