@@ -180,6 +180,8 @@ SETTINGS = [
     {"norm": "L2", "eps": 0.5, "eval_epsilons": ["0", "0.5"], "attack_random_start": True},
     {"norm": "L1", "eps": 5, "eval_epsilons": ["0", "5"]},
     {"memory_format": "channels_last"},
+    {"attacked_share": 0.5},
+    {"attack_warm_start": True},
 ]
 
 
