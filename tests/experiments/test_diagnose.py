@@ -82,7 +82,7 @@ def refused(argv, capsys) -> str:
     return error
 
 
-def test_a_sweep_is_trained_once_extended_and_guarded(flags, trained, tmp_path, capsys):
+def test_a_sweep_is_trained_once_extended_and_guarded(flags, trained, tmp_path, capsys, rendered_pictures):
     folder = tmp_path / "sweep"
     main(["diagnose", *flags, "--epsilons", "0", "8/255", "32/255"])
     assert trained == ["standard-seed0", "fix-8_255-seed0", "fix-32_255-seed0"]
