@@ -196,7 +196,7 @@ def _sweep_options(command: str, argv: Sequence[str], description: str, *more: t
     titles = ("model", "data", "threat model and attacks", "runs", *("recipe" for _ in more))
     options = parse_options(command, argv, types, titles, description, BASE_RECIPE, hidden=set_by_sweep())
     model_args, data_args, args, *_ = options.parsed
-    data_args.refuse_segmentation(command, model_args.model, data_args.dataset)
+    data_args.refuse_other_tasks(command, model_args.model, data_args.dataset)
     if args.process_index == 0:
         used = {key: value for key, value in options.from_recipes.items() if key not in set_by_sweep()}
         print(filled_in(options._replace(from_recipes=used), model_args.model, data_args.dataset), flush=True)

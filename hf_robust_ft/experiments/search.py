@@ -67,7 +67,7 @@ def search(
     """
     if os.path.exists(options.recipe):
         raise ValueError(f"{options.recipe} exists. Name another file with --recipe.")
-    data_args.refuse_segmentation("search", model_args.model, data_args.dataset)
+    data_args.refuse_other_tasks("search", model_args.model, data_args.dataset)
     trainer = build_trainer(model_args, args, prepare_run(model_args, data_args, args), fresh_models=True)
     return search_learning_rates(
         trainer,

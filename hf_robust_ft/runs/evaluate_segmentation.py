@@ -103,9 +103,8 @@ def load_segmenter_and_images(options: Any, data_args: DataArguments) -> tuple[P
     Raises:
         ValueError: an unknown split, or what `load_segmentation_dataset` or `load_segmentation_model` refuse.
     """
-    given = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
-    given = {name: value for name, value in given.items() if value}
-    model, processor = load_segmentation_model(options.model, image_size=options.image_size, **given)
+    named = options.loading_options()
+    model, processor = load_segmentation_model(options.model, image_size=options.image_size, **named)
     task = TASKS[SEGMENTATION]
     reduces = bool(getattr(processor, "do_reduce_labels", False))
     splits = task.load_data(data_args, reduce_labels=reduces, require_train=False)

@@ -86,19 +86,12 @@ class TaskArguments(DeclaredArguments):
             )
         return task
 
-    def refuse_segmentation(self, command: str, model: str, dataset: str) -> None:
-        """Raise where a command that knows classifiers alone is asked for segmentation or detection."""
-        if (task := self.settle_task(model, dataset)) != CLASSIFICATION:
+    def refuse_other_tasks(self, command: str, model: str, dataset: str, *known: str) -> None:
+        """Raise a ValueError where a command that knows classification, and the tasks `known`, is asked for another."""
+        task, known = self.settle_task(model, dataset), (CLASSIFICATION, *known)
+        if task not in known:
             raise ValueError(
-                f"{command} is for {CLASSIFICATION}, and this is {task} ({model} on {dataset}). {KNOWING[task]}."
-            )
-
-    def refuse_detection(self, command: str, model: str, dataset: str) -> None:
-        """Raise where a command that knows classifiers and segmenters is asked for detection."""
-        if self.settle_task(model, dataset) == DETECTION:
-            raise ValueError(
-                f"{command} is for {CLASSIFICATION} and {SEGMENTATION}, and this is {DETECTION} ({model} on "
-                f"{dataset}). {KNOWING[DETECTION]}."
+                f"{command} is for {' and '.join(known)}, and this is {task} ({model} on {dataset}). {KNOWING[task]}."
             )
 
     def of_masks(self, reduce_labels: bool = False) -> dict[str, Any]:

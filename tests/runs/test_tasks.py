@@ -55,4 +55,4 @@ def test_crops_are_of_masks_alone():
 @pytest.mark.parametrize("command", ["search", "diagnose"])
 def test_commands_that_know_classifiers_alone_say_so(command):
     with pytest.raises(ValueError, match=f"{command} is for image-classification, and this is image-segmentation"):
-        DataArguments("digits_scenes").refuse_segmentation(command, "efficientnet_lite0", "digits_scenes")
+        DataArguments("digits_scenes").refuse_other_tasks(command, "efficientnet_lite0", "digits_scenes")

@@ -134,7 +134,7 @@ def _check_protocol(jobs: Sequence[Job], parsed: Sequence[CellArguments]) -> Non
     """Raise a ValueError for a task or a protocol of masks that grids do not know, before anything is trained."""
     kinds = {(each.model.model, each.data.dataset): each for each in parsed}
     for (model, dataset), each in kinds.items():
-        each.data.refuse_detection("reproduce", model, dataset)
+        each.data.refuse_other_tasks("reproduce", model, dataset, SEGMENTATION)
         if each.data.settle_task(model, dataset, each.model.model_revision) == SEGMENTATION:
             check_choice("protocol", jobs[0].measurement.protocol, SEGMENTATION_PROTOCOLS, "protocols")
 

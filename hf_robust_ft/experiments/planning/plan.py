@@ -157,7 +157,7 @@ def plan_run(
         check_stream(args)
     check_warm_start(model_args, args)
     with offline():
-        data_args.refuse_detection("--dry_run", model_args.model, data_args.dataset)
+        data_args.refuse_other_tasks("--dry_run", model_args.model, data_args.dataset, SEGMENTATION)
         task = TASKS[data_args.settle_task(model_args.model, data_args.dataset, model_args.model_revision)]
         task.check(model_args, data_args)
         has_masks = task.name == SEGMENTATION
