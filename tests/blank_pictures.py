@@ -3,6 +3,9 @@
 Tests of what pictures look like use the fixture `rendered_pictures`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
@@ -12,6 +15,16 @@ RENDER = Figure.savefig
 
 def blank(figure: Figure, path, **options) -> None:
     Image.new("RGB", (8, 8), "white").save(path)
+
+
+@contextmanager
+def rendering() -> Iterator[None]:
+    """Pictures as users have them, where another process draws them again and must come to the same."""
+    Figure.savefig = RENDER
+    try:
+        yield
+    finally:
+        Figure.savefig = blank
 
 
 @pytest.fixture

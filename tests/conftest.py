@@ -72,7 +72,7 @@ def make_model():
         if kind == "vit":
             config = ViTConfig(
                 hidden_size=16,
-                num_hidden_layers=1,
+                num_hidden_layers=2,
                 num_attention_heads=2,
                 intermediate_size=32,
                 image_size=16,

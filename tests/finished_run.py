@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from blank_pictures import rendering
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
@@ -32,7 +33,8 @@ def write_run(folder: Path, seed: int = 0) -> Path:
     Image.new("RGB", (8, 8), "red").save(folder / "examples" / "example_000.png")
     Image.new("RGB", (8, 8), "blue").save(folder / "training.png")
     write_run_record(folder, {"dataset": "someone/colours", "eps": "8/255", "norm": "Linf"}, facts)
-    write_evidence(report(facts), folder)
+    with rendering():
+        write_evidence(report(facts), folder)
     for name in KEPT_HERE:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"of training")

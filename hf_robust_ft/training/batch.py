@@ -23,9 +23,10 @@ def batch_of(trainer: Any, inputs: Mapping[str, Any], is_training: bool) -> tupl
     if not trainer.adversary.is_ready:
         check_first_batch(trainer, inputs)
     state = trainer.state
-    progress = trainer.scheduler_callback.progress_at(state.global_step, state.max_steps)
-    if (resolution := trainer.args.resolution_at(progress)) < 1:
-        inputs = at_resolution(inputs, resolution, trainer.model)
+    if trainer.args.low_resolution < 1:
+        progress = trainer.scheduler_callback.progress_at(state.global_step, state.max_steps)
+        if (resolution := trainer.args.resolution_at(progress)) < 1:
+            inputs = at_resolution(inputs, resolution, trainer.model)
     if trainer.args.mixes:
         batch = trainer.callback_of(AttackWatch).in_training  # which of those that one optimizer step accumulates
         key = trainer.args.seed, trainer.args.process_index, state.global_step, batch

@@ -13,7 +13,7 @@ from hf_robust_ft.attacks.losses import LOSSES, get_loss
 RADII = {"Linf": 8 / 255, "L2": 1.0, "L1": 8.0}
 EVERY_NORM = pytest.mark.parametrize("norm", list(BALLS))
 # What is of features is attacked by training alone, whose function has them: test_fare.py.
-OF_IMAGES = [name for name, loss in LOSSES.items() if not loss.dense]
+OF_IMAGES = [name for name, loss in LOSSES.items() if not (loss.dense or loss.given)]
 EVERY_LOSS = pytest.mark.parametrize("loss", [name for name in OF_IMAGES if not get_loss(name).of_features])
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import ttest_rel
 
+from hf_robust_ft.attacks import APGD
 from hf_robust_ft.attacks.threat_model import format_eps, parse_eps
 from hf_robust_ft.experiments.grid.results import MeasuredCell
 from hf_robust_ft.experiments.grid.settings import schedule_epochs
@@ -167,7 +168,8 @@ def check_comparable(results: Sequence[MeasuredCell]) -> None:
     keys = {key for each in results for attack in each.attacks for key in attack} - {"steps"}  # those are in `protocol`
     for key in sorted(keys):
         told = f"settings of the attack ({key})"
-        _same(told, results, lambda each, key=key: ", ".join(str(attack.get(key)) for attack in each.attacks))
+        usual = getattr(APGD, key, None)  # of results from before there was this setting
+        _same(told, results, lambda each, key=key, usual=usual: ", ".join(str(a.get(key, usual)) for a in each.attacks))
     for dataset in sorted({each.dataset for each in results}):
         alike = [each for each in results if each.dataset == dataset]
         _same(f"numbers of images of {dataset}", alike, lambda each: str(each.report.num_samples))
