@@ -71,7 +71,28 @@ class RunTask:
 
 
 @dataclass(frozen=True)
-class SegmentationRun(RunTask):
+class RunOfScenes(RunTask):
+    """What tasks share that label the inside of an image.
+
+    Attributes:
+        loader: of the task's models.
+    """
+
+    loader: Callable[..., tuple[PreTrainedModel, Any]] = load_segmentation_model
+
+    def class_names(self, splits: DatasetDict) -> list[str]:
+        return splits.class_names
+
+    def load_model(self, model_args: ModelArguments, names: list[str], seed: int) -> tuple[PreTrainedModel, Any]:
+        given = {"image_size": model_args.image_size, "seed": seed, "head": model_args.head}
+        return self.loader(model_args.model, label_names=names, **given, **model_args.loading_options())
+
+    def at_most(self, dataset: Dataset, count: int | None, seed: int, name: str) -> Dataset:
+        return dataset if count is None else drawn_pairs(dataset, count, seed)
+
+
+@dataclass(frozen=True)
+class SegmentationRun(RunOfScenes):
     """Semantic segmentation."""
 
     name: str = SEGMENTATION
@@ -87,26 +108,10 @@ class SegmentationRun(RunTask):
         masks = data_args.of_masks(reduce_labels)
         return load_segmentation_dataset(data_args.dataset, **masks, **data_args.loading_options(), **options)
 
-    def class_names(self, splits: DatasetDict) -> list[str]:
-        return splits.class_names
-
-    def load_model(self, model_args: ModelArguments, names: list[str], seed: int) -> tuple[PreTrainedModel, Any]:
-        return load_segmentation_model(
-            model_args.model,
-            label_names=names,
-            image_size=model_args.image_size,
-            seed=seed,
-            head=model_args.head,
-            **model_args.loading_options(),
-        )
-
     def fitted(self, splits: DatasetDict, config: Any, processor: Any) -> tuple[DatasetDict, Any]:
         if hasattr(processor, "do_reduce_labels"):  # it is saved with the model
             processor.do_reduce_labels = splits.reduce_labels
         return DatasetDict(splits), splits.reader(config)
-
-    def at_most(self, dataset: Dataset, count: int | None, seed: int, name: str) -> Dataset:
-        return dataset if count is None else drawn_pairs(dataset, count, seed)
 
     def inputs(self, dataset: Dataset, processor: Any, known: Any, augmentation: str, sample_ids: bool) -> Dataset:
         return with_pixel_values_and_masks(dataset, processor, known, augmentation, sample_ids)
@@ -116,11 +121,12 @@ class SegmentationRun(RunTask):
 
 
 @dataclass(frozen=True)
-class DetectionRun(RunTask):
+class DetectionRun(RunOfScenes):
     """Object detection; experimental."""
 
     name: str = DETECTION
     collate: Callable[[list], dict] = stack_boxes
+    loader: Callable[..., tuple[PreTrainedModel, Any]] = load_detection_model
 
     def check(self, model_args: ModelArguments, data_args: DataArguments) -> None:
         if model_args.augmentation != "none":
@@ -137,19 +143,6 @@ class DetectionRun(RunTask):
         given = {name: value for name, value in data_args.loading_options().items() if name != "skip_bad_images"}
         return load_detection_dataset(data_args.dataset, **given, **options)
 
-    def class_names(self, splits: DatasetDict) -> list[str]:
-        return splits.class_names
-
-    def load_model(self, model_args: ModelArguments, names: list[str], seed: int) -> tuple[PreTrainedModel, Any]:
-        return load_detection_model(
-            model_args.model,
-            label_names=names,
-            image_size=model_args.image_size,
-            seed=seed,
-            head=model_args.head,
-            **model_args.loading_options(),
-        )
-
     def fitted(self, splits: DatasetDict, config: Any, processor: Any) -> tuple[DatasetDict, Any]:
         names, known = splits.class_names, class_names(config)
         if sorted(names) != sorted(known):
@@ -158,9 +151,6 @@ class DetectionRun(RunTask):
                 f"{len(names)} ({', '.join(names[:3])}, ...): evaluate one that was fine-tuned on this dataset."
             )
         return DatasetDict(splits), None if names == known else tuple(known.index(name) for name in names)
-
-    def at_most(self, dataset: Dataset, count: int | None, seed: int, name: str) -> Dataset:
-        return dataset if count is None else drawn_pairs(dataset, count, seed)
 
     def inputs(self, dataset: Dataset, processor: Any, known: Any, augmentation: str, sample_ids: bool) -> Dataset:
         return with_pixel_values_and_boxes(dataset, processor, known)

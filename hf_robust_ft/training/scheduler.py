@@ -22,6 +22,7 @@ from hf_robust_ft.training.schedule_arguments import (
 
 logger = logging.getLogger(__name__)
 
+CLEAN_SCORES = ("eval_clean_accuracy", "eval_clean_pixel_accuracy", "eval_clean_map")  # one of each task
 # Settings of the callback -> the arguments they are made from.
 SETTINGS = {
     "eps": "eps",
@@ -229,15 +230,11 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
         counts = self._is_training and state.global_step != self.observed_at and self._ends_epoch(state)
         if self.alpha.observes != "accuracy" or not counts or not any(key.startswith("eval_") for key in metrics or {}):
             return
-        names = ("eval_clean_accuracy", "eval_clean_pixel_accuracy", "eval_clean_map")
-        accuracy = next((metrics[name] for name in names if name in metrics), None)
-        if accuracy is None:
-            told = (
-                "follows eval_clean_accuracy (pixel_accuracy of masks, map of boxes), and the evaluation gave "
-                f"{sorted(metrics)}"
-            )
+        accuracies = [metrics[name] for name in CLEAN_SCORES if name in metrics]
+        if not accuracies:
+            told = f"follows {' or '.join(CLEAN_SCORES)}, and the evaluation gave {sorted(metrics)}"
             raise ValueError(f"eps_schedule={self.alpha.name!r} {told}. It needs one eval_dataset, with labels.")
-        self.observe(accuracy, state.global_step, state.max_steps)
+        self.observe(accuracies[0], state.global_step, state.max_steps)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._is_training = False
@@ -285,9 +282,8 @@ class EpsilonSchedulerCallback(TrainerCallback, ExportableState):
             return
         logger.warning(
             f"This schedule reaches only eps={readable_eps(peak, norm)} of {readable_eps(self.peak_eps, norm)} in "
-            f"{max_steps} steps"
-            f"{', so no attack will run at all' if peak == 0 else ''}: training is too short for its granularity. "
-            "Train for more epochs, set schedule_granularity='step', or lower schedule_end.",
+            f"{max_steps} steps{', so no attack will run at all' if peak == 0 else ''}: training is too short for its "
+            "granularity. Train for more epochs, set schedule_granularity='step', or lower schedule_end.",
         )
 
 

@@ -14,8 +14,10 @@ WHOLE = [0.5, 0.5, 1.0, 1.0]
 
 
 def test_boxes_to_the_very_edge_and_images_without_any_pass():
-    BoxCheck()([labels([WHOLE, [0.9, 0.5, 0.2004, 0.2]]), labels([])], 2, num_labels=1)
-    BoxCheck(needs_a_box=False)([labels([])], 1)
+    assert BoxCheck()([labels([WHOLE, [0.9, 0.5, 0.2004, 0.2]]), labels([])], 2, num_labels=1) is None
+    assert BoxCheck(needs_a_box=False)([labels([])], 1) is None
+    with pytest.raises(ValueError, match="within it"):  # a little farther over the edge
+        BoxCheck()([labels([[0.9, 0.5, 0.2044, 0.2]])], 1, num_labels=1)
 
 
 BAD = [
