@@ -97,18 +97,24 @@ def test_only_what_stands_is_attacked_again(rippled):
     assert sum(fixed) < sum(auto) <= sum(fixed) + 97 * 21 * 1.5
 
 
-@pytest.mark.parametrize("protocol", ["paper", "exact", "reliable"])
+@pytest.fixture(scope="module", params=["paper", "exact", "reliable"])
+def uninterrupted(request, rippled):
+    """Three rounds: their settings, the report, and how many forwards it took."""
+    options, model = {"protocol": request.param, "attack_steps_limit": 40}, Rippled()
+    report = measure(rippled, model, **options)
+    assert len(report.convergence["rounds"]) == 3
+    return options, report, model.forwards
+
+
 @pytest.mark.parametrize("share", [0.3, 0.9])
-def test_a_run_that_was_cut_off_ends_in_the_same_report(rippled, tmp_path, protocol, share):
-    whole_model = Rippled()
-    whole = measure(rippled, whole_model, protocol=protocol)
+def test_a_run_that_was_cut_off_ends_in_the_same_report(rippled, uninterrupted, tmp_path, share):
+    options, whole, forwards = uninterrupted
+    options = {**options, "results_dir": tmp_path}
     with pytest.raises(KeyboardInterrupt):
-        measure(rippled, Rippled(int(share * whole_model.forwards)), protocol=protocol, results_dir=tmp_path)
-    rest = Rippled()
-    assert measure(rippled, rest, protocol=protocol, results_dir=tmp_path) == whole
-    assert rest.forwards < whole_model.forwards * (1.2 - share)
-    again = Rippled()
-    assert measure(rippled, again, protocol=protocol, results_dir=tmp_path) == whole and again.forwards == 1
+        measure(rippled, Rippled(int(share * forwards)), **options)
+    rest, again = Rippled(), Rippled()
+    assert measure(rippled, rest, **options) == whole and rest.forwards < forwards * (1.2 - share)
+    assert measure(rippled, again, **options) == whole and again.forwards == 1
 
 
 def test_what_ten_steps_found_is_where_auto_begins(rippled, tmp_path):
