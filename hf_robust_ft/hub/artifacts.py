@@ -7,13 +7,14 @@ from typing import Any
 
 from hf_robust_ft.evaluation.stored_examples import STORED_EXAMPLES, ExampleFolder, StoredExamples
 from hf_robust_ft.hub.contents import free_place
+from hf_robust_ft.models.detection import detects
 from hf_robust_ft.provenance.record import RECIPE_NAME
 from hf_robust_ft.provenance.weight_hashes import hash_weight_files
 from hf_robust_ft.provenance.yaml_values import load_yaml
 from hf_robust_ft.reporting.artifacts import DRAWERS, EXAMPLE_FILES, REPORT_NAME
 from hf_robust_ft.reporting.example_pairs import FILE_NAME as EXAMPLE_PAIRS
 from hf_robust_ft.reporting.model_card import EXAMPLES
-from hf_robust_ft.reporting.report_files import Report, read_report_file, refuse_detection_report
+from hf_robust_ft.reporting.report_files import DETECTION, Report, read_report_file, refuse_detection_report
 
 REPLACED_REPORT = "robustness_report.replaced.json"
 
@@ -26,10 +27,14 @@ def read_report(folder: Path, evaluation: Path | None, repo_id: str) -> Report:
     """
     place = folder if evaluation is None else evaluation
     path = place / REPORT_NAME
+    if detects(str(folder)):
+        raise ValueError(
+            f"{folder} is a model of {DETECTION}, which is experimental; models of it are not published from here yet."
+        )
     if not path.is_file():
         raise ValueError(f"There is no {REPORT_NAME} in {place}, so nothing is known of its robustness. "
                          f"{how_to_measure(folder, repo_id)}")  # fmt: skip
-    refuse_detection_report(path, "models of it are not published from here yet")
+    refuse_detection_report(path, f"{folder} is no model of it")
     report = read_report_file(path)
     if report.num_samples < 1 or len(report.epsilons) < 2:
         raise ValueError(f"{path} measured no attack. {how_to_measure(folder, repo_id)}")

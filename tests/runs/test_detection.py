@@ -1,11 +1,13 @@
 """The road of a user with boxes: train and evaluate by the command line; the result by transformers alone."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import yaml
 from datasets import Dataset, Features, Image
+from page_runs import make_report
 from PIL import Image as PILImage
 from tiny_detectors import squares, yolos
 from transformers import YolosImageProcessor, pipeline
@@ -82,5 +84,24 @@ def test_what_does_not_know_detection_says_so_before_any_work(went, capsys):
     assert "for image-classification" in refused(capsys, "train", *model, *data, *out, *none, "--dry_run")
     assert "is measured by one attack" in refused(capsys, "evaluate", *model, *data, "--protocol", "reliable")
     assert "autoattack is for" in refused(capsys, "evaluate", *model, *data, "--autoattack", 8)
-    assert "not published from here yet" in refused(capsys, "publish", went / "run", "me/boxes")
-    assert "of object-detection" in refused(capsys, "report", went / "evaluation", "--html", went / "page.html")
+
+
+def test_what_shows_results_to_others_names_reports_of_detection(went, tmp_path, capsys):
+    unmeasured = shutil.copytree(went / "run", tmp_path / "unmeasured", ignore=lambda *_: ["robustness_report.json"])
+    for folder in (went / "run", unmeasured):
+        assert "not published from here yet" in refused(capsys, "publish", folder, "me/boxes")
+    (tmp_path / "digits").mkdir()
+    make_report().to_json(tmp_path / "digits" / "robustness_report.json")
+    for target in (went / "run", went / "evaluation", went / "evaluation" / "robustness_report.json"):
+        assert "is a report of object-detection" in refused(capsys, "verify", target)
+        page = tmp_path / "page.html"
+        assert "is a report of object-detection" in refused(
+            capsys, "report", tmp_path / "digits", target, "--html", page
+        )
+        assert not page.exists()
+    assert "evaluation: robustness_report.json: it is of object-detection" in refused(capsys, "leaderboard", went)
+    main(["leaderboard", str(tmp_path / "digits"), str(went / "evaluation"), str(unmeasured)])
+    ranked, left_out = capsys.readouterr().out.split("## Not read")
+    assert "| digits |" in ranked and "evaluation" not in ranked
+    assert "- evaluation: robustness_report.json: it is of object-detection, which is experimental" in left_out
+    assert "- unmeasured: it holds neither" in left_out

@@ -25,8 +25,8 @@ from hf_robust_ft.evaluation.trust_verdicts import TrustCheck, is_tolerated, ver
 # Of pixel accuracy. Losses that all do well differ by a point or so; what hides gradients loses tens of points.
 TOLERATED, TOLERATED_OF_OTHERS = 0.01, 0.02
 LONGER = 3  # times the steps, for `converged`
-MOST_RIGHT_AT_HUGE_EPS = 0.2  # of pixels that were right
-# Cross-entropy spends itself on pixels that are wrong already: on digits' scenes it leaves 44 % at Linf 0.5, this 7 %.
+MOST_RIGHT_AT_HUGE_EPS = 0.2  # of pixels that were right, the mean over their classes
+# Cross-entropy spends itself on pixels that are wrong already: at Linf 0.5 it leaves 44 % of digits' scenes, this 7 %.
 AT_HUGE_EPS = APGD(steps=40, loss="masked_ce", random_start=False, select="fooled")
 QUERIES = 200  # of the search without gradients
 OTHER_LOSSES = ("masked_ce", "js", "masked_spherical")  # of the second opinion, without those of the protocol
@@ -52,10 +52,11 @@ def run_segmentation_checks(
     | `random_noise` | fall of the accuracy by the attack, less that by the worst of several random draws | below 0 |
     | `converged` | fall of the accuracy with three times the steps | above one point |
     | `deterministic`, `alone` | as for a classifier, of the logits of 4 images' pixels | as there |
-    | `huge_eps` | share of right pixels left at Linf 0.5, L2 0.5 sqrt(D) or L1 0.5 D | above 20 % |
+    | `huge_eps` | mean over classes of right pixels left at Linf 0.5, L2 0.5 sqrt(D) or L1 0.5 D | above 20 %, or * |
     | `second_opinion` | fall of the accuracy by other losses and a search without gradients | above two points |
 
     D is C * H * W. The last is what a model that hides its gradients cannot pass: `square_search` needs none.
+    *: more than 20 % of all right pixels are left, and that search leaves two points of accuracy less.
 
     Args:
         logits_fn: pixels (N, C, H, W) in [0, 1] -> logits (N, K, H', W'); call this inside `attack_mode(model)`.
@@ -104,22 +105,37 @@ class _Sample:
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield from zip(self.pixels.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
 
+    def predict(self, pixels: Tensor) -> Tensor:
+        """The class of each pixel of these (N, C, H, W), (N, H', W')."""
+        with torch.no_grad():
+            return torch.cat([self.logits_fn(x).argmax(1) for x in pixels.split(self.batch_size)])
+
     def right_of(self, pixels: Tensor) -> Tensor:
         """How many pixels of each image are right for these (N, C, H, W), (N,)."""
-        parts = zip(pixels.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
-        with torch.no_grad():
-            return torch.cat([right_pixels(self.logits_fn(x).argmax(1), labels) for x, labels in parts])
+        return right_pixels(self.predict(pixels), self.labels)
 
-    def left_by(self, attacks: Sequence[APGD], threat_model: ThreatModel | None = None) -> Tensor:
+    def attacked(self, attack: APGD, threat_model: ThreatModel, generator: torch.Generator) -> Tensor:
+        """The class of each pixel after an attack, (N, H', W')."""
+        results = [attack(self.logits_fn, *batch, threat_model, generator=generator) for batch in self.batches()]
+        return torch.cat([result.predictions for result in results])
+
+    def left_by(self, attacks: Sequence[APGD]) -> Tensor:
         """How many pixels of each image are right after the worst of some attacks, (N,)."""
         generator = seeded_generator(self.pixels.device, self.settings.seed)
-        within = threat_model or self.settings.threat_model
         fewest = self.clean
         for attack in attacks:
-            results = [attack(self.logits_fn, *batch, within, generator=generator) for batch in self.batches()]
-            predictions = torch.cat([result.predictions for result in results])
+            predictions = self.attacked(attack, self.settings.threat_model, generator)
             fewest = fewest.minimum(right_pixels(predictions, self.labels))
         return fewest
+
+    def left_by_search(self, threat_model: ThreatModel) -> Tensor:
+        """The same after a search without gradients, (N,)."""
+        generator = seeded_generator(self.pixels.device, self.settings.seed)
+        found = [
+            square_search(self.logits_fn, *batch, threat_model, queries=QUERIES, generator=generator)
+            for batch in self.batches()
+        ]
+        return torch.cat(found)
 
     def accuracy(self, right: Tensor) -> float:
         return float(right.sum() / self.labelled.sum())
@@ -189,20 +205,45 @@ def _check_converged(sample: _Sample) -> TrustCheck:
 
 
 def _check_huge_eps(sample: _Sample) -> TrustCheck:
+    """Mean over classes, as an honest network may keep the one it falls back on, background, at any eps.
+
+    Where so many pixels are background that by pixels the attack fails, a search without gradients must, too.
+    """
     size, given = sample.pixels[0].numel(), sample.settings.threat_model
     huge = {"Linf": 0.5, "L2": 0.5 * size**0.5, "L1": 0.5 * size}[given.norm]
     threat_model = dataclasses.replace(given, eps=max(huge, given.eps))
     attack = dataclasses.replace(AT_HUGE_EPS, larger_eps=sample.attacks[0].larger_eps)
-    left = float(sample.left_by([attack], threat_model).sum() / sample.clean.sum())
+    generator = seeded_generator(sample.pixels.device, sample.settings.seed)
+    found = sample.attacked(attack, threat_model, generator)
+    left = _share_left_of_classes(sample.labels, sample.predict(sample.pixels), found)
+    right = right_pixels(found, sample.labels)
+    passed, searched = left <= MOST_RIGHT_AT_HUGE_EPS, ""
+    if passed and right.sum() > MOST_RIGHT_AT_HUGE_EPS * sample.clean.sum():
+        by_attack, by_search = sample.accuracy(right), sample.accuracy(sample.left_by_search(threat_model))
+        passed = by_attack - by_search <= TOLERATED_OF_OTHERS
+        searched = f"; of all pixels it leaves {by_attack:.1%} right, and a search without gradients {by_search:.1%}"
     return verdict(
         "huge_eps",
-        left <= MOST_RIGHT_AT_HUGE_EPS,
+        passed,
         left,
-        f"allowed to change pixels by half of their range ({threat_model}), {attack} leaves {left:.1%} of the "
-        f"right pixels, where at most {MOST_RIGHT_AT_HUGE_EPS:.1%} should be left",
+        f"allowed to change pixels by half of their range ({threat_model}), {attack} leaves {left:.1%} of the right "
+        f"pixels of a class, the mean over classes, where at most {MOST_RIGHT_AT_HUGE_EPS:.1%} should be left"
+        f"{searched}",
         advice="the attack is weak, or the model hides its gradients or ignores its input, so the reported figures "
         f"mean little: try {sample.stronger}, and look for rounding or saturation",
     )
+
+
+def _share_left_of_classes(labels: Tensor, clean: Tensor, attacked: Tensor) -> float:
+    """Of each class's right pixels the share that an attack leaves right, the mean over classes that have any.
+
+    Args:
+        labels, clean, attacked: (N, H, W), the latter two predictions.
+    """
+    right = labels == clean  # no prediction is below 0
+    before = labels[right].bincount()
+    after = labels[right & (labels == attacked)].bincount(minlength=len(before))
+    return float((after / before)[before > 0].mean())
 
 
 def _check_second_opinion(sample: _Sample) -> TrustCheck:
@@ -213,13 +254,7 @@ def _check_second_opinion(sample: _Sample) -> TrustCheck:
         if loss not in own
     ]
     by_others = sample.left_by(others)
-    generator = seeded_generator(sample.pixels.device, sample.settings.seed)
-    by_search = torch.cat(
-        [
-            square_search(sample.logits_fn, *batch, sample.settings.threat_model, queries=QUERIES, generator=generator)
-            for batch in sample.batches()
-        ]
-    )
+    by_search = sample.left_by_search(sample.settings.threat_model)
     before = sample.accuracy(sample.left)
     after = sample.accuracy(sample.left.minimum(by_others).minimum(by_search))
     names = ", ".join(attack.loss for attack in others)

@@ -201,6 +201,53 @@ def test_a_segmenter_that_hides_its_gradients_is_doubtful(trick, reason):
     assert report.reliability["verdict"] == "doubtful" and reason in failed, report.check_lines()
 
 
+BRIGHT = torch.tensor([[0, 0, 0], [1, 0.2, 0.2], [0.2, 1, 0.2], [0.2, 0.2, 1], [1, 1, 0.2], [1, 0.2, 1], [0.2, 1, 1]])
+
+
+def mostly_background(count=4, size=16):
+    """Two bright squares on black: three quarters of the pixels are of class 0."""
+    generator, examples = torch.Generator().manual_seed(0), []
+    for _ in range(count):
+        mask = torch.zeros(size, size, dtype=torch.long)
+        for _ in range(2):
+            y, x = torch.randint(0, size - 6, (2,), generator=generator)
+            mask[y : y + 6, x : x + 6] = torch.randint(1, len(BRIGHT), (1,), generator=generator)
+        noise = 0.1 * torch.randn(3, size, size, generator=generator)
+        examples.append({"pixel_values": (BRIGHT[mask].movedim(-1, 0) + noise).clamp(0, 1), "labels": mask})
+    return examples
+
+
+def measure_background(trick=lambda logits: logits, preferred=0.6):
+    """The report of a network that decides for background where in doubt, and the names of the checks that failed."""
+    model, eps = ColourSegmenter(colours=BRIGHT), ThreatModel("Linf", 0.3)
+    model.colours.bias.data[0] += preferred
+    options = {"threat_model": eps, "epsilons": [0, 0.3], "protocol": "reliable", "attack_steps": 15, "checks": True}
+    report = measure(Hiding(model, trick), mostly_background(), **options)
+    return report, {check["name"] for check in report.checks if not check["passed"]}
+
+
+def test_background_that_stands_at_the_huge_eps_makes_no_honest_network_doubtful():
+    report, failed = measure_background()
+    assert not failed and report.reliability["verdict"] == "ok", report.check_lines()
+    background = report.per_class[0]["labelled_pixels"] / sum(row["labelled_pixels"] for row in report.per_class)
+    assert background > 0.7, "by pixels it keeps more than the bound allows"
+
+
+@pytest.mark.parametrize("trick", [lambda logits: (2 * logits).round() / 2, backward_as(junk)], ids=["rounded", "junk"])
+def test_its_twin_that_hides_its_gradients_stands_in_all_classes(trick):
+    report, failed = measure_background(trick)
+    assert "huge_eps" in failed and report.reliability["verdict"] == "doubtful", report.check_lines()
+
+
+def test_a_network_that_hides_the_gradients_of_background_alone_is_doubtful_where_a_search_changes_it():
+    def hidden(logits):
+        return torch.where((logits.argmax(1) == 0)[:, None], logits.detach() + 0 * logits, logits)
+
+    for trick, expected in ((lambda logits: logits, False), (hidden, True)):
+        report, failed = measure_background(trick, preferred=0.0)
+        assert ("huge_eps" in failed) == expected, report.check_lines()
+
+
 def test_auto_doubles_steps_until_both_scores_stand_still(tmp_path):
     auto = measure(attack_steps="auto", checks=True, results_dir=tmp_path)
     rounds = auto.convergence["rounds"]

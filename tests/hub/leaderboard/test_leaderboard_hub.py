@@ -6,6 +6,7 @@ import pytest
 from hub_server import HubServer
 
 from hf_robust_ft import APGD, ThreatModel
+from hf_robust_ft.evaluation.detection.report import DetectionReport
 from hf_robust_ft.evaluation.scoring import build_report
 from hf_robust_ft.reporting import render_model_card
 
@@ -26,6 +27,14 @@ def files_of(report, folder):
     return {"README.md": render_model_card(report), "robustness_report.json": (folder / "report.json").read_text()}
 
 
+def detection_report(folder):
+    scores = {f"{when}_{name}": 0.5 for when in ("clean", "adversarial", "expected") for name in ("map", "map_50")}
+    curves = {"epsilons": [0, 0.01], "maps": [0.5, 0.5], "maps_50": [0.5, 0.5], "losses": [1, 1]}
+    how = {"threat_model": {"norm": "Linf", "eps": 0.01}, "attack": {}}
+    DetectionReport(**scores, **curves, **how, num_samples=1, num_boxes=1, num_classes=2).to_json(folder / "boxes.json")
+    return (folder / "boxes.json").read_text()
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
@@ -42,6 +51,8 @@ def hub(tmp_path_factory):
         tagged = "---\ntags: [hf_robust_ft]\n---\n"
         server.create("tester/empty", {"README.md": tagged + "# Nothing\n"})
         server.create("tester/broken", {"README.md": tagged, "robustness_report.json": "{"})
+        boxes = {"README.md": tagged, "robustness_report.json": detection_report(folder)}
+        server.create("tester/boxes", boxes)
         server.create("someone/gated", files_of(strong, folder), gated=True)
         server.create("someone/untagged", {"README.md": "---\ntags: [vision]\n---\n"})
         server.create("stranger/private", files_of(strong, folder), private=True)
@@ -110,6 +121,7 @@ def test_what_cannot_be_read_is_told_with_the_reason(client, hub):
     text = section(found["printed"], "Not read, or doubtful")
     reasons = dict(line.removeprefix("- ").split(": ", 1) for line in text.splitlines() if line.startswith("- "))
     assert reasons["tester/empty"].startswith("it holds neither a robustness_report.json")
+    assert "of object-detection, which is experimental" in reasons["tester/boxes"]
     assert "is no JSON file" in reasons["tester/broken"] and "/" not in reasons["tester/broken"]
     assert reasons["someone/gated"] == "gated, and access was not granted to this token"
     assert "403" in reasons["tester/failing"]
