@@ -18,7 +18,8 @@ class ColourClassifier(nn.Module):
         self.forwards = 0
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        self.forwards += 1
+        if not torch.compiler.is_compiling():  # a graph would hold for one count alone
+            self.forwards += 1
         features = torch.tanh(nn.functional.conv2d(pixel_values, self.kernel, stride=2)).mean((2, 3))
         distances = (pixel_values.mean((2, 3))[:, None] - self.colours).square().sum(2)
         return features @ self.head.T - 0.1 * distances

@@ -57,7 +57,8 @@ class Libraries:
 
     def __init__(self, imports: str, path: list[str] | None = None):
         self.imports, self.path, self._parent = imports, ["", *(path or [])], None
-        self._environment = os.environ | {"OMP_NUM_THREADS": "1"}  # now, before a test changes it
+        # Now, before a test changes it. Sets are ordered as another process of the user's might.
+        self._environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "3"}
 
     def _ask(self, job: dict | None, until: float) -> list[int]:
         if self._parent is None:
@@ -100,6 +101,17 @@ class Libraries:
             raise subprocess.TimeoutExpired(str(script), timeout) from error
         output = [Path(job[name]).read_text(errors="replace") for name in ("stdout", "stderr")]
         return subprocess.CompletedProcess([str(script)], next(filter(None, codes), 0), *output)
+
+    def run_module(
+        self, words: list[str], environment: dict[str, str], folder: Path, timeout: float = 300
+    ) -> subprocess.CompletedProcess:
+        """Run `python -m WORDS` in `folder`, where its script and output are left."""
+        script = folder / f"{words[0]}_main.py"
+        script.write_text(
+            f"import runpy, sys\nsys.argv[1:] = {words[1:]!r}\n"
+            f"runpy.run_module({words[0]!r}, run_name='__main__', alter_sys=True)\n"
+        )
+        return self.run(script, [environment], folder, timeout)
 
     def kill_once(self, is_time: Callable[[], bool], script: Path, environment: dict[str, str], pause: float) -> str:
         """Run the script, and kill it as soon as it is time, after two minutes or once it has ended; what it wrote."""

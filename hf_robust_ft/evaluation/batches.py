@@ -89,7 +89,9 @@ def _check_one_shape(what: str, values: Sequence[Tensor], cure: str) -> None:
 
 
 def _check_examples(examples: Sequence[Any]) -> None:
-    """Raise unless the first example is a mapping of `pixel_values` and `labels`."""
+    """Raise unless there are examples, and the first is a mapping of `pixel_values` and `labels`."""
+    if not examples:
+        raise ValueError("A batch needs an example, and there is none: the list of images to take was empty.")
     first = examples[0]
     if isinstance(first, Mapping):
         missing = sorted({"pixel_values", "labels"} - set(first))

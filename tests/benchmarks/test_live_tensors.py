@@ -47,15 +47,12 @@ WIDE = {
 
 
 @pytest.mark.parametrize("kind", WIDE)
-def test_the_attack_takes_no_more_memory_than_a_training_pass_but_for_copies_of_the_images(kind):
-    """Without weight gradients networks of LayerNorm keep far less; BatchNorm keeps its input whether frozen or not."""
+def test_the_attack_takes_less_memory_than_a_training_pass(kind):
+    """Without weight gradients neither LayerNorm nor BatchNorm keeps what they are made of."""
     with torch.device("meta"):
         model = AutoModelForImageClassification.from_config(WIDE[kind]).train()
     batch = {
         "pixel_values": torch.zeros(8, 3, 32, 32, device="meta"),
         "labels": torch.zeros(8, dtype=torch.long, device="meta"),
     }
-    attack, training = attack_peak(model, batch, steps=3), training_peak(model, batch)
-    assert attack <= training + 8 * batch["pixel_values"].nbytes
-    if kind != "resnet":
-        assert attack < 0.9 * training
+    assert attack_peak(model, batch, steps=3) < 0.9 * training_peak(model, batch)

@@ -2,9 +2,9 @@
 
 import logging
 import os
-import subprocess
-import sys
 import warnings
+
+from forked import LIBRARIES
 
 from hf_robust_ft.cli.quiet import BARS, SILENCED, quiet_libraries
 from hf_robust_ft.models.timm_classifier import build_timm_classifier
@@ -19,8 +19,7 @@ def test_a_run_into_a_file_leaves_no_bars_and_no_notes_of_libraries(imagefolder,
     )
     flags = ["--model", str(tmp_path / "model"), "--dataset", imagefolder, "--output_dir", str(tmp_path / "run")]
     env = {name: value for name, value in os.environ.items() if name not in BARS}
-    command = [sys.executable, "-m", "hf_robust_ft", "train", *flags, *small.split()]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    done = LIBRARIES.run_module(["hf_robust_ft", "train", *flags, *small.split()], env, tmp_path)
     assert done.returncode == 0, done.stderr
     for part in ("\r", "it/s", "%|", "shards", "[transformers]", "UserWarning", ".py:", "REPORT"):
         assert part not in done.stderr, part

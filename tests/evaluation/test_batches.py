@@ -9,7 +9,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Rando
 from transformers import BatchFeature, default_data_collator
 
 from hf_robust_ft import AdversarialTrainer, PixelSpace
-from hf_robust_ft.evaluation.batches import NumberedBatches, stack_examples
+from hf_robust_ft.evaluation.batches import NumberedBatches, stack_boxes, stack_examples, stack_masks
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -128,6 +128,12 @@ def test_what_is_no_dataset_is_refused():
 def test_examples_without_labels_are_refused_by_name():
     with pytest.raises(ValueError, match=r"Examples lack \['labels'\]; they hold \['image', 'pixel_values'\]"):
         stack_examples([{"pixel_values": torch.zeros(3, 2, 2), "image": 0}])
+
+
+@pytest.mark.parametrize("collate", [stack_examples, stack_masks, stack_boxes])
+def test_a_batch_of_nothing_is_refused(collate):
+    with pytest.raises(ValueError, match="A batch needs an example, and there is none"):
+        collate([])
 
 
 @pytest.mark.parametrize(

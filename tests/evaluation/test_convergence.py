@@ -64,7 +64,7 @@ def test_more_steps_find_more_and_never_less(rippled, protocol):
 
 
 def test_it_settles_where_a_longer_attack_changes_little(dataset, processor):
-    options = {"pixel_space": PixelSpace.from_processor(processor), "epsilons": None}
+    options = {"pixel_space": PixelSpace.from_processor(processor)}
     report = measure(dataset, ColourClassifier(), **options)
     assert report.convergence["settled"] and 0 < report.adversarial_accuracy < report.clean_accuracy
     longer = measure(dataset, ColourClassifier(), attack_steps=8 * report.attack["steps"], **options)
@@ -97,31 +97,38 @@ def test_only_what_stands_is_attacked_again(rippled):
     assert sum(fixed) < sum(auto) <= sum(fixed) + 97 * 21 * 1.5
 
 
-@pytest.mark.parametrize("protocol", ["paper", "exact", "reliable"])
+@pytest.fixture(scope="module", params=["paper", "exact", "reliable"])
+def uninterrupted(request, rippled):
+    """Three rounds: their settings, the report, and how many forwards it took."""
+    options, model = {"protocol": request.param, "attack_steps_limit": 40}, Rippled()
+    report = measure(rippled, model, **options)
+    assert len(report.convergence["rounds"]) == 3
+    return options, report, model.forwards
+
+
 @pytest.mark.parametrize("share", [0.3, 0.9])
-def test_a_run_that_was_cut_off_ends_in_the_same_report(rippled, tmp_path, protocol, share):
-    whole_model = Rippled()
-    whole = measure(rippled, whole_model, protocol=protocol)
+def test_a_run_that_was_cut_off_ends_in_the_same_report(rippled, uninterrupted, tmp_path, share):
+    options, whole, forwards = uninterrupted
+    options = {**options, "results_dir": tmp_path}
     with pytest.raises(KeyboardInterrupt):
-        measure(rippled, Rippled(int(share * whole_model.forwards)), protocol=protocol, results_dir=tmp_path)
-    rest = Rippled()
-    assert measure(rippled, rest, protocol=protocol, results_dir=tmp_path) == whole
-    assert rest.forwards < whole_model.forwards * (1.2 - share)
-    again = Rippled()
-    assert measure(rippled, again, protocol=protocol, results_dir=tmp_path) == whole and again.forwards == 1
+        measure(rippled, Rippled(int(share * forwards)), **options)
+    rest, again = Rippled(), Rippled()
+    assert measure(rippled, rest, **options) == whole and rest.forwards < forwards * (1.2 - share)
+    assert measure(rippled, again, **options) == whole and again.forwards == 1
 
 
 def test_what_ten_steps_found_is_where_auto_begins(rippled, tmp_path):
     measure(rippled, attack_steps=10, results_dir=tmp_path)
     fresh, begun = Rippled(), Rippled()
-    assert measure(rippled, fresh) == measure(rippled, begun, results_dir=tmp_path)
+    limit = {"attack_steps_limit": 40}
+    assert measure(rippled, fresh, **limit) == measure(rippled, begun, results_dir=tmp_path, **limit)
     assert begun.forwards < fresh.forwards
 
 
 def test_random_starts_are_new_in_each_round_and_reproduce(rippled):
     attack = APGD(steps=3, select="fooled")
-    first, second = (measure(rippled, attack=attack, seed=4) for _ in range(2))
-    assert first == second and first.convergence["rounds"][0]["steps"] == 10
+    first, second = (measure(rippled, attack=attack, seed=4, attack_steps_limit=20) for _ in range(2))
+    assert first == second and [each["steps"] for each in first.convergence["rounds"]] == [10, 20]
 
 
 def test_data_that_change_between_rounds_are_refused(rippled):
@@ -147,12 +154,12 @@ def test_autoattack_counts_what_no_round_fooled(rippled, monkeypatch):
 
     monkeypatch.setattr(evaluation_work, "autoattack", finds_nothing)
     monkeypatch.setattr(evaluation_work, "check_num_classes", lambda count: None)  # two are too few for the real one
-    report = measure(rippled, autoattack=100)
+    report = measure(rippled, autoattack=100, attack_steps_limit=20)
     assert report.autoattack_accuracy == report.adversarial_accuracy
 
 
 def test_a_report_keeps_its_rounds_and_older_ones_are_read(rippled, tmp_path):
-    report = measure(rippled)
+    report = measure(rippled, attack_steps_limit=20)
     report.to_json(tmp_path / "report.json")
     assert RobustnessReport.from_json(tmp_path / "report.json") == report
     content = json.loads((tmp_path / "report.json").read_text())

@@ -1,8 +1,9 @@
 import json
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from forked import LIBRARIES
 from scene_folders import SIDE, write_scenes
 from tiny_segmenters import segformer
 from transformers import SegformerImageProcessor
@@ -13,7 +14,7 @@ from hf_robust_ft.runs.fine_tune import DataArguments, ModelArguments
 
 # Notes every attempt to reach anything, and lets none succeed.
 NO_NETWORK = """
-import json, socket, sys
+import socket
 attempts = []
 
 def refuse(*args, **kwargs):
@@ -24,7 +25,7 @@ socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
 socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = refuse
 from hf_robust_ft.cli.main import main
 
-for command in json.loads(sys.argv[1]):
+for command in COMMANDS:
     main(command)
 assert not attempts, attempts
 print("NO ATTEMPTS")
@@ -58,9 +59,8 @@ def test_a_dry_run_reaches_for_nothing(make_model, processor, images, tmp_path):
         ["train", "--config", "segmentation", "--image_size", "32", "--samples", "100", "10", "20", *run],
     ]
     environment = {"PATH": "", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ":".join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", NO_NETWORK, json.dumps(commands)], capture_output=True, text=True, env=environment
-    )
+    (tmp_path / "script.py").write_text(f"COMMANDS = {commands!r}\n{NO_NETWORK}")
+    done = LIBRARIES.run(tmp_path / "script.py", [environment], Path.cwd(), timeout=300)
     assert done.returncode == 0, done.stderr
     assert "NO ATTEMPTS" in done.stdout and not (tmp_path / "run").exists()
     counts = ["train 3334, validation 3333, test 1000", "train 1293", "train 34", "train 75000", "train 100"]

@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from contextlib import nullcontext
 
 import pytest
 import torch
 import yaml
 from conftest import assert_same_weights
+from forked import LIBRARIES_AND_OURS
 
 import hf_robust_ft.training.trainer
 from hf_robust_ft import RobustnessReport
@@ -123,10 +122,9 @@ def test_a_run_is_repeated_from_its_report_alone_in_another_process(
 
     (tmp_path / "from_report.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(facts["recipe"]))))
     # Where report and recipe name a folder of the first machine, that folder is at hand under its name.
-    again = subprocess.run(
-        [sys.executable, "-m", "hf_robust_ft", "train", "--config", "from_report.yaml", "--output_dir", "second"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "3"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    again = LIBRARIES_AND_OURS.run_module(
+        ["hf_robust_ft", "train", "--config", "from_report.yaml", "--output_dir", "second"], {**os.environ}, tmp_path
+    )
     assert again.returncode == 0, again.stderr
     assert hash_weight_files("second") == hash_weight_files("first") == facts["weights_sha256"]
     assert RobustnessReport.from_json("second/robustness_report.json").smallest_epsilons == report.smallest_epsilons

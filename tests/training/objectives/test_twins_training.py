@@ -1,11 +1,11 @@
 """TWINS in the Trainer: what each branch learns from, what checkpoints hold, and what is refused."""
 
-import subprocess
-import sys
+import os
 
 import pytest
 import torch
 from conftest import assert_same_weights, run_script, weights
+from forked import LIBRARIES
 from pretrained_norms import pretrained, still
 from safetensors import safe_open
 from torch import nn
@@ -163,12 +163,13 @@ def test_the_best_model_brings_its_twins_back(make):
 
 
 WITHOUT_US = """
-import sys, torch
+import sys
+import torch
 sys.modules["hf_robust_ft"] = None  # any import of it fails
 from transformers import AutoModelForImageClassification
-model, info = AutoModelForImageClassification.from_pretrained(sys.argv[1], output_loading_info=True)
+model, info = AutoModelForImageClassification.from_pretrained("published", output_loading_info=True)
 assert not any(info.values()), info
-torch.save(model.eval()(torch.load(sys.argv[2])).logits, sys.argv[3])
+torch.save(model.eval()(torch.load("images.pt")).logits, "logits.pt")
 """
 
 
@@ -188,9 +189,10 @@ def test_what_is_published_is_the_plain_model_to_whoever_has_never_heard_of_us(m
     assert not (tmp_path / "published" / FILE_NAME).exists()
     images = torch.rand(4, 3, 16, 16)
     torch.save(images, tmp_path / "images.pt")
-    paths = [str(tmp_path / name) for name in ("published", "images.pt", "logits.pt")]
-    subprocess.run([sys.executable, "-c", WITHOUT_US, *paths], check=True, capture_output=True, cwd=tmp_path)
-    assert torch.equal(torch.load(paths[2]), trainer.model.eval()(images).logits)
+    (tmp_path / "script.py").write_text(WITHOUT_US)
+    done = LIBRARIES.run(tmp_path / "script.py", [{**os.environ, "OMP_NUM_THREADS": "1"}], tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), trainer.model.eval()(images).logits)
 
 
 @pytest.mark.parametrize("changes", [{"bf16": True}, {"torch_compile": True, "torch_compile_backend": "eager"}])
