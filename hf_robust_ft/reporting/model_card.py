@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult
 
 from hf_robust_ft.attacks.threat_model import format_eps, parse_eps
 from hf_robust_ft.evaluation.confidence_intervals import interval_method
@@ -18,12 +18,11 @@ from hf_robust_ft.evaluation.reliability import (
 )
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.trust_verdicts import is_of_several_attacks
-from hf_robust_ft.provenance.plain_text import markdown, one_line
+from hf_robust_ft.provenance.plain_text import markdown
 from hf_robust_ft.reporting.card_sections import BEGIN, END
-from hf_robust_ft.reporting.card_template import card_from
+from hf_robust_ft.reporting.card_template import card_from, hub_metadata, measured_on, more_tags
 from hf_robust_ft.reporting.commands import evaluate_command
 from hf_robust_ft.reporting.comparability import UNNAMED_DATASET, attack_name, image_digests, measured_by
-from hf_robust_ft.reporting.licences import licence_metadata
 from hf_robust_ft.reporting.measured_table import measured_rows
 from hf_robust_ft.reporting.objective import objective_doubt
 from hf_robust_ft.reporting.probing import probe_doubt
@@ -80,11 +79,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=facts.get("dataset") or "unknown",
-            dataset_name=dataset,
-            dataset_config=facts.get("dataset_config"),
-            dataset_split=facts.get("split"),
-            dataset_revision=facts.get("dataset_commit") or facts.get("dataset_revision"),
+            **measured_on(facts, dataset),
             metric_type="accuracy" if key == "clean_accuracy" else key,
             metric_name=_metric_name(key, f"{norm} {eps}", how, report),
             metric_value=round(getattr(report, key), 6),
@@ -93,20 +88,8 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         for key in METRIC_NAMES
         if getattr(report, key) is not None
     ]
-    tags = [TAG, "adversarial-robustness", f"{norm}-{eps}".replace("/", "-over-")]
-    more_tags = facts.get("tags", [])
-    tags += [more_tags] if isinstance(more_tags, str) else list(more_tags)
-    data = ModelCardData(
-        model_name=one_line(facts.get("model_name") or title[0].lower() + title[1:]),
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        **licence_metadata(facts),
-        base_model=facts.get("base_model"),
-        datasets=[facts["dataset"]] if facts.get("dataset_on_hub") else None,
-        tags=tags,
-        language=facts.get("language"),
-        eval_results=results,
-    )
+    tags = [TAG, "adversarial-robustness", f"{norm}-{eps}".replace("/", "-over-"), *more_tags(facts)]
+    data = hub_metadata(facts, title, "image-classification", tags, results)
     card = card_from(
         TEMPLATE,
         data,

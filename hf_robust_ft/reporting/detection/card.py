@@ -4,17 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import ModelCardData
 
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.detection.report import TASK, DetectionReport
-from hf_robust_ft.provenance.plain_text import markdown, one_line
+from hf_robust_ft.provenance.plain_text import markdown
 from hf_robust_ft.reporting.card_sections import BEGIN, END
-from hf_robust_ft.reporting.card_template import card_from
+from hf_robust_ft.reporting.card_template import card_from, hub_metadata
 from hf_robust_ft.reporting.commands import evaluate_detection_command
 from hf_robust_ft.reporting.comparability import UNNAMED_DATASET
 from hf_robust_ft.reporting.consistency import ROUNDING
-from hf_robust_ft.reporting.licences import licence_metadata
 from hf_robust_ft.reporting.model_card import TAG, THREATS
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
@@ -33,15 +31,7 @@ def render_detection_card(report: DetectionReport, pictures: Sequence[str] = ())
     title = "Detection model, adversarially fine-tuned"
     if not facts.get("training"):
         title = f"Robustness of {subject or 'a detection model'}"
-    data = ModelCardData(
-        model_name=one_line(facts.get("model_name") or title[0].lower() + title[1:]),
-        library_name="transformers",
-        pipeline_tag=TASK,
-        **licence_metadata(facts),
-        base_model=facts.get("base_model"),
-        datasets=[facts["dataset"]] if facts.get("dataset_on_hub") else None,
-        tags=[TAG, "adversarial-robustness"],
-    )
+    data = hub_metadata(facts, title, TASK, [TAG, "adversarial-robustness"])
     card = card_from(
         TEMPLATE,
         data,

@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult
 
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.reliability import is_reliable, reliability_sentence, short_verdict
 from hf_robust_ft.evaluation.segmentation.convergence import segmentation_convergence_sentence
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
-from hf_robust_ft.provenance.plain_text import markdown, one_line
+from hf_robust_ft.provenance.plain_text import markdown
 from hf_robust_ft.reporting.card_sections import BEGIN, END
-from hf_robust_ft.reporting.card_template import card_from
+from hf_robust_ft.reporting.card_template import card_from, hub_metadata, measured_on, more_tags
 from hf_robust_ft.reporting.commands import evaluate_segmentation_command
 from hf_robust_ft.reporting.comparability import UNNAMED_DATASET, image_digests
-from hf_robust_ft.reporting.licences import licence_metadata
 from hf_robust_ft.reporting.model_card import EXAMPLES, TAG, THREATS
 from hf_robust_ft.reporting.segmentation.verdict import segmentation_verdict
 
@@ -50,17 +49,8 @@ def render_segmentation_card(report: SegmentationReport, pictures: Sequence[str]
     if facts.get("training") or not subject:
         title = "Robust segmentation model" if called_robust else "Segmentation model, adversarially fine-tuned"
     dataset = facts.get("dataset_name") or facts.get("dataset") or UNNAMED_DATASET
-    data = ModelCardData(
-        model_name=one_line(facts.get("model_name") or title[0].lower() + title[1:]),
-        library_name="transformers",
-        pipeline_tag=TASK,
-        **licence_metadata(facts),
-        base_model=facts.get("base_model"),
-        datasets=[facts["dataset"]] if facts.get("dataset_on_hub") else None,
-        tags=[TAG, "adversarial-robustness", f"{norm}-{eps}".replace("/", "-over-"), *_tags(facts.get("tags"))],
-        language=facts.get("language"),
-        eval_results=_results(report, dataset),
-    )
+    tags = [TAG, "adversarial-robustness", f"{norm}-{eps}".replace("/", "-over-"), *more_tags(facts)]
+    data = hub_metadata(facts, title, TASK, tags, _results(report, dataset))
     card = card_from(
         TEMPLATE,
         data,
@@ -120,11 +110,7 @@ def _results(report: SegmentationReport, dataset: str) -> list[EvalResult]:
         results.append(
             EvalResult(
                 task_type=TASK,
-                dataset_type=facts.get("dataset") or "unknown",
-                dataset_name=dataset,
-                dataset_config=facts.get("dataset_config"),
-                dataset_split=facts.get("split"),
-                dataset_revision=facts.get("dataset_commit") or facts.get("dataset_revision"),
+                **measured_on(facts, dataset),
                 metric_type=metric,
                 metric_name=words if is_clean else f"{words} ({norm} {eps}, {attack_of(report)}{doubt})",
                 metric_value=round(getattr(report, name), 6),
@@ -132,7 +118,3 @@ def _results(report: SegmentationReport, dataset: str) -> list[EvalResult]:
             )
         )
     return results
-
-
-def _tags(more: str | Sequence[str] | None) -> list[str]:
-    return [more] if isinstance(more, str) else list(more or [])
