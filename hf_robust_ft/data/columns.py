@@ -1,6 +1,7 @@
 """Any image classification schema -> the columns `image` (upright RGB) and `label` (a `ClassLabel`)."""
 
 import logging
+from collections.abc import Iterable
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -35,6 +36,15 @@ def find_columns(features: Features, dataset_id: str, image: str | None, label: 
         raise ValueError(f"{dataset_id} has {found} among {list(features)}. Name the one to use: label_column.")
     _check_label_type(features[labels[0]], labels[0], dataset_id)
     return images[0], labels[0]
+
+
+def check_columns(dataset: Dataset, names: Iterable[str], dataset_id: str, split: str) -> None:
+    """Raise a ValueError where a split lacks a column that another one has."""
+    for name in names:
+        if name not in dataset.features:
+            raise ValueError(
+                f"The split {split} of {dataset_id} has no column {name!r}; it has {dataset.column_names}."
+            )
 
 
 def two_columns(dataset: Dataset, image: str, label: str) -> Dataset:

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 from hf_robust_ft.data.bad_images import without_bad_images
 from hf_robust_ft.data.columns import find_columns, is_labelled, two_columns, with_class_labels
 from hf_robust_ft.data.images import RGBImage
-from hf_robust_ft.data.sources import EMBEDDED_DATASETS, disk_errors_explained, load_source, loaded_commit
+from hf_robust_ft.data.sources import EMBEDDED_DATASETS, common_commit, disk_errors_explained, load_source
 from hf_robust_ft.data.specs import SPECS, DatasetSpec
 from hf_robust_ft.data.splits import SplitSizes, canonical_names, check_source, split_by_spec, with_all_splits
 from hf_robust_ft.data.streaming import Streaming, stream_splits
@@ -149,8 +149,7 @@ def _split(source: dict[str, Dataset], dataset_id: str, spec: DatasetSpec | None
 
 
 def _facts(spec: DatasetSpec | None, source: dict[str, Dataset]) -> dict[str, Any]:
-    commits = {loaded_commit(split) for split in source.values()}
-    facts: dict[str, Any] = {"dataset_commit": commits.pop() if len(commits) == 1 else None}
+    facts: dict[str, Any] = common_commit(source)
     if spec is not None:
         facts |= {
             "dataset_hub_id": spec.hub_id,

@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,13 @@ def loaded_commit(dataset: Dataset | IterableDataset) -> str | None:
     files = [entry["filename"] for entry in getattr(dataset, "cache_files", [])]
     found = {match.group(1) for name in files for match in re.finditer(r"[/\\]([0-9a-f]{40})[/\\]", name)}
     return found.pop() if len(found) == 1 else None
+
+
+def common_commit(splits: Mapping[str, Dataset | IterableDataset]) -> dict[str, str]:
+    """`dataset_commit`, where the splits were all loaded from one."""
+    commits = {loaded_commit(split) for split in splits.values()}
+    commit = commits.pop() if len(commits) == 1 else None
+    return {"dataset_commit": commit} if commit else {}
 
 
 def loaded_facts(dataset: Any) -> dict[str, Any]:

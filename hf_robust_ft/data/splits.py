@@ -85,6 +85,17 @@ def canonical_names(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
     return {renamed.get(name, str(name)): split for name, split in splits.items()}
 
 
+def first_split(splits: Mapping[str, Dataset], dataset_id: str, require_train: bool) -> str:
+    """The split that tells of columns and classes: train, or the first by name where it is not required.
+
+    Raises:
+        ValueError: it is required, and there is none.
+    """
+    if "train" not in splits and require_train:
+        raise ValueError(f"{dataset_id} has no 'train' split, only {sorted(splits)}.")
+    return "train" if "train" in splits else min(splits)
+
+
 def split_by_spec(splits: Mapping[str, Dataset], spec: DatasetSpec, seed: int) -> DatasetDict:
     """The splits of one of the paper's datasets: what is held out or subsampled is drawn by class."""
     rng = np.random.default_rng(seed)

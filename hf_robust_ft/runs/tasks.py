@@ -17,8 +17,9 @@ from hf_robust_ft.data.segmentation import (
 )
 from hf_robust_ft.evaluation.batches import stack_boxes, stack_examples, stack_masks
 from hf_robust_ft.evaluation.detection.average_precision import check_installed
+from hf_robust_ft.models.dense_loading import HEADS
 from hf_robust_ft.models.detection import load_detection_model
-from hf_robust_ft.models.segmentation import HEADS, load_segmentation_model
+from hf_robust_ft.models.segmentation import load_segmentation_model
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments, at_most

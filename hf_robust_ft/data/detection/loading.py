@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
+from hf_robust_ft.data.columns import check_columns
 from hf_robust_ft.data.detection.columns import ObjectColumns, find_object_columns
 from hf_robust_ft.data.detection.digit_boxes import load_digit_boxes
 from hf_robust_ft.data.images import RGBImage
-from hf_robust_ft.data.sources import EMBEDDED_DATASETS, disk_errors_explained, load_source, loaded_commit
+from hf_robust_ft.data.sources import EMBEDDED_DATASETS, common_commit, disk_errors_explained, load_source
 from hf_robust_ft.data.specs import SPECS
-from hf_robust_ft.data.splits import SplitSizes, canonical_names, with_all_splits
+from hf_robust_ft.data.splits import SplitSizes, canonical_names, first_split, with_all_splits
 
 EMBEDDED_BOXES = "digits_boxes"
 
@@ -74,19 +75,14 @@ def load_detection_dataset(
         )
     with disk_errors_explained(dataset_id, load_options.get("cache_dir")):
         source = canonical_names(_source(dataset_id, load_options))
-        if "train" not in source and require_train:
-            raise ValueError(f"{dataset_id} has no 'train' split, only {sorted(source)}.")
-        first = "train" if "train" in source else min(source)
+        first = first_split(source, dataset_id, require_train)
         columns = find_object_columns(source[first].features, dataset_id, image_column, label_column)
         names = columns.class_names(source[first].features) or _numbered(source[first], columns, dataset_id)
-        commits = {loaded_commit(split) for split in source.values()}
-        facts: dict[str, Any] = {"dataset_commit": commits.pop()} if len(commits) == 1 else {}
+        facts: dict[str, Any] = common_commit(source)
         source = {name: _two_columns(split, columns, names, dataset_id, name) for name, split in source.items()}
     splits = DetectionSplits(with_all_splits(source, dataset_id, sizes, by=None) if "train" in source else source)
     splits.class_names = names
-    splits.facts = {name: value for name, value in facts.items() if value} | {
-        "split_sizes": {name: len(split) for name, split in splits.items()}
-    }
+    splits.facts = facts | {"split_sizes": {name: len(split) for name, split in splits.items()}}
     return splits
 
 
@@ -128,11 +124,7 @@ def _all(lists: Iterable[list]) -> np.ndarray:
 
 
 def _two_columns(dataset: Dataset, columns: ObjectColumns, names: list[str], dataset_id: str, split: str) -> Dataset:
-    for name in (columns.image, columns.objects):
-        if name not in dataset.features:
-            raise ValueError(
-                f"The split {split} of {dataset_id} has no column {name!r}; it has {dataset.column_names}."
-            )
+    check_columns(dataset, (columns.image, columns.objects), dataset_id, split)
     objects = _objects(dataset, columns)
     for index, each in enumerate(objects):
         _check(each, len(names), f"image {index} of {dataset_id} ({split})")

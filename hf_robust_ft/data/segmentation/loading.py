@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, Image
 
+from hf_robust_ft.data.columns import check_columns
 from hf_robust_ft.data.images import RGBImage
 from hf_robust_ft.data.segmentation.class_names import stated_names
 from hf_robust_ft.data.segmentation.columns import find_mask_columns
@@ -15,9 +16,9 @@ from hf_robust_ft.data.segmentation.digit_scenes import CLASS_NAMES, load_digit_
 from hf_robust_ft.data.segmentation.folders import load_mask_folder
 from hf_robust_ft.data.segmentation.masks import IGNORE_INDEX, MaskReader, check_labels
 from hf_robust_ft.data.segmentation.pairs import usable_pairs
-from hf_robust_ft.data.sources import EMBEDDED_DATASETS, disk_errors_explained, load_source, loaded_commit
+from hf_robust_ft.data.sources import EMBEDDED_DATASETS, common_commit, disk_errors_explained, load_source
 from hf_robust_ft.data.specs import SPECS
-from hf_robust_ft.data.splits import SplitSizes, canonical_names, with_all_splits
+from hf_robust_ft.data.splits import SplitSizes, canonical_names, first_split, with_all_splits
 from hf_robust_ft.provenance.class_names import class_names
 
 EMBEDDED_SCENES = "digits_scenes"
@@ -130,17 +131,14 @@ def load_segmentation_dataset(
         )
     with disk_errors_explained(dataset_id, load_options.get("cache_dir")):
         source = canonical_names(_source(dataset_id, load_options))
-        if "train" not in source and require_train:
-            raise ValueError(f"{dataset_id} has no 'train' split, only {sorted(source)}.")
-        first = "train" if "train" in source else min(source)
+        first = first_split(source, dataset_id, require_train)
         image, mask = find_mask_columns(source[first].features, dataset_id, image_column, label_column)
         names = (
             list(CLASS_NAMES)
             if dataset_id == EMBEDDED_SCENES and id2label is None
             else stated_names(source[first].features, mask, dataset_id, id2label, load_options)
         )
-        commits = {loaded_commit(split) for split in source.values()}
-        facts: dict[str, Any] = {"dataset_commit": commits.pop()} if len(commits) == 1 else {}
+        facts: dict[str, Any] = common_commit(source)
         source = {name: _two_columns(split, image, mask, dataset_id, name) for name, split in source.items()}
         reading = {"ignore_index": ignore_index, "reduce_labels": reduce_labels, "skip_bad_images": skip_bad_images}
         looked = {name: usable_pairs(split, dataset_id, name, **reading) for name, split in source.items()}
@@ -178,11 +176,7 @@ def _source(dataset_id: str, load_options: dict[str, Any]) -> dict[str, Dataset]
 
 
 def _two_columns(dataset: Dataset, image: str, mask: str, dataset_id: str, split: str) -> Dataset:
-    for name in (image, mask):
-        if name not in dataset.features:
-            raise ValueError(
-                f"The split {split} of {dataset_id} has no column {name!r}; it has {dataset.column_names}."
-            )
+    check_columns(dataset, (image, mask), dataset_id, split)
     dataset = dataset.select_columns([image, mask])
     renames = {old: new for old, new in ((image, "image"), (mask, "mask")) if old != new}
     dataset = dataset.rename_columns(renames) if renames else dataset

@@ -110,7 +110,7 @@ def _plot(
     path: Path,
 ) -> None:
     named = ((images[0], "image", "its prediction"), (images[1], f"attacked, {threat}", "prediction of that"))
-    figure, axes = plt.subplots(1, 4, figsize=(9.2, 3.0), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(9.6, 3.1), layout="constrained")
     for (image, title, of_prediction), prediction, pair in zip(named, predictions, (axes[:2], axes[2:]), strict=True):
         shown = np.broadcast_to(np.moveaxis(image, 0, -1).clip(0, 1), (*image.shape[-2:], 3))
         pair[0].imshow(shown)

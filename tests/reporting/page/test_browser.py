@@ -5,12 +5,16 @@ import shutil
 
 import numpy as np
 import pytest
+from colour_segmenter import ColourSegmenter
 from page_runs import CLASSES, EVIL, LOG_HISTORY, make_pairs, make_report
+from tiny_segmenters import IGNORED, scenes
 
+from hf_robust_ft import APGD, PixelSpace, ThreatModel, evaluate_segmentation
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.reporting.page.render import render_page
 from hf_robust_ft.reporting.page.runs import Run, Timeline
 from hf_robust_ft.reporting.page.slider import robustness_up_to
+from hf_robust_ft.reporting.segmentation.overlays import draw_overlays
 
 pytestmark = pytest.mark.browser
 NONE = "\u2013"  # a dash where there is nothing to tell
@@ -49,12 +53,31 @@ def page_file(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def masks_page_file(tmp_path_factory):
+    """Of two runs of segmentation, one with overlays."""
+    folder = tmp_path_factory.mktemp("masks")
+    threat_model, data = ThreatModel("Linf", "8/255"), scenes(2)
+    options = {"threat_model": threat_model, "attack_steps": 1, "checks": False, "progress": False}
+    reports = [evaluate_segmentation(ColourSegmenter(stride), data, **options) for stride in (1, 2)]
+    attack = APGD(steps=1, loss="pixel_ce", random_start=False)
+    names = ["red", "green", "blue", "yellow"]
+    how = {"threat_model": threat_model, "attack": attack, "class_names": names, "ignore_index": IGNORED}
+    draw_overlays(ColourSegmenter(), PixelSpace(), data, folder, count=1, **how)
+    path = folder / "page.html"
+    page = render_page(
+        [Run("sharp", reports[0], strips=(folder / "examples" / "example_000.png",)), Run("coarse", reports[1])]
+    )
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def visit(browser, page_file):
     """Open the page with the browser's settings; at the end it must have asked for nothing and reported no error."""
-    contexts, complaints, requests = [], [], []
+    contexts, complaints, requests, opened = [], [], [], set()
 
-    def open_page(**settings):
+    def open_page(file=page_file, **settings):
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | settings))
         contexts.append(context)
         page = context.new_page()
@@ -62,7 +85,8 @@ def visit(browser, page_file):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))
         page.on("request", lambda request: requests.append(request.url))
-        page.goto(page_file.as_uri())
+        opened.add(file.as_uri())
+        page.goto(file.as_uri())
         page.wait_for_selector(".curves .main-svg")
         return page
 
@@ -70,7 +94,7 @@ def visit(browser, page_file):
     for context in contexts:
         context.close()
     assert complaints == []
-    assert {url for url in requests if not url.startswith(("data:", "blob:"))} == {page_file.as_uri()}
+    assert {url for url in requests if not url.startswith(("data:", "blob:"))} == opened
 
 
 def expected_cells(page, group=0):
@@ -270,3 +294,17 @@ def test_classes_are_sorted_by_the_score_chosen(visit):
     assert told[2] == "clean accuracy (%)"
     chart.locator(".order").select_option("as in the report")
     assert drawn.evaluate("(each) => each._fullLayout.yaxis._categories") == list(rows)
+
+
+def test_of_masks_each_score_has_its_slider_and_overlays_are_legible_on_a_phone(visit, masks_page_file):
+    page = visit(masks_page_file, viewport={"width": 390, "height": 800}, is_mobile=True, has_touch=True)
+    assert page.locator(".group h3").all_inner_texts() == ["Mean IoU, Linf", "Pixel accuracy, Linf"]
+    page.locator("#eps-1").press("End")
+    page.locator("#eps-0").press("Home")
+    cells = [page.locator(".group").nth(at).locator("td.accuracy").first.inner_text() for at in range(2)]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    strip = page.locator("img.strip").bounding_box()
+    assert strip["width"] > 600, "its titles are smaller than print"
+    assert page.locator(".scroll:has(> img.strip)").get_attribute("tabindex") == "0"
+    scores = page.locator(".scores tbody tr").first.locator("td").all_inner_texts()
+    assert cells[0] == scores[1].split("\n")[0] and cells[1] == scores[5].split("\n")[0]
