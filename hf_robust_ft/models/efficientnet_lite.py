@@ -61,7 +61,6 @@ EMBEDDED_MODELS = {
     "efficientnet_lite1": EfficientNetLite(1, 240, "lite"),
     "efficientnet_lite2": EfficientNetLite(2, 260, "lite"),
 }
-SOURCE = EMBEDDED_MODELS["efficientnet_lite0"].source
 
 
 def load_efficientnet_lite(

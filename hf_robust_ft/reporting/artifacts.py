@@ -9,17 +9,19 @@ from hf_robust_ft.evaluation.reliability import reliability_sentence
 from hf_robust_ft.evaluation.report import RobustnessReport
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.reporting.card_sections import merge_cards
-from hf_robust_ft.reporting.commands import evaluate_command
+from hf_robust_ft.reporting.commands import (
+    evaluate_command,
+    evaluate_detection_command,
+    evaluate_segmentation_command,
+)
 from hf_robust_ft.reporting.consistency import check_consistent
 from hf_robust_ft.reporting.detection.card import check_consistent_detection, render_detection_card
-from hf_robust_ft.reporting.detection.commands import evaluate_detection_command
 from hf_robust_ft.reporting.detection.curves import plot_detection_curves
 from hf_robust_ft.reporting.drawing import drawn
 from hf_robust_ft.reporting.model_card import EXAMPLES, render_model_card
 from hf_robust_ft.reporting.plots import plot_curves, plot_training
 from hf_robust_ft.reporting.report_files import Report
 from hf_robust_ft.reporting.segmentation.card import render_segmentation_card
-from hf_robust_ft.reporting.segmentation.commands import evaluate_segmentation_command
 from hf_robust_ft.reporting.segmentation.consistency import check_consistent_segmentation
 from hf_robust_ft.reporting.segmentation.curves import plot_segmentation_curves
 from hf_robust_ft.reporting.segmentation.verdict import segmentation_verdict

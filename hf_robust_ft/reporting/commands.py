@@ -5,10 +5,13 @@ from typing import Any
 
 from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
 from hf_robust_ft.evaluation.convergence import AUTO, STEPS_LIMIT
+from hf_robust_ft.evaluation.detection.report import DetectionReport
 from hf_robust_ft.evaluation.protocols import resolve_epsilons
 from hf_robust_ft.evaluation.report import RobustnessReport
+from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 
 DEFAULT_SPLITTING = {"validation_size": 0.1, "test_size": 0.2, "split_seed": 0, "max_eval_samples": None}
+DEFAULT_MASKS = {"ignore_index": 255, "reduce_labels": False}
 
 
 def evaluate_command(report: RobustnessReport, model: str, **more: Any) -> str:
@@ -18,8 +21,49 @@ def evaluate_command(report: RobustnessReport, model: str, **more: Any) -> str:
         model: a folder or Hub id.
         more: further options, such as `output_dir`.
     """
-    facts, attack = report.metadata, report.attack
-    threat_model = ThreatModel(**report.threat_model)
+    measured = {
+        **_steps(report, report.attack),
+        "attack_loss": report.attack["loss"] if report.attack["loss"] != "ce" else None,
+        "protocol": report.protocol if report.protocol != "paper" else None,
+        "autoattack": report.autoattack_samples or None,
+    }
+    return _command(report, model, measured, more)
+
+
+def evaluate_segmentation_command(report: SegmentationReport, model: str, **more: Any) -> str:
+    """The same of a segmentation checkpoint."""
+    by_protocol, loss = report.protocol != "paper", report.attacks[0]["loss"]
+    measured = {
+        **_steps(report, report.attacks[0]),
+        "attack_loss": loss if not by_protocol and loss != "pixel_ce" else None,
+        "protocol": report.protocol if by_protocol else None,
+    }
+    masks = report.metadata.get("masks") or {}
+    masks = {name: value for name, value in masks.items() if DEFAULT_MASKS.get(name) != value}
+    return _command(report, model, measured, masks | more)
+
+
+def evaluate_detection_command(report: DetectionReport, model: str, **more: Any) -> str:
+    """The same of a detection checkpoint."""
+    return _command(report, model, {"attack_steps": report.attack["steps"]}, more)
+
+
+def _steps(report: RobustnessReport | SegmentationReport, attack: dict[str, Any]) -> dict[str, Any]:
+    limit = report.convergence.get("limit", STEPS_LIMIT)
+    return {
+        "attack_steps": AUTO if report.convergence else attack["steps"],
+        "attack_steps_limit": limit if limit != STEPS_LIMIT else None,
+    }
+
+
+def _command(
+    report: RobustnessReport | SegmentationReport | DetectionReport,
+    model: str,
+    measured: dict[str, Any],
+    more: dict[str, Any],
+) -> str:
+    """Data and threat model are told alike by all reports; options of None are left out."""
+    facts, threat_model = report.metadata, ThreatModel(**report.threat_model)
     options = {
         "model": model,
         "dataset": facts.get("dataset_alias") or facts.get("dataset_path") or facts.get("dataset") or "DATASET",
@@ -28,11 +72,7 @@ def evaluate_command(report: RobustnessReport, model: str, **more: Any) -> str:
         "split": facts.get("split") if facts.get("split") != "test" else None,
         "norm": threat_model.norm,
         "eps": format_eps(threat_model.eps),
-        "attack_steps": AUTO if report.convergence else attack["steps"],
-        "attack_steps_limit": limit if (limit := report.convergence.get("limit", STEPS_LIMIT)) != STEPS_LIMIT else None,
-        "attack_loss": attack["loss"] if attack["loss"] != "ce" else None,
-        "protocol": report.protocol if report.protocol != "paper" else None,
-        "autoattack": report.autoattack_samples or None,
+        **measured,
     }
     splitting = facts.get("splitting") or {}
     options |= {name: splitting.get(name) for name, value in DEFAULT_SPLITTING.items() if splitting.get(name) != value}

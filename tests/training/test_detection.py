@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import assert_same_weights, weights
+from dense_training import FOLLOWING, SPACE, builder, check_attacks, logged
 from tiny_detectors import CLASSES, DETECTORS, detr, fitted, rt_detr, squares, yolos
 from transformers import AutoModelForObjectDetection, Trainer
 
-from hf_robust_ft import SCHEDULES, AdversarialTrainer, PixelSpace, ThreatModel
+from hf_robust_ft import SCHEDULES, AdversarialTrainer, ThreatModel
 from hf_robust_ft.evaluation.batches import stack_boxes
 from hf_robust_ft.evaluation.detection.evaluate import evaluate_detection
 from hf_robust_ft.evaluation.detection.report import DetectionReport
-from hf_robust_ft.training.adversary import Adversary
 from hf_robust_ft.training.tasks import TASKS, ObjectDetection, task_of
-
-SPACE = PixelSpace()
 
 
 @pytest.fixture(scope="module")
@@ -27,35 +26,7 @@ def data():
 
 @pytest.fixture
 def build(make_args, data):
-    def make(model=None, trainer_cls=AdversarialTrainer, train_dataset=None, eval_dataset=None, **changes):
-        own = {"attack_steps": 2, "eps": "8/255", "eval_epsilons": ["0", "8/255"], "eval_attack_steps": 2}
-        own |= {"per_device_eval_batch_size": 4}
-        args = make_args(
-            **(own | {"num_train_epochs": 1, "per_device_train_batch_size": 4, "logging_steps": 1} | changes)
-        )
-        options = {"pixel_space": SPACE} if issubclass(trainer_cls, AdversarialTrainer) else {}
-        return trainer_cls(
-            model=yolos() if model is None else model,
-            args=args,
-            train_dataset=data if train_dataset is None else train_dataset,
-            eval_dataset=data if eval_dataset is None else eval_dataset,
-            data_collator=stack_boxes,
-            **options,
-        )
-
-    return make
-
-
-def weights(trainer):
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
-
-
-def assert_same(ours, theirs):
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def logged(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
+    return builder(make_args, data, yolos, stack_boxes, per_device_eval_batch_size=4)
 
 
 # RT-DETR draws boxes with noise in training, so this also tells that nothing else draws.
@@ -66,49 +37,18 @@ def test_at_eps_zero_training_is_bitwise_the_plain_trainers(build, kind):
         model = yolos(dropout=0.1) if kind == "yolos" else rt_detr()
         trainer = build(model, trainer_cls, eps=0, eval_epsilons=None, batch_norm="trainer")
         trainer.train()
-        both.append((weights(trainer), logged(trainer, "loss")))
-    assert_same(both[0][0], both[1][0])
+        both.append((weights(trainer.model), logged(trainer, "loss")))
+    assert_same_weights(both[0][0], both[1][0])
     assert both[0][1] == both[1][1]
 
 
 @pytest.mark.parametrize("kind", DETECTORS)
 def test_each_image_is_attacked_inside_its_ball_and_the_model_trains_on_what_was_found(build, monkeypatch, kind):
-    found, seen = [], []
-    attack, step = Adversary.attack, Trainer.compute_loss
-
-    def watched(self, model, inputs, *args, **kwargs):
-        modes = [module.training for module in model.modules()]
-        random = torch.get_rng_state()
-        result = attack(self, model, inputs, *args, **kwargs)
-        assert modes == [module.training for module in model.modules()]
-        assert torch.equal(random, torch.get_rng_state())
-        assert not hasattr(model, "_loss_function")
-        if self.is_ready:
-            assert all(parameter.grad is None for parameter in model.parameters())
-            assert (result.adversarial - inputs["pixel_values"]).abs().max() <= kwargs["eps"]
-            found.append(result)
-        return result
-
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        seen.append(inputs["pixel_values"])
-        return step(self, model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(Adversary, "attack", watched)
-    monkeypatch.setattr(Trainer, "compute_loss", compute_loss)
     trainer = build(DETECTORS[kind](), eps_schedule="constant")
-    before = weights(trainer)
-    trainer.train()
-    assert len(found) == len(seen) == 2
-    assert all(
-        torch.allclose(result.adversarial, pixels, atol=1e-6) for result, pixels in zip(found, seen, strict=True)
-    )
-    assert set(logged(trainer, "eps")) == {8 / 255}
-    assert any(not torch.equal(value, before[name]) for name, value in weights(trainer).items())
-
-
-FOLLOWING = {
-    "auto": {"eval_strategy": "epoch", "robust_eval": "no", "schedule_args": {"patience": 1, "tolerance": 1.0}}
-}
+    before = weights(trainer.model)
+    check_attacks(trainer, monkeypatch, count=2)
+    assert not hasattr(trainer.model, "_loss_function")
+    assert any(not torch.equal(value, before[name]) for name, value in weights(trainer.model).items())
 
 
 @pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "per_sample"])
@@ -130,7 +70,7 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(build, 
     whole.train()
     resumed = build(rt_detr(), **saved)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
-    assert_same(weights(whole), weights(resumed))
+    assert_same_weights(whole.model, resumed.model)
     state = json.loads(Path(tmp_path, "whole", "checkpoint-2", "trainer_state.json").read_text())
     assert state["global_step"] == 2
 
@@ -145,7 +85,7 @@ def test_accumulated_batches_are_one_batch_where_each_has_as_many_boxes(build, d
             max_steps=1, train_dataset=alike, train_sampling_strategy="sequential",
         )  # fmt: skip
         trainer.train()
-        both.append(weights(trainer))
+        both.append(weights(trainer.model))
     assert all(torch.allclose(both[0][name], both[1][name], atol=1e-5) for name in both[0])
 
 
@@ -154,7 +94,7 @@ def test_a_checkpoint_is_a_plain_model_of_transformers(build, tmp_path):
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
     loaded = AutoModelForObjectDetection.from_pretrained(tmp_path / "saved")
-    assert_same(dict(loaded.state_dict()), weights(trainer))
+    assert_same_weights(loaded, trainer.model)
 
 
 def test_a_pixel_mask_reaches_the_model_and_padding_is_not_attacked(build, data):
@@ -188,9 +128,9 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=["-".join(map(str, next(iter(each.items())))) for each in SETTINGS])
 def test_what_is_set_for_classifiers_holds_for_detectors(build, settings):
     trainer = build(detr(), eps_schedule="constant", max_steps=1, **settings)
-    before = weights(trainer)
+    before = weights(trainer.model)
     trainer.train()
-    changed = [name for name, value in weights(trainer).items() if not torch.equal(value, before[name])]
+    changed = [name for name, value in weights(trainer.model).items() if not torch.equal(value, before[name])]
     assert changed
     if settings.get("freeze") == "backbone":
         assert not any("backbone" in name for name in changed)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import assert_same_weights, weights
+from dense_training import FOLLOWING, builder, check_attacks, logged
 from tiny_segmenters import CLASSES, IGNORED, SIZE, scenes, segformer, upernet
 from transformers import AutoModelForSemanticSegmentation, Trainer
 
-from hf_robust_ft import SCHEDULES, AdversarialTrainer, PixelSpace, ThreatModel
+from hf_robust_ft import SCHEDULES, AdversarialTrainer, ThreatModel
 from hf_robust_ft.evaluation.segmentation.evaluate import evaluate_segmentation
 from hf_robust_ft.evaluation.segmentation.reliability import CHECKS
 from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
@@ -17,7 +19,6 @@ from hf_robust_ft.training.adversary import Adversary
 from hf_robust_ft.training.tasks import TASKS, ImageSegmentation, task_of
 
 MAKERS = {"segformer": segformer, "upernet": upernet}
-SPACE = PixelSpace()
 
 
 @pytest.fixture(scope="module")
@@ -27,33 +28,7 @@ def data():
 
 @pytest.fixture
 def build(make_args, data):
-    def make(model=None, trainer_cls=AdversarialTrainer, train_dataset=None, eval_dataset=None, **changes):
-        own = {"attack_steps": 2, "eps": "8/255", "eval_epsilons": ["0", "8/255"], "eval_attack_steps": 2}
-        args = make_args(
-            **(own | {"num_train_epochs": 1, "per_device_train_batch_size": 4, "logging_steps": 1} | changes)
-        )
-        options = {"pixel_space": SPACE} if issubclass(trainer_cls, AdversarialTrainer) else {}
-        return trainer_cls(
-            model=segformer() if model is None else model,
-            args=args,
-            train_dataset=data if train_dataset is None else train_dataset,
-            eval_dataset=data if eval_dataset is None else eval_dataset,
-            **options,
-        )
-
-    return make
-
-
-def weights(trainer):
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
-
-
-def assert_same(ours, theirs):
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def logged(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
+    return builder(make_args, data, segformer)
 
 
 @pytest.mark.parametrize("changes", [{}, {"bf16": True}], ids=["plain", "bf16"])
@@ -65,36 +40,14 @@ def test_at_eps_zero_training_is_bitwise_the_plain_trainers(build, kind, changes
     for trainer_cls in (AdversarialTrainer, Trainer):
         trainer = build(make(**dropout), trainer_cls, eps=0, eval_epsilons=None, batch_norm="trainer", **changes)
         trainer.train()
-        both.append((weights(trainer), logged(trainer, "loss")))
-    assert_same(both[0][0], both[1][0])
+        both.append((weights(trainer.model), logged(trainer, "loss")))
+    assert_same_weights(both[0][0], both[1][0])
     assert both[0][1] == both[1][1]
 
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_each_image_is_attacked_inside_its_ball_and_the_model_trains_on_what_was_found(build, monkeypatch, kind):
-    found, seen = [], []
-    attack, step = Adversary.attack, Trainer.compute_loss
-
-    def watched(self, model, inputs, *args, **kwargs):
-        result = attack(self, model, inputs, *args, **kwargs)
-        if self.is_ready:
-            assert (result.adversarial - inputs["pixel_values"]).abs().max() <= kwargs["eps"]
-            found.append(result)
-        return result
-
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        seen.append(inputs["pixel_values"])
-        return step(self, model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(Adversary, "attack", watched)
-    monkeypatch.setattr(Trainer, "compute_loss", compute_loss)
-    trainer = build(MAKERS[kind](), eps_schedule="constant")
-    trainer.train()
-    assert len(found) == len(seen) == 4
-    assert all(
-        torch.allclose(result.adversarial, pixels, atol=1e-6) for result, pixels in zip(found, seen, strict=True)
-    )
-    assert set(logged(trainer, "eps")) == {8 / 255}
+    check_attacks(build(MAKERS[kind](), eps_schedule="constant"), monkeypatch, count=4)
 
 
 def test_the_attack_climbs_the_models_own_loss(build, data):
@@ -111,11 +64,6 @@ def test_the_attack_climbs_the_models_own_loss(build, data):
             for pixels in (batch["pixel_values"], result.adversarial)
         ]
     assert own[1] > own[0] and own[1] == pytest.approx(float(result.loss.mean()), rel=1e-4)
-
-
-FOLLOWING = {
-    "auto": {"eval_strategy": "epoch", "robust_eval": "no", "schedule_args": {"patience": 1, "tolerance": 1.0}}
-}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -183,7 +131,7 @@ def test_accumulated_batches_are_one_batch_where_each_has_as_many_labelled_pixel
             batch_norm="frozen",
         )
         trainer.train()
-        both.append(weights(trainer))
+        both.append(weights(trainer.model))
     assert all(torch.allclose(both[0][name], both[1][name], atol=1e-5) for name in both[0])
 
 
@@ -194,7 +142,7 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(build, 
         output_dir=str(tmp_path / "whole"), save_strategy="steps", save_steps=2, schedule_granularity="step"
     )
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    assert_same(weights(whole), weights(resumed))
+    assert_same_weights(whole.model, resumed.model)
     state = json.loads(Path(tmp_path, "whole", "checkpoint-4", "trainer_state.json").read_text())
     assert state["global_step"] == 4
 
@@ -204,7 +152,7 @@ def test_a_checkpoint_is_a_plain_model_of_transformers(build, tmp_path):
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "saved")
-    assert_same(dict(loaded.state_dict()), weights(trainer))
+    assert_same_weights(loaded, trainer.model)
 
 
 # ---- Tasks ---------------------------------------------------------------------------
@@ -388,9 +336,9 @@ SETTINGS = [
 @pytest.mark.parametrize("kind", MAKERS)
 def test_what_is_set_for_classifiers_holds_for_segmenters(build, kind, settings):
     trainer = build(MAKERS[kind](), eps_schedule="constant", max_steps=1, **settings)
-    before = weights(trainer)
+    before = weights(trainer.model)
     trainer.train()
-    changed = [name for name, value in weights(trainer).items() if not torch.equal(value, before[name])]
+    changed = [name for name, value in weights(trainer.model).items() if not torch.equal(value, before[name])]
     assert changed
     if settings.get("freeze") == "backbone":
         assert all("head" in name for name in changed)

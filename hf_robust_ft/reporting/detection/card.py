@@ -11,9 +11,9 @@ from hf_robust_ft.evaluation.detection.report import TASK, DetectionReport
 from hf_robust_ft.provenance.plain_text import markdown, one_line
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.card_template import card_from
+from hf_robust_ft.reporting.commands import evaluate_detection_command
 from hf_robust_ft.reporting.comparability import UNNAMED_DATASET
 from hf_robust_ft.reporting.consistency import ROUNDING
-from hf_robust_ft.reporting.detection.commands import evaluate_detection_command
 from hf_robust_ft.reporting.licences import licence_metadata
 from hf_robust_ft.reporting.model_card import TAG, THREATS
 

@@ -12,10 +12,10 @@ from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.provenance.plain_text import markdown, one_line
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.card_template import card_from
+from hf_robust_ft.reporting.commands import evaluate_segmentation_command
 from hf_robust_ft.reporting.comparability import UNNAMED_DATASET, image_digests
 from hf_robust_ft.reporting.licences import licence_metadata
 from hf_robust_ft.reporting.model_card import EXAMPLES, TAG, THREATS
-from hf_robust_ft.reporting.segmentation.commands import evaluate_segmentation_command
 from hf_robust_ft.reporting.segmentation.verdict import segmentation_verdict
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
