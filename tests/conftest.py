@@ -5,7 +5,6 @@ import gc
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 # Read when the libraries are imported, so set first: nothing here may reach out or phone home.
@@ -240,6 +239,6 @@ def run_script(
     if not launcher:
         # What is asked of the environment may be read when the client of the Hub is imported.
         return (LIBRARIES if environment else LIBRARIES_AND_OURS).run(script, each, Path.cwd(), timeout=300)
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port"]
-    command = [sys.executable, *torchrun, each[0]["MASTER_PORT"], str(script)]
-    return subprocess.run(command, env=inherited, capture_output=True, text=True, timeout=300)
+    port = ["--master_port", each[0]["MASTER_PORT"]]
+    torchrun = ["torch.distributed.run", "--nproc_per_node", str(processes), *port, str(script.absolute())]
+    return LIBRARIES.run_module(torchrun, inherited, folder)

@@ -60,12 +60,18 @@ def test_a_guide_begins_with_one_screen_of_essentials(page):
     assert "```" in essentials and 8 < len(essentials.splitlines()) <= 45
 
 
+def filled_in(block: str) -> str:
+    """A block of commands with its variables' values, and 0 for those that come from elsewhere."""
+    values = dict(re.findall(r'(?m)^(\w+)="(.*)"$', block))
+    return re.sub(r"\\?\$(\w+)", lambda name: values.get(name[1], "0"), block)
+
+
 def commands(page: Path) -> list[list[str]]:
     """Every command of ours on a page, as words; `...` where the page leaves something out."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.S)
     inline = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line for block in blocks for line in filled_in(block).replace("\\\n", " ").splitlines()]
     found = []
     for line in [*lines, *(" ".join(code.split()) for code in inline)]:
         for part in line.split("&&"):
@@ -73,7 +79,9 @@ def commands(page: Path) -> list[list[str]]:
             benchmark = re.search(r"-m (hf_robust_ft\.benchmarks\.\w.*)", part)
             bare = re.match(rf"((?:{'|'.join(cli.COMMANDS)}) .*--.*)", part)
             match = ours or benchmark or bare
-            found += [shlex.split(match[1], comments=True)] if match else []
+            if match:
+                within_quotes = part[: match.start(1)].count('"') % 2  # the word of another command
+                found.append(shlex.split(match[1].partition('"')[0] if within_quotes else match[1], comments=True))
     return found
 
 

@@ -1,6 +1,6 @@
 """BatchNorm under attack: its statistics and weights stand still, so that its backward pass needs none of its input."""
 
-from types import MethodType
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +40,15 @@ class FrozenBatchNorm(torch.autograd.Function):
         stand_in = gradient
         if gradient.stride() != ctx.strides:
             stand_in = torch.empty_strided(gradient.shape, ctx.strides, dtype=gradient.dtype, device=gradient.device)
+        no_batch_statistics = module.running_mean.new_empty(0)  # as autograd gives them in evaluation mode
         found = torch.ops.aten.native_batch_norm_backward(
             gradient,
             stand_in,
             module.weight,
             module.running_mean,
             module.running_var,
-            None,
-            None,
+            no_batch_statistics,
+            no_batch_statistics,
             False,
             module.eps,
             [True, False, False],
@@ -59,31 +60,40 @@ def can_be_frozen(module: nn.Module) -> bool:
     """Whether a module is a BatchNorm by running statistics, PyTorch's own or timm's with an activation after it."""
     if not isinstance(module, _BatchNorm) or module.running_mean is None or "forward" in vars(module):
         return False
-    return _is_plain(module) or _has_activation(module)
+    return _is_plain(type(module)) or _has_activation(type(module))
 
 
 def freeze(module: _BatchNorm) -> None:
-    """Let such a module keep nothing for the backward pass; `thaw` undoes it."""
-    # One function for all modules and times, or compiled models would be compiled again for each.
-    module.forward = MethodType(_forward, module)
+    """Let such a module keep nothing for the backward pass; `thaw` undoes it.
+
+    By its class, not by a method of its own, which DataParallel's replicas would call on the first device's weights.
+    """
+    module.__class__ = _frozen(type(module))
 
 
 def thaw(module: _BatchNorm) -> None:
-    del module.forward
+    module.__class__ = type(module).__base__
 
 
-def _is_plain(module: nn.Module) -> bool:
-    return type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+@cache
+def _frozen(usual: type[_BatchNorm]) -> type[_BatchNorm]:
+    """One class for all modules and times, or compiled models would be compiled again for each."""
+    is_plain = _is_plain(usual)
+
+    def forward(module: _BatchNorm, x: Tensor) -> Tensor:
+        moves = module.training or any(each is not None and each.requires_grad for each in (module.weight, module.bias))
+        usually = moves or not x.requires_grad or x.device.type not in KNOWN_DEVICES
+        if usually or torch.compiler.is_compiling():  # whose graphs keep only what they need
+            return usual.forward(module, x)
+        x = FrozenBatchNorm.apply(x, module)
+        return x if is_plain else module.act(module.drop(x))
+
+    return type(f"Frozen{usual.__name__}", (usual,), {"forward": forward})
 
 
-def _has_activation(module: nn.Module) -> bool:
-    return type(module).__name__ == "BatchNormAct2d" and type(module).__module__ == "timm.layers.norm_act"
+def _is_plain(kind: type) -> bool:
+    return kind.forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
-def _forward(module: _BatchNorm, x: Tensor) -> Tensor:
-    frozen = not any(each is not None and each.requires_grad for each in (module.weight, module.bias))
-    usual = module.training or not frozen or not x.requires_grad or x.device.type not in KNOWN_DEVICES
-    if usual or torch.compiler.is_compiling():  # whose graphs keep what they need
-        return type(module).forward(module, x)
-    x = FrozenBatchNorm.apply(x, module)
-    return x if _is_plain(module) else module.act(module.drop(x))
+def _has_activation(kind: type) -> bool:
+    return kind.__name__ == "BatchNormAct2d" and kind.__module__ == "timm.layers.norm_act"

@@ -57,38 +57,51 @@ def label_curves(axes: plt.Axes, report: Report, score: str) -> None:
         xlim=(0, eps * unit),
         title=f"Robustness up to {norm} {format_eps(eps)}, {report.num_samples} images",
     )
+    axes.xaxis.get_major_locator().set_params(integer=norm == "Linf")
     open_frame(axes)
 
 
 def plot_training(
     histories: Mapping[str, list[dict]], path: str | Path, norm: str = "Linf", score: str = "accuracy"
 ) -> None:
-    """Validation accuracy, or another score, by epoch over the budget eps of each run (`Trainer`'s log histories)."""
+    """Validation accuracy, or another score, by epoch over the budget eps of each run (`Trainer`'s log histories).
+
+    Where no run was validated while it trained, eps alone.
+    """
     unit, unit_name = _unit(norm)
-    figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(6.4, 5.2), sharex=True, height_ratios=(3, 1.2), layout="constrained"
-    )
+    scores = _validation_scores(histories, score)
+    heights = (3, 1.2) if scores else (1.2,)
+    figure = plt.figure(figsize=(6.4, 1 + sum(heights)), layout="constrained")
+    *tops, bottom = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    for top in tops:
+        for label, style, colour, points in scores:
+            top.plot(*zip(*points, strict=True), style, color=colour, clip_on=False, label=label)
+        top.set(ylabel=f"validation {score.replace('_', ' ')} (%)", ylim=(0, 100))
+        figure.legend(*top.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
     for (label, history), colour in zip(histories.items(), cycle(COLOURS)):
-        for key, style, name in (
-            (f"eval_clean_{score}", "-", "clean"),
-            (f"eval_adversarial_{score}", "--", "adversarial"),
-        ):
-            points = [(entry["epoch"], 100 * entry[key]) for entry in history if key in entry and "epoch" in entry]
-            if points:
-                top.plot(*zip(*points, strict=True), style, color=colour, clip_on=False, label=f"{label}, {name}")
         budget = [(entry["epoch"], unit * entry["eps"]) for entry in history if "loss" in entry and "eps" in entry]
         if budget:
             # A log at the end of an epoch tells the eps of the steps before it.
             budget.insert(0, (0.0, budget[0][1]))
             bottom.step(*zip(*budget, strict=True), where="pre", color=colour, label=label)
-    top.set(ylabel=f"validation {score.replace('_', ' ')} (%)", ylim=(0, 100), title="Training")
     bottom.set(xlabel="epoch", ylabel=f"eps{unit_name}")
     strip_of_eps(bottom, norm)
-    for axes in (top, bottom):
+    for axes in figure.axes:
         open_frame(axes)
-    if top.lines:
-        figure.legend(*top.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
+    figure.axes[0].set_title("Training")
     _save(figure, path)
+
+
+def _validation_scores(histories: Mapping[str, list[dict]], score: str) -> list[tuple[str, str, str, list]]:
+    """The lines of scores over epochs: label, style, colour and points in percent."""
+    lines = []
+    for (label, history), colour in zip(histories.items(), cycle(COLOURS)):
+        for name, style in (("clean", "-"), ("adversarial", "--")):
+            key = f"eval_{name}_{score}"
+            points = [(entry["epoch"], 100 * entry[key]) for entry in history if key in entry and "epoch" in entry]
+            if points:
+                lines.append((f"{label}, {name}", style, colour, points))
+    return lines
 
 
 def open_frame(axes: plt.Axes) -> None:

@@ -50,7 +50,16 @@ BY_SECOND_OPINION = {
 NO_HELP = {"crops by the input"}  # it may leave an image more than the attacks of the suite do
 
 
-@pytest.mark.parametrize("name", DEFENCES)
+# Each on one network, which takes a second; the slow rows have the other one.
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        pytest.param(network, name, marks=[pytest.mark.slow] if (row + column) % 2 else [])
+        for column, network in enumerate(NETWORKS)
+        for row, name in enumerate(DEFENCES)
+    ],
+    indirect=["network"],
+)
 def test_a_defence_is_found_out(network, images, name):
     model, threat_model = network
     found = failed(DEFENCES[name](model), images, threat_model)

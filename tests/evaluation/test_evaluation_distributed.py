@@ -26,11 +26,11 @@ from hf_robust_ft.evaluation.batches import stack_examples
 
 # Batches of 10 are five, the last of 8; a batch of 48 leaves the second process without one.
 CASES = {
-    "paper": {"distributions": ["beta:2,5"], "autoattack": 25, "class_names": ["r", "g", "b", "y"]},
-    "exact": {"protocol": "exact"},
+    "paper": {"distributions": ["beta:2,5"], "autoattack": 25, "class_names": ["r", "g", "b", "y"], "attack_steps": 4},
+    "exact": {"protocol": "exact", "attack_steps": 4},
     "random_start": {"attack": APGD(steps=3), "seed": 5, "checks": False},
-    "loader": {"protocol": "exact", "checks": False},
-    "one_batch": {"batch_size": 48, "checks": False},
+    "loader": {"protocol": "exact", "checks": False, "attack_steps": 4},
+    "one_batch": {"batch_size": 48, "checks": False, "attack_steps": 4},
 }
 
 

@@ -70,3 +70,19 @@ def test_the_budget_in_training_is_in_the_unit_of_the_norm(drawn, tmp_path, norm
     write_evidence(make_report(norm, eps), tmp_path, history)
     _, bottom = drawn[1]
     assert bottom.get_ylabel() == label and max(bottom.lines[0].get_ydata()) == pytest.approx(height)
+
+
+def test_a_run_that_was_not_validated_shows_its_eps_alone(drawn):
+    logged = [{"epoch": 1.0, "loss": 2.0, "eps": 0.0}, {"epoch": 2.0, "loss": 1.0, "eps": 4 / 255}]
+    plots.plot_training({"run": logged}, "unused.png")
+    plots.plot_training({"run": [*logged, {"epoch": 2.0, "eval_clean_accuracy": 0.5}]}, "unused.png")
+    alone, both = drawn
+    assert [axes.get_ylabel() for axes in alone] == ["eps (1/255)"]
+    assert [axes.get_ylabel() for axes in both] == ["validation accuracy (%)", "eps (1/255)"]
+    assert alone[0].get_title() == both[0].get_title() == "Training"
+
+
+@pytest.mark.parametrize("norm, eps, whole", [("Linf", "4/255", True), ("L2", 0.5, False)])
+def test_budgets_under_linf_are_marked_at_whole_255ths(drawn, norm, eps, whole):
+    plots.plot_curves({"run": make_report(norm, eps)}, "unused.png")
+    assert all(float(tick).is_integer() for tick in drawn[0][0].get_xticks()) == whole

@@ -15,7 +15,7 @@ from hf_robust_ft.runs.recipes import FOLDER, as_flags, read_recipe
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 
 GRIDS = FOLDER / "grids"
-RUNNERS = ("in_process", "launch", "ray")
+RUNNERS = ("in_process", "launch", "ray", "none")
 
 
 @dataclass
@@ -108,6 +108,14 @@ class GridArguments(DeclaredArguments):
         default_factory=list,
         metadata={"help": "Run only the cells whose names match one of these (with * and ?).", "affects": "launch"},
     )
+    cell: int | None = field(
+        default=None,
+        metadata={
+            "help": "Run only the cell of this number, from 0, of those that --only leaves (--dry_run tells how many): "
+            "a task of a job array. Tables are made by the same command with --runner none in its place.",
+            "affects": "launch",
+        },
+    )
     keep_checkpoints: bool = field(
         default=False, metadata={"help": "Keep each trained model, in checkpoints/.", "affects": "launch"}
     )
@@ -115,7 +123,7 @@ class GridArguments(DeclaredArguments):
         default="in_process",
         metadata={
             "help": "What runs the cells: in_process (one after the other), launch (each by --launcher), ray (on a Ray "
-            "cluster, as many at a time as fit).",
+            "cluster, as many at a time as fit), none (no cell: tables of those that are there).",
             "affects": "launch",
         },
     )
@@ -143,6 +151,10 @@ class GridArguments(DeclaredArguments):
         check_choice("runner", self.runner, RUNNERS)
         if self.eval_points is not None and self.eval_points < 1:
             raise ValueError(f"eval_points must be at least 1, got {self.eval_points}.")
+        if self.cell is not None and self.cell < 0:
+            raise ValueError(f"cell must be at least 0, the number of the first one; got {self.cell}.")
+        if self.cell is not None and self.runner == "none":
+            raise ValueError(f"--cell {self.cell} runs a cell, and --runner none runs none: leave one of them out.")
         if self.ray_cpus < 0 or self.ray_gpus < 0:
             raise ValueError(f"ray_cpus and ray_gpus are not negative, got {self.ray_cpus} and {self.ray_gpus}.")
 

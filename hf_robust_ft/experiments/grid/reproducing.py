@@ -111,15 +111,30 @@ def reproduce(
             refuse_changes(job, job.configuration(job.parse()))
     if any(word.partition("=")[0].replace("-", "_") == "__attack_steps" for word in train_options):
         print(_told_steps(parsed[0].training, options.protocol), flush=True)
+    chosen = _numbered(jobs, options.cell)
     if plan_args.dry_run:
-        plan = plan_grid(jobs, parsed, plan_args)
-        print(plan, flush=True)
+        plan = plan_grid(chosen, parsed if options.cell is None else [parsed[options.cell]], plan_args)
+        print(f"{plan}\nCells: {len(jobs)}, --cell 0 to {len(jobs) - 1}.", flush=True)
         if plan_args.plan_json:
             plan.to_json(plan_args.plan_json)
         return plan
-    missing = _run(jobs, options)
-    _write(grid, every)
+    missing = _run(chosen, options)
+    if options.cell is None:  # tasks of a job array would write the same tables at once
+        _write(grid, every)
     return missing
+
+
+def _numbered(jobs: Sequence[Job], number: int | None) -> Sequence[Job]:
+    """The job of that number alone, of those that `--only` leaves; all without one.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if number is None:
+        return jobs
+    if number >= len(jobs):
+        raise ValueError(f"There is no cell {number}: these are {len(jobs)}, --cell 0 to {len(jobs) - 1}.")
+    return [jobs[number]]
 
 
 def _told_steps(args: AdversarialTrainingArguments, protocol: str) -> str:

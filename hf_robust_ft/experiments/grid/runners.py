@@ -1,4 +1,4 @@
-"""What runs a grid's cells: this process, one launched command each, or a Ray cluster."""
+"""What runs a grid's cells: this process, one launched command each, a Ray cluster, or nothing."""
 
 import json
 import shlex
@@ -16,11 +16,11 @@ from hf_robust_ft.experiments.grid.run_cell import CellInProgress, attempt_cell,
 
 
 class Outcome(NamedTuple):
-    """What became of a cell that was to be run.
+    """What became of a cell that was left to run.
 
     Args:
         job: it.
-        result: None where it failed or is run by another process.
+        result: None where it failed, was not run, or is run by another process.
         in_progress: whether another process is at it.
     """
 
@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
         """Why there is no result, in one line."""
         if self.in_progress:
             return "another process is at it"
-        return self.job.failure_reason
+        return self.job.failure_reason if self.job.failure.is_file() else "not run"
 
 
 Runner = Callable[[Sequence[Job], GridArguments], Iterator[Outcome]]
@@ -102,6 +102,12 @@ def run_on_ray(jobs: Sequence[Job], options: GridArguments) -> Iterator[Outcome]
                 ray.cancel(waiting)
 
 
+def run_none(jobs: Sequence[Job], options: GridArguments) -> Iterator[Outcome]:
+    """None of them: for the tables of cells that others run, as the tasks of a job array."""
+    for job in jobs:
+        yield Outcome(job, None, in_progress=is_in_progress(job))
+
+
 @contextmanager
 def _connected(options: GridArguments) -> Iterator[None]:
     """To the caller's own Ray where there is one, else to one that ends with the grid."""
@@ -146,4 +152,4 @@ def _collected(job: Job, content: str | None, failure: str | None) -> Outcome:
     return Outcome(job, None)
 
 
-RUN: dict[str, Runner] = {"in_process": run_in_process, "launch": run_launched, "ray": run_on_ray}
+RUN: dict[str, Runner] = {"in_process": run_in_process, "launch": run_launched, "ray": run_on_ray, "none": run_none}

@@ -9,16 +9,15 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.evaluation.detection.report import DetectionReport
-from hf_robust_ft.reporting.plots import COLOURS
+from hf_robust_ft.reporting.plots import COLOURS, label_curves
 
 
 def plot_detection_curves(reports: Mapping[str, DetectionReport], path: str | Path) -> None:
     """Box mAP (solid) and mAP at IoU 0.5 (dashed) against eps, one colour a report."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     first = next(iter(reports.values()))
-    unit, unit_name = (255, " (1/255)") if first.threat_model["norm"] == "Linf" else (1, "")
+    unit = 255 if first.threat_model["norm"] == "Linf" else 1
     for (label, report), colour in zip(reports.items(), cycle(COLOURS)):
         x = [eps * unit for eps in report.epsilons]
         for style, what, values, expected in (
@@ -26,17 +25,9 @@ def plot_detection_curves(reports: Mapping[str, DetectionReport], path: str | Pa
             ("s--", "mAP at IoU 0.5", report.maps_50, report.expected_map_50),
         ):
             y = [100 * value for value in values]
-            named = f"{label}, {what}: expected {expected:.1%} (experimental)"
+            named = f"{label}, {what}: expected {expected:.1%}"
             axes.plot(x, y, style, color=colour, markersize=4, clip_on=False, label=named)
-    axes.set(
-        xlabel=f"{first.threat_model['norm']} budget eps{unit_name}",
-        ylabel="under attack (%)",
-        ylim=(0, 100),
-        xlim=(0, first.epsilons[-1] * unit),
-        title=f"Robustness up to {first.threat_model['norm']} {format_eps(first.epsilons[-1])}, "
-        f"{first.num_samples} images",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    label_curves(axes, first, "precision under attack (%), experimental")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=150, metadata={"Software": None})
     plt.close(figure)
