@@ -86,7 +86,7 @@ OVERLAYS = {
     "autolora": {"autolora": True, "autolora_rate": "authors", "lr_scheduler_type": "constant", "robust_eval": "epoch"},
     "best_expected": {"eps_schedule": "linear_warmup"},
     "efficientnet_lite": {"learning_rate": 2e-3, "head_learning_rate": None},
-    "fast": {"attack_guard": 0.3},
+    "fast": {"eps_schedule": "linear_warmup", "attack_guard": 0.3},
     "linear_probe": {"freeze": "backbone"},
     "lora": {"lora_rank": 16},
     "mart": {"objective": "mart", "objective_beta": 5.0, "attack_loss": "ce"},
