@@ -92,3 +92,12 @@ def test_without_a_runner_what_is_missing_is_named(grid_argv, tmp_path):
         main([*grid_argv, "--runner", "none"])
     assert "cells without a result: 2." in str(stop.value.code) and f"{NAMES[0]}: not run" in str(stop.value.code)
     assert not (tmp_path / "grid" / "cells").exists()
+
+
+def test_the_guides_line_for_ray_asks_the_cluster_for_what_it_says():
+    line = guide_lines("ray start").splitlines()[-1]
+    options, _, train_options = parse_grid(shlex.split(line)[2:], "")
+    assert (options.runner, options.ray_address, options.ray_cpus, options.ray_gpus) == (
+        "ray", "$FIRST_NODE:6379", 8, 1
+    )  # fmt: skip
+    assert options.grid(train_options).jobs()
