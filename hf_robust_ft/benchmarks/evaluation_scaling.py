@@ -1,11 +1,11 @@
-"""What a second process saves an evaluation: at most 5 % less than half is the aim.
+"""What a second process saves an evaluation; the aim is within 5 % of linear.
 
     python -m hf_robust_ft.benchmarks.evaluation_scaling --model runs/quickstart --images 180 --output scaling.json
 
 The same evaluation on one process and on two (gloo, one thread each, started by torchrun). Wall time says nothing on a
 machine that has other work, so there are also processor seconds and counted passes of each process, a gradient as three
 forwards: two processes that do the work of one, and share it evenly, take half the time wherever each has a core. The
-trust checks, which one process makes of at most 32 images while others wait, are left out unless asked for.
+trust checks, which one process makes of at most 64 images while others wait, are left out unless asked for.
 """
 
 import argparse

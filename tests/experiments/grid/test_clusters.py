@@ -53,9 +53,9 @@ def cluster(tmp_path, monkeypatch):
 
 
 def test_the_guides_job_array_runs_all_cells_at_once_and_gathers_their_tables(grid_argv, kept, cluster, tmp_path):
-    lines = guide_lines("GRID=").splitlines()
-    grid = shlex.join(grid_argv[1:])
-    script = "\n".join([f"GRID={shlex.quote(grid)}", *lines[2:]]).replace("0-119", "0-1")
+    lines = guide_lines("RUN=").splitlines()
+    command = shlex.join(["hf-robust-ft", *grid_argv])
+    script = "\n".join([f"RUN={shlex.quote(command)}", *lines[2:]]).replace("0-119", "0-1")
     subprocess.run(["bash", "-e", "-c", script], cwd=cluster, check=True)
     logs = [file.read_text() for file in sorted(cluster.glob("job.*.log"))]
     assert not (cluster / "failed").exists(), logs
@@ -66,7 +66,7 @@ def test_the_guides_job_array_runs_all_cells_at_once_and_gathers_their_tables(gr
 
 
 def test_the_guide_says_how_many_cells_its_grid_has():
-    command, _, last_line = guide_lines("GRID=").splitlines()[1].partition("  # its last line: ")
+    command, _, last_line = guide_lines("RUN=").splitlines()[1].partition("  # its last line: ")
     options, _, train_options = parse_grid(shlex.split(command)[2:], "")
     count = len(options.grid(train_options).jobs())
     assert last_line == CELLS.format(count, count - 1)
@@ -92,3 +92,12 @@ def test_without_a_runner_what_is_missing_is_named(grid_argv, tmp_path):
         main([*grid_argv, "--runner", "none"])
     assert "cells without a result: 2." in str(stop.value.code) and f"{NAMES[0]}: not run" in str(stop.value.code)
     assert not (tmp_path / "grid" / "cells").exists()
+
+
+def test_the_guides_line_for_ray_asks_the_cluster_for_what_it_says():
+    line = guide_lines("ray start").splitlines()[-1]
+    options, _, train_options = parse_grid(shlex.split(line)[2:], "")
+    assert (options.runner, options.ray_address, options.ray_cpus, options.ray_gpus) == (
+        "ray", "$FIRST_NODE:6379", 8, 1
+    )  # fmt: skip
+    assert options.grid(train_options).jobs()
