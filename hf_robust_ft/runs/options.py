@@ -163,9 +163,13 @@ def _settled_late(command: str, seen: argparse.Namespace) -> list[str]:
     if seen.output_dir is None:
         flags += ["--output_dir", default_sweep_dir(command, seen) if command in SWEEPS else default_output_dir(seen)]
     if getattr(seen, "dry_run", False):
-        # Else Trainer's arguments refuse bf16 and TF32 on a machine without the planned device.
-        flags += ["--use_cpu", "true", *(["--tf32", "false"] if seen.tf32 else [])]
+        flags += without_device(seen.tf32)
     return flags
+
+
+def without_device(tf32: bool | None) -> list[str]:
+    """Flags of a run that is only told of: else Trainer's arguments refuse bf16 and TF32 where its device is not."""
+    return ["--use_cpu", "true", *(["--tf32", "false"] if tf32 else [])]
 
 
 def default_output_dir(seen: argparse.Namespace) -> str:

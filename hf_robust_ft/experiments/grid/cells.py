@@ -16,7 +16,7 @@ from hf_robust_ft.experiments.planning import configuration
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.file_names import as_file_name
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
-from hf_robust_ft.runs.options import parse_options
+from hf_robust_ft.runs.options import parse_options, without_device
 from hf_robust_ft.runs.recipes import as_flags
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 
@@ -130,8 +130,11 @@ class Job:
             Cell(**content["cell"]), tuple(content["options"]), Measurement(**content["measurement"]), content["folder"]
         )
 
-    def parse(self) -> CellArguments:
+    def parse(self, runs: bool = True) -> CellArguments:
         """The cell's options as `train` has them.
+
+        Args:
+            runs: False where the cell is only told of, maybe on a machine without the device that it runs on.
 
         Raises:
             ValueError: what `train` refuses of them, with the cell's name.
@@ -141,6 +144,7 @@ class Job:
             protocol = self.measurement.protocol
             of_trainer = "paper" if get_protocol(protocol).by_distance else protocol
             flags = [*self.options, "--eval_protocol", of_trainer]  # its plan and its number of steps
+            flags += [] if runs else without_device("--tf32" in self.options)
             parsed = CellArguments(*parse_options("reproduce", flags, types, titles, "").parsed)
             check_choice("split", self.measurement.split, ("test", "validation"))
         except ValueError as error:

@@ -100,7 +100,8 @@ def reproduce(
     jobs = [job for job in every if not options.only or any(fnmatch(job.cell.name, each) for each in options.only)]
     if not jobs:
         raise ValueError(f"No cell matches --only {' '.join(options.only)}. The first one is {every[0].cell.name}.")
-    parsed = [job.parse() for job in jobs]
+    runs = not plan_args.dry_run and options.runner != "none"
+    parsed = [job.parse(runs) for job in jobs]
     configurations = [job.configuration(arguments) for job, arguments in zip(jobs, parsed, strict=True)]
     _check_protocol(jobs, parsed)
     _check_measured_alike(jobs, configurations)
@@ -108,7 +109,7 @@ def reproduce(
         refuse_changes(job, configuration)
     for job in every:  # what stands in the same tables
         if job not in jobs and job.result.is_file():
-            refuse_changes(job, job.configuration(job.parse()))
+            refuse_changes(job, job.configuration(job.parse(runs)))
     if any(word.partition("=")[0].replace("-", "_") == "__attack_steps" for word in train_options):
         print(_told_steps(parsed[0].training, options.protocol), flush=True)
     chosen = _numbered(jobs, options.cell)
