@@ -29,6 +29,8 @@ class PassFlops:
 def count_flops(model: nn.Module, input_size: tuple[int, int], channels: int = 3) -> PassFlops:
     """Count the three kinds of passes; on `device="meta"` nothing is computed and no memory is used.
 
+    Counted once for all models of one structure, since a grid plans the same ones for each eps, setting and dataset.
+
     As in the run, attacks see the model in evaluation mode with all parameters frozen, training sees it in training
     mode with those frozen that are frozen.
 
@@ -37,6 +39,17 @@ def count_flops(model: nn.Module, input_size: tuple[int, int], channels: int = 3
         input_size: height and width in pixels.
         channels: of the input.
     """
+    parameters = tuple((each.requires_grad, each.device) for each in model.parameters())
+    key = (repr(model), str(getattr(model, "config", None)), parameters, tuple(input_size), channels)
+    if key not in _COUNTED:
+        _COUNTED[key] = _count(model, input_size, channels)
+    return _COUNTED[key]
+
+
+_COUNTED: dict[tuple, PassFlops] = {}
+
+
+def _count(model: nn.Module, input_size: tuple[int, int], channels: int) -> PassFlops:
     device = next(model.parameters()).device
     pixels = torch.zeros(IMAGES, channels, *input_size, device=device)
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

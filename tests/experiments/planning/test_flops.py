@@ -4,8 +4,9 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from hf_robust_ft.experiments.planning import flops
 from hf_robust_ft.experiments.planning.architecture import bare_model
-from hf_robust_ft.experiments.planning.flops import count_flops
+from hf_robust_ft.experiments.planning.flops import PassFlops, count_flops
 
 
 class Layers(nn.Module):
@@ -26,10 +27,23 @@ def test_flops_are_those_worked_out_by_hand(groups, device):
     with torch.device(device):
         model = Layers(groups)
     convolution, head = 2 * 8 * 4 * 4 * (4 // groups) * 2 * 2, 2 * 8 * 5
-    flops = count_flops(model, (8, 8), channels=4)
-    assert flops.forward == convolution + head
-    assert flops.input_gradient == 2 * (convolution + head)
-    assert flops.training == 2 * convolution + 3 * head  # the first layer's input needs no gradient
+    found = count_flops(model, (8, 8), channels=4)
+    assert found.forward == convolution + head
+    assert found.input_gradient == 2 * (convolution + head)
+    assert found.training == 2 * convolution + 3 * head  # the first layer's input needs no gradient
+
+
+def test_one_structure_is_counted_once_and_another_one_anew(make_model, monkeypatch):
+    counted = []
+    monkeypatch.setattr(flops, "_COUNTED", {})
+    monkeypatch.setattr(flops, "_count", lambda *given: counted.append(given) or PassFlops(1, 2, 3))
+    for _ in range(2):
+        count_flops(make_model("resnet"), (16, 16))
+    assert len(counted) == 1
+    frozen = make_model("resnet").requires_grad_(False)
+    for model, size in ((frozen, 16), (frozen, 32), (make_model("vit"), 16)):
+        count_flops(model, (size, size))
+    assert len(counted) == 4
 
 
 def test_frozen_weights_cost_no_gradient_and_nothing_is_changed(make_model):
