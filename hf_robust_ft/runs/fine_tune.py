@@ -71,6 +71,7 @@ def prepare_run(
     check_warm_start(model_args, args)
     task = TASKS[data_args.settle_task(model_args.model, data_args.dataset, model_args.model_revision)]
     task.check(model_args, data_args)
+    task.settle(copy.copy(args))  # the trainer does, but only once data and model are loaded
     loaded = task.load_data(data_args)
     model, processor = task.load_model(model_args, task.class_names(loaded), args.seed)
     splits, known = task.fitted(loaded, model.config, processor)

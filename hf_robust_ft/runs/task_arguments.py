@@ -22,6 +22,7 @@ KNOWING = {
     SEGMENTATION: "train, evaluate, reproduce, report, verify, publish and leaderboard know both",
     DETECTION: "train and evaluate know it",
 }
+EMBEDDED = {EMBEDDED_SCENES: SEGMENTATION, EMBEDDED_BOXES: DETECTION}
 OF_MASKS = ("id2label", "ignore_index", "reduce_labels")
 
 
@@ -69,15 +70,20 @@ class TaskArguments(DeclaredArguments):
         """The task of a run with this model and dataset; where it is no classification, `task` then says so.
 
         Raises:
-            ValueError: options of masks for another task than segmentation.
+            ValueError: options of masks for another task than segmentation, or embedded data of another task.
         """
         if self.task is None and (dataset == EMBEDDED_SCENES or segments(model, revision)):
             self.task = SEGMENTATION
         if self.task is None and (dataset == EMBEDDED_BOXES or detects(model, revision)):
             self.task = DETECTION
-        if self.task == SEGMENTATION:
-            return SEGMENTATION
         task = self.task or CLASSIFICATION
+        if EMBEDDED.get(dataset, task) != task:
+            raise ValueError(
+                f"{dataset} is embedded data of {EMBEDDED[dataset]}, and this is {task} ({model}): take another "
+                f"--dataset, or a model of {EMBEDDED[dataset]} and --task {EMBEDDED[dataset]}."
+            )
+        if task == SEGMENTATION:
+            return task
         given = [name for name in OF_MASKS if getattr(self, name) is not None]
         if given:
             raise ValueError(

@@ -24,6 +24,9 @@ from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.class_names import class_names
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments, at_most
 from hf_robust_ft.runs.task_arguments import CLASSIFICATION, DETECTION, SEGMENTATION
+from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.detection_checks import settle_detection
+from hf_robust_ft.training.segmentation_checks import settle_segmentation
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class RunTask:
     def check(self, model_args: ModelArguments, data_args: DataArguments) -> None:
         """Raise a ValueError for options that mean nothing here, before anything is loaded."""
         check_choice("augmentation", model_args.augmentation, AUGMENTATIONS)
+
+    def settle(self, args: AdversarialTrainingArguments) -> None:
+        """Raise a ValueError for training arguments that mean nothing here; enters what follows from the task."""
 
     def load_data(self, data_args: DataArguments, **options: Any) -> DatasetDict:
         """The splits, with `facts` for the report."""
@@ -105,6 +111,9 @@ class SegmentationRun(RunOfScenes):
         refuse(model_args, ("architecture", "prompts"))
         check_choice("head", model_args.head, HEADS)
 
+    def settle(self, args: AdversarialTrainingArguments) -> None:
+        settle_segmentation(args)
+
     def load_data(self, data_args: DataArguments, reduce_labels: bool = False, **options: Any) -> DatasetDict:
         masks = data_args.of_masks(reduce_labels)
         return load_segmentation_dataset(data_args.dataset, **masks, **data_args.loading_options(), **options)
@@ -139,6 +148,9 @@ class DetectionRun(RunOfScenes):
         refuse(data_args, ("streaming", "skip_bad_images"), DETECTION)
         refuse(model_args, ("architecture", "prompts"), DETECTION)
         check_choice("head", model_args.head, HEADS)
+
+    def settle(self, args: AdversarialTrainingArguments) -> None:
+        settle_detection(args)
 
     def load_data(self, data_args: DataArguments, **options: Any) -> DatasetDict:
         given = {name: value for name, value in data_args.loading_options().items() if name != "skip_bad_images"}

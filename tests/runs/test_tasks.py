@@ -1,6 +1,7 @@
 import pytest
 
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
+from hf_robust_ft.runs.fine_tune import prepare_run
 from hf_robust_ft.runs.task_arguments import CLASSIFICATION, SEGMENTATION
 from hf_robust_ft.runs.tasks import TASKS
 
@@ -23,6 +24,38 @@ def test_the_task_is_found_from_the_embedded_data_or_the_checkpoint(tmp_path):
 def test_unknown_tasks_are_refused():
     with pytest.raises(ValueError, match=r"depth-estimation.*object-detection"):
         DataArguments("photos", task="depth-estimation")
+
+
+@pytest.mark.parametrize(
+    "task, dataset, own",
+    [
+        ("classification", "digits_scenes", "image-segmentation"),
+        ("detection", "digits_scenes", "image-segmentation"),
+        ("segmentation", "digits_boxes", "object-detection"),
+        ("classification", "digits_boxes", "object-detection"),
+    ],
+)
+def test_embedded_data_of_another_task_is_refused(task, dataset, own):
+    with pytest.raises(ValueError, match=f"{dataset} is embedded data of {own}, and this is .*{task}.*--task {own}"):
+        DataArguments(dataset, task=task).settle_task("efficientnet_lite0", dataset)
+
+
+@pytest.mark.parametrize(
+    "task, dataset, changes, message",
+    [
+        ("segmentation", "digits_scenes", {"objective": "mart"}, "objective='mart'"),
+        ("segmentation", "digits_scenes", {"attack_loss": "dlr"}, "attack_loss='dlr'"),
+        ("detection", "digits_boxes", {"objective": "trades", "attack_random_start": True}, "objective"),
+    ],
+)
+def test_training_arguments_of_classifiers_are_refused_before_anything_is_loaded(
+    task, dataset, changes, message, monkeypatch, make_args
+):
+    for kind in TASKS.values():
+        monkeypatch.setattr(type(kind), "load_data", lambda self, *given: pytest.fail("data were loaded"))
+    model = ModelArguments("efficientnet_lite0", image_size=64, augmentation="none")
+    with pytest.raises(ValueError, match=message):
+        prepare_run(model, DataArguments(dataset, task=task), make_args(**changes))
 
 
 @pytest.mark.parametrize("option", [{"reduce_labels": True}, {"ignore_index": 0}, {"id2label": "names.json"}])

@@ -15,7 +15,7 @@ from hf_robust_ft.data.segmentation.columns import find_mask_columns
 from hf_robust_ft.data.segmentation.digit_scenes import CLASS_NAMES, load_digit_scenes
 from hf_robust_ft.data.segmentation.folders import load_mask_folder
 from hf_robust_ft.data.segmentation.masks import IGNORE_INDEX, MaskReader, check_labels
-from hf_robust_ft.data.segmentation.pairs import usable_pairs
+from hf_robust_ft.data.segmentation.pairs import LargestLabel, usable_pairs
 from hf_robust_ft.data.sources import EMBEDDED_DATASETS, common_commit, disk_errors_explained, load_source
 from hf_robust_ft.data.specs import SPECS
 from hf_robust_ft.data.splits import SplitSizes, canonical_names, first_split, with_all_splits
@@ -142,8 +142,8 @@ def load_segmentation_dataset(
         source = {name: _two_columns(split, image, mask, dataset_id, name) for name, split in source.items()}
         reading = {"ignore_index": ignore_index, "reduce_labels": reduce_labels, "skip_bad_images": skip_bad_images}
         looked = {name: usable_pairs(split, dataset_id, name, **reading) for name, split in source.items()}
-    counts = {name: count for name, (_, _, count) in looked.items()}
-    names = _checked_names(names, counts, first, dataset_id, reduce_labels)
+    largest = {name: found for name, (_, _, found) in looked.items()}
+    names = _checked_names(names, largest, first, dataset_id, reduce_labels)
     if skip_bad_images:
         facts["skipped_images"] = {name: bad for name, (_, bad, _) in looked.items()}
     source = {name: split for name, (split, _, _) in looked.items()}
@@ -185,17 +185,17 @@ def _two_columns(dataset: Dataset, image: str, mask: str, dataset_id: str, split
 
 
 def _checked_names(
-    names: list[str] | None, counts: dict[str, int], first: str, dataset_id: str, reduce_labels: bool
+    names: list[str] | None, largest: dict[str, LargestLabel], first: str, dataset_id: str, reduce_labels: bool
 ) -> list[str]:
     """The classes, as named or numbered by the labels of the split `first`, with none beyond them in any split."""
     if names is None:
-        names = [f"LABEL_{index}" for index in range(counts[first])]
+        names = [f"LABEL_{index}" for index in range(largest[first].label + 1)]
         logger.warning(
             "%s does not name its classes: the labels of %s run to %d, so there are %d. Name them with id2label.",
-            dataset_id, first, counts[first] - 1 + reduce_labels, len(names),
+            dataset_id, first, largest[first].label + reduce_labels, len(names),
         )  # fmt: skip
-    for split, count in counts.items():
-        check_labels(np.array([count - 1]), len(names), f"{dataset_id} ({split})")
+    for split, found in largest.items():
+        check_labels(np.array([found.label]), len(names), f"{dataset_id} ({split}), {found.holder}")
     if len(names) < 2:
         raise ValueError(
             f"{dataset_id} has one class only: {names}. Masks that hold 0 and 255 are stored as pictures: divide them "

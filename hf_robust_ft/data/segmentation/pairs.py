@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, Features, Image, Value
@@ -16,16 +16,20 @@ from hf_robust_ft.data.segmentation.transforms import size_mismatch
 logger = logging.getLogger(__name__)
 
 
+class LargestLabel(NamedTuple):
+    """The largest label of a split, and which of its pairs holds it, in words."""
+
+    label: int
+    holder: str
+
+
 def usable_pairs(
     dataset: Dataset, dataset_id: str, split: str, *, ignore_index: int, reduce_labels: bool, skip_bad_images: bool
-) -> tuple[Dataset, list[dict], int]:
-    """The pairs that can be used, what the others are (`index`, `file`, `reason`), and the number of classes.
+) -> tuple[Dataset, list[dict], LargestLabel]:
+    """The pairs that can be used, what the others are (`index`, `file`, `reason`), and the largest label.
 
     Reads every mask once, and decodes every image as well with `skip_bad_images`; where the dataset lies on disk, the
     result is cached beside it.
-
-    Returns:
-        The number of classes is the largest label and one.
 
     Raises:
         ValueError: a pair that cannot be used without `skip_bad_images`, negative labels, or no usable pair at all.
@@ -64,7 +68,8 @@ def usable_pairs(
     skipped = {entry["index"] for entry in bad}
     if skipped:
         dataset = dataset.select([index for index in range(len(dataset)) if index not in skipped])
-    return dataset, bad, highest + 1
+    holder = table["high"].index(highest)
+    return dataset, bad, LargestLabel(highest, f"pair {holder}, {table['file'][holder]}")
 
 
 def _look(pair: Mapping[str, Any], ignore_index: int, reduce_labels: bool, decodes: bool) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def test_an_image_turned_by_exif_has_the_size_of_its_mask(tmp_path):
     "options, message",
     [
         ({"label_column": "masks"}, "has no column 'masks'; it has"),
-        ({"id2label": {0: "a", 1: "b"}}, r"labels \[2\] are beyond the 2 classes"),
+        ({"id2label": {0: "a", 1: "b"}}, r"\(train\), pair \d, .*\d\.png: labels \[2\] are beyond the 2 classes"),
         ({"id2label": {1: "a", 2: "b"}}, "must give each index from 0 on"),
         ({"id2label": "nowhere.json"}, "there is no file nowhere.json"),
         ({"validation_size": 1.5}, "must be a share"),
