@@ -138,6 +138,7 @@ def test_the_values_of_a_whole_command_can_be_read(page, words, monkeypatch, tmp
     monkeypatch.chdir(tmp_path)
     Path("found.yaml").write_text("learning_rate: 1.0e-3\n")
     Path("recipe.yaml").write_text("learning_rate: 1.0e-3\n")
+    Path("vit_random").mkdir()  # which the guide makes before
     for work in (
         "runs.fine_tune.fine_tune", "experiments.planning.plan_run", "runs.evaluate.measure",
         "experiments.search.search", "experiments.diagnose.diagnose", "experiments.diagnose.calibrate",
