@@ -154,11 +154,12 @@ def cpu_rates(batch_size: int = 2) -> dict[str, float]:
         attacked = x.clone().requires_grad_()
         torch.autograd.grad(F.cross_entropy(model(attacked).logits, labels), attacked)
 
-    calls = {"training": lambda: model(x, labels=labels).loss.backward()}
-    rates = {"training": rate(lambda _: calls["training"](), [None], 1) * batch_size}
+    def a_second(call: Callable[[], object]) -> float:
+        return rate(lambda _: call(), [None], 1) * batch_size
+
+    rates = {"training": a_second(lambda: model(x, labels=labels).loss.backward())}
     model.eval().requires_grad_(False)
-    for kind, call in {"input_gradient": input_gradient, "forward": forward}.items():
-        rates[kind] = rate(lambda _, call=call: call(), [None], 1) * batch_size
+    rates |= {"input_gradient": a_second(input_gradient), "forward": a_second(forward)}
     return {step: 1 / sum(count / rates[kind] for kind, count in passes.items()) for step, passes in STEPS.items()}
 
 

@@ -12,12 +12,11 @@ from transformers import AutoConfig, PreTrainedModel
 
 from hf_robust_ft.models.backbones import BACKBONES
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS, EfficientNetLite, load_in_order
-from hf_robust_ft.models.heads import replaces_head
+from hf_robust_ft.models.heads import config_for
 from hf_robust_ft.models.loading import check_there, verified
 from hf_robust_ft.models.stated_architectures import stated_architectures
 from hf_robust_ft.models.trust import SAFETENSORS, no_code, refusals_explained
 from hf_robust_ft.provenance.choices import check_choice
-from hf_robust_ft.provenance.class_names import class_names
 
 HEADS = ("auto", "new", "keep")
 
@@ -102,12 +101,7 @@ def _from_hub(
             f"{model_id} ({config.model_type}) is no model for {task.described}. Types that are: "
             f"{', '.join(sorted(task.architectures))}. For a classifier use --task image-classification."
         )
-    known = class_names(config)
-    new_head = replaces_head(head, known, labels, model_id)
-    if "label2id" in labels and sorted(known) == sorted(labels["label2id"]) and not new_head:
-        labels = {}  # a head that already knows these classes keeps its own order
-    if labels:
-        config = AutoConfig.from_pretrained(model_id, **labels, **options)
+    config, labels, new_head = config_for(labels, config, model_id, head, options)
     model, info = task.auto_class.from_pretrained(
         model_id,
         config=config,

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from hf_robust_ft.provenance.class_names import class_names
 
 HEADS = ("auto", "new", "keep", "zero_shot")
 _PRETRAINING_CLASSES = 1000  # ImageNet-1k, -12k, -21k and -22k heads; fine-tuned ones are smaller
@@ -75,6 +77,29 @@ def replaces_head(head: str, known: Sequence[str], labels: dict[str, Any], model
             "replace its head by a new one, or head='keep' to keep it for the same number of classes."
         )
     return True
+
+
+def config_for(
+    labels: dict[str, Any], config: PreTrainedConfig, model_id: str, head: str, options: dict[str, Any]
+) -> tuple[PreTrainedConfig, dict[str, Any], bool]:
+    """A checkpoint's config with these classes, what of `labels` it was given, and whether the head gives way.
+
+    A head that already knows the classes keeps its own order of them, so it is given none.
+
+    Args:
+        config: the checkpoint's own.
+        options: of `from_pretrained`.
+
+    Raises:
+        ValueError: as `replaces_head`.
+    """
+    known = class_names(config)
+    new_head = replaces_head(head, known, labels, model_id)
+    if "label2id" in labels and sorted(known) == sorted(labels["label2id"]) and not new_head:
+        labels = {}
+    if labels:
+        config = AutoConfig.from_pretrained(model_id, **labels, **options)
+    return config, labels, new_head
 
 
 def announce_new_head(model_id: str, replaced: int | None, labels: dict[str, Any]) -> None:

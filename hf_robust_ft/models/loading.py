@@ -21,6 +21,7 @@ from hf_robust_ft.models.heads import (
     HEADS,
     announce_new_head,
     class_labels,
+    config_for,
     head_parameter_names,
     reinitialise_head,
     replaces_head,
@@ -197,12 +198,8 @@ def _from_hub(
         model, processor = zero_shot_classifier(model_id, labels, prompts, from_pretrained)
         return model.to(dtype), processor
     config = AutoConfig.from_pretrained(model_id, **from_pretrained)
-    known = class_names(config)
-    new_head = replaces_head(head, known, labels, model_id)
-    if "label2id" in labels and sorted(known) == sorted(labels["label2id"]) and not new_head:
-        labels = {}  # a head that already knows these classes keeps its own order
-    if labels:
-        config = AutoConfig.from_pretrained(model_id, **labels, **from_pretrained)
+    known = len(class_names(config))
+    config, labels, new_head = config_for(labels, config, model_id, head, from_pretrained)
     if config.model_type == "timm_wrapper":
         mend_timm_config(config)
     model, info = AutoModelForImageClassification.from_pretrained(
@@ -216,7 +213,7 @@ def _from_hub(
     missing = info["missing_keys"]
     _check_loaded(model, info, model_id, may_be_new=bool(labels) and head != "keep")
     if new_head or missing:
-        announce_new_head(model_id, None if missing else len(known), labels)
+        announce_new_head(model_id, None if missing else known, labels)
     if new_head and not missing and not info["mismatched_keys"]:
         reinitialise_head(model)
     return model, AutoImageProcessor.from_pretrained(model_id, **from_pretrained)

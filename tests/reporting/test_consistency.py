@@ -5,7 +5,9 @@ from conftest import REPOSITORY
 from page_runs import make_report
 
 from hf_robust_ft import RobustnessReport
+from hf_robust_ft.evaluation.detection.report import DetectionReport
 from hf_robust_ft.reporting.consistency import check_consistent
+from hf_robust_ft.reporting.detection.card import check_consistent_detection
 
 CARDS = REPOSITORY / "model_cards"
 
@@ -16,12 +18,12 @@ def test_reports_as_they_are_made_pass(protocol, norm, eps):
     check_consistent(make_report(norm=norm, eps=eps, protocol=protocol))
 
 
-OWN = [path for path in sorted(CARDS.rglob("robustness_report.json")) if "detection" not in path.parts]  # not checked
-
-
-@pytest.mark.parametrize("path", OWN, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", sorted(CARDS.rglob("robustness_report.json")), ids=lambda path: path.parent.name)
 def test_our_own_reports_pass(path):
-    check_consistent(RobustnessReport.from_json(path))
+    if "detection" in path.parts:
+        check_consistent_detection(DetectionReport.from_json(path))
+    else:
+        check_consistent(RobustnessReport.from_json(path))
 
 
 @pytest.mark.parametrize(

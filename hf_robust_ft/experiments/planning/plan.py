@@ -24,7 +24,6 @@ from hf_robust_ft.runs.task_arguments import SEGMENTATION
 from hf_robust_ft.runs.tasks import TASKS
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.objectives.structures import extended
-from hf_robust_ft.training.segmentation_checks import settle_segmentation
 from hf_robust_ft.training.tuning.adapting import adapted
 
 ASSUMPTIONS = (
@@ -160,10 +159,9 @@ def plan_run(
         data_args.refuse_other_tasks("--dry_run", model_args.model, data_args.dataset, SEGMENTATION)
         task = TASKS[data_args.settle_task(model_args.model, data_args.dataset, model_args.model_revision)]
         task.check(model_args, data_args)
+        args = copy.copy(args)
+        task.settle(args)
         has_masks = task.name == SEGMENTATION
-        if has_masks:
-            args = copy.copy(args)
-            settle_segmentation(args)
         dataset = planned_dataset(task, model_args, data_args, plan_args.samples)
         of_classifier = {} if has_masks else {"architecture": model_args.architecture}
         bare = (bare_segmenter if has_masks else bare_model)(
