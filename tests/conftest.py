@@ -18,6 +18,7 @@ import torch
 from blank_pictures import rendered_pictures  # noqa: F401 - a fixture
 from datasets import ClassLabel, Dataset, Features, Image
 from forked import LIBRARIES, LIBRARIES_AND_OURS, ranks
+from hypothesis import HealthCheck, settings
 from PIL import Image as PILImage
 from short_search import all_images_checked, whole_search  # noqa: F401 - fixtures
 from transformers import (
@@ -36,6 +37,10 @@ from hf_robust_ft.data import with_pixel_values
 from hf_robust_ft.evaluation.batches import stack_examples
 
 NUM_CLASSES = 4
+
+# How long a first example takes says how busy the machine is.
+settings.register_profile("untimed", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

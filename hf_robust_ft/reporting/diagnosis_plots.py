@@ -8,7 +8,7 @@ import numpy as np
 from hf_robust_ft.attacks.threat_model import format_eps
 from hf_robust_ft.provenance.validation_curves import ValidationCurve
 from hf_robust_ft.reporting.diagnosis import Diagnosis, counted
-from hf_robust_ft.reporting.plots import _save, open_frame, plt
+from hf_robust_ft.reporting.plots import _save, eps_unit, open_frame, plt
 
 NAMES = ("validation_curves.png", "standard_and_fix.png", "delay_by_eps.png", "delay_and_accuracy.png")
 
@@ -57,7 +57,7 @@ def plot_validation_curves(curves: Sequence[ValidationCurve], threshold: float, 
 def plot_delay_by_eps(diagnosis: Diagnosis, path: str | Path) -> None:
     """Adaptation delay over eps_g (Figure 8) and drop against standard fine-tuning over eps_g; means over seeds."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-    unit, unit_name = _unit(diagnosis)
+    unit, unit_name = eps_unit(diagnosis.facts.get("norm", "Linf"))
     runs, length = diagnosis.runs, diagnosis.num_epochs
     x = [unit * run.eps for run in runs]
     for axes, y in (
@@ -86,7 +86,7 @@ def plot_delay_and_accuracy(diagnosis: Diagnosis, path: str | Path) -> None:
     runs, length = diagnosis.runs, diagnosis.num_epochs
     x = [counted(run.delay, length) for run in runs]
     y = [100 * run.final_accuracy for run in runs]
-    unit, unit_name = _unit(diagnosis)
+    unit, unit_name = eps_unit(diagnosis.facts.get("norm", "Linf"))
     eps = [unit * run.eps for run in runs]
     dots = _dots(axes, x, y, [run.delay is not None for run in runs], eps)
     figure.colorbar(dots, ax=axes, label=f"eps_g{unit_name}")
@@ -116,8 +116,3 @@ def _dots(axes, x: Sequence[float], y: Sequence[float], adapted: Sequence[bool],
             at = [x[row] for row in rows], [y[row] for row in rows]
             drawn = axes.scatter(*at, marker=marker, label=label, clip_on=False, zorder=2, **colour)
     return drawn
-
-
-def _unit(diagnosis: Diagnosis) -> tuple[float, str]:
-    """What eps is multiplied by on an axis, and what the axis says of it."""
-    return (255, " (1/255)") if diagnosis.facts.get("norm", "Linf") == "Linf" else (1, "")

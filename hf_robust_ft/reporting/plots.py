@@ -1,6 +1,6 @@
 """The accuracy-eps curve and the course of training, as PNG."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> No
     """Accuracy against eps, one line a report, in the band of its 95 % confidence intervals where it has any."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     first = next(iter(reports.values()))
-    unit, _ = _unit(first.threat_model["norm"])
+    unit, _ = eps_unit(first.threat_model["norm"])
     for (label, report), colour, marker in zip(reports.items(), cycle(COLOURS), cycle(MARKERS)):
         x = [eps * unit for eps in report.epsilons]
         y = [100 * accuracy for accuracy in report.accuracies]
@@ -46,10 +46,37 @@ def plot_curves(reports: Mapping[str, RobustnessReport], path: str | Path) -> No
     _save(figure, path)
 
 
+def plot_two_scores(
+    reports: Mapping[str, Report],
+    path: str | Path,
+    scores: Sequence[tuple[str, str, str]],
+    ylabel: str,
+    mark: Callable[[Report], str] | None = None,
+) -> None:
+    """Two scores against eps, the first solid, the second dashed, one colour a report.
+
+    Args:
+        scores: of each its name, and the report's fields of its curve and its expected value.
+        mark: what follows a report's expected values; by default "(doubtful)" where they are.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    first = next(iter(reports.values()))
+    unit, _ = eps_unit(first.threat_model["norm"])
+    for (label, report), colour in zip(reports.items(), cycle(COLOURS)):
+        x = [eps * unit for eps in report.epsilons]
+        for style, (what, curve, expected) in zip(("o-", "s--"), scores, strict=True):
+            y = [100 * value for value in getattr(report, curve)]
+            named = f"{label}, {what}: expected {getattr(report, expected):.1%}{(mark or _mark)(report)}"
+            axes.plot(x, y, style, color=colour, markersize=4, clip_on=False, label=named)
+    label_curves(axes, first, ylabel)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=1 if len(reports) == 1 else 2)
+    _save(figure, path)
+
+
 def label_curves(axes: plt.Axes, report: Report, score: str) -> None:
     """Name the axes of curves over eps, as of this report."""
     norm, eps = report.threat_model["norm"], report.epsilons[-1]
-    unit, unit_name = _unit(norm)
+    unit, unit_name = eps_unit(norm)
     axes.set(
         xlabel=f"{norm} budget eps{unit_name}",
         ylabel=score,
@@ -68,7 +95,7 @@ def plot_training(
 
     Where no run was validated while it trained, eps alone.
     """
-    unit, unit_name = _unit(norm)
+    unit, unit_name = eps_unit(norm)
     scores = _validation_scores(histories, score)
     heights = (3, 1.2) if scores else (1.2,)
     figure = plt.figure(figsize=(6.4, 1 + sum(heights)), layout="constrained")
@@ -104,6 +131,11 @@ def _validation_scores(histories: Mapping[str, list[dict]], score: str) -> list[
     return lines
 
 
+def eps_unit(norm: str) -> tuple[int, str]:
+    """What eps in pixel units of [0, 1] is multiplied by on an axis, and what the axis says of it."""
+    return (255, " (1/255)") if norm == "Linf" else (1, "")
+
+
 def open_frame(axes: plt.Axes) -> None:
     """A faint grid, and no line above and on the right, which would hide a curve at 100 %."""
     axes.grid(alpha=0.3)
@@ -118,11 +150,6 @@ def strip_of_eps(axes: plt.Axes, norm: str) -> None:
 
 def _mark(report: Report) -> str:
     return "" if is_reliable(report) else " (doubtful)"
-
-
-def _unit(norm: str) -> tuple[int, str]:
-    """What pixel units of [0, 1] are multiplied by on an axis, and its name."""
-    return (255, " (1/255)") if norm == "Linf" else (1, "")
 
 
 def _save(figure: plt.Figure, path: str | Path) -> None:

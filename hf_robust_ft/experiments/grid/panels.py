@@ -71,11 +71,6 @@ def common_epochs(seeds: Sequence[MeasuredCell], name: str) -> tuple[list[float]
     return epochs, np.array([[values[epoch] for epoch in epochs] for values in by_epoch])
 
 
-def eps_unit(result: MeasuredCell) -> tuple[float, str]:
-    """What eps is multiplied by on an axis, and what the axis says of it."""
-    return (255, " (1/255)") if result.norm == "Linf" else (1, "")
-
-
 def budget_of(results: Sequence[MeasuredCell]) -> str:
     return f"{results[0].norm} {configuration_of(results[0]).eps}"
 

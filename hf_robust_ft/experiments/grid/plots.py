@@ -23,7 +23,6 @@ from hf_robust_ft.experiments.grid.panels import (
     PAPERS,
     budget_of,
     common_epochs,
-    eps_unit,
     finish,
     line_and_band,
     make_panels,
@@ -38,7 +37,7 @@ from hf_robust_ft.provenance.validation_curves import ValidationCurve
 from hf_robust_ft.reporting.diagnosis_text import threshold_for
 from hf_robust_ft.reporting.drawing import drawn
 from hf_robust_ft.reporting.measures import ACCURACY, MEASURES
-from hf_robust_ft.reporting.plots import _save, plt, strip_of_eps
+from hf_robust_ft.reporting.plots import _save, eps_unit, plt, strip_of_eps
 
 
 def plot_grid(results: Sequence[MeasuredCell], folder: str | Path) -> list[Path]:
@@ -83,7 +82,7 @@ def _plot_by(results: Sequence[MeasuredCell], folder: Path) -> list[Path]:
 def plot_accuracy_by_eps(results: Sequence[MeasuredCell], path: str | Path, *, styles: Styles) -> None:
     """The score under attack over its budget: the mean over seeds, and a band from the lowest to the highest seed."""
     figure, panels = make_panels(results)
-    unit, unit_name = eps_unit(results[0])
+    unit, unit_name = eps_unit(results[0].norm)
     for _, axes, by_setting in panels:
         for setting, seeds in by_setting.items():
             x = [unit * eps for eps in seeds[0].report.epsilons]
@@ -136,7 +135,7 @@ def plot_training_by_setting(results: Sequence[MeasuredCell], path: str | Path, 
     """Clean validation score over the budget eps of training, by epoch; means over seeds with their range."""
     figure, panels = make_panels(results, with_strip=True)
     measure = results[0].measure
-    unit, unit_name = eps_unit(results[0])
+    unit, unit_name = eps_unit(results[0].norm)
     for _, (top, bottom), by_setting in panels:
         for setting, seeds in by_setting.items():
             epochs, accuracies = common_epochs(seeds, measure.curve)

@@ -26,6 +26,9 @@ class PassFlops:
     training: int
 
 
+_COUNTED: dict[tuple, PassFlops] = {}  # by structure
+
+
 def count_flops(model: nn.Module, input_size: tuple[int, int], channels: int = 3) -> PassFlops:
     """Count the three kinds of passes; on `device="meta"` nothing is computed and no memory is used.
 
@@ -44,9 +47,6 @@ def count_flops(model: nn.Module, input_size: tuple[int, int], channels: int = 3
     if key not in _COUNTED:
         _COUNTED[key] = _count(model, input_size, channels)
     return _COUNTED[key]
-
-
-_COUNTED: dict[tuple, PassFlops] = {}
 
 
 def _count(model: nn.Module, input_size: tuple[int, int], channels: int) -> PassFlops:
