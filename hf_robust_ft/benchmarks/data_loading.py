@@ -8,7 +8,7 @@ itself; beside them ways that were considered: JPEG to a uint8 tensor and torchv
 whole or at their final size (the augmentation then comes after the resize, so its images are others).
 
 A step on this CPU is measured, fp32, pass by pass. A GPU's images a second are an estimate: its peak rate times
-`--utilisation` over the FLOPs of the passes, as `train --dry-run` has it.
+`--utilisation` over the FLOPs of the passes, as `train --dry_run` has it.
 """
 
 import argparse

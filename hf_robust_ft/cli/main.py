@@ -26,7 +26,7 @@ Make a pretrained vision model robust, and measure how robust it is.
 commands:
   quickstart   train and measure the embedded example (real weights, real data, no network; minutes on 2 cores)
   train        fine-tune a Hub model or local checkpoint robustly, measure it, write checkpoint and model card;
-               with --dry-run only tell what that would cost
+               with --dry_run only tell what that would cost
   search       find learning rates and weight decay for a model and a dataset, as the paper does
   diagnose     tell from runs over several eps how late and how badly a model adapts, and whether it needs a schedule
   calibrate    find the schedule's T1 and T2 for a model and a dataset from short runs, and write them as a recipe
@@ -138,7 +138,7 @@ def _tell_verdict(report: Any) -> None:
 
 
 def search(argv: Sequence[str]) -> None:
-    """Find learning rate and weight decay by clean accuracy at a fixed eps, and write them as a recipe for train."""
+    """Find a classifier's learning rate and weight decay by clean accuracy at a fixed eps; write a recipe for train."""
     from hf_robust_ft.experiments.search import SearchArguments
     from hf_robust_ft.experiments.search import search as run
     from hf_robust_ft.runs.fine_tune import DataArguments, ModelArguments
@@ -156,7 +156,7 @@ def search(argv: Sequence[str]) -> None:
 
 
 def diagnose(argv: Sequence[str]) -> None:
-    """Train standard and fix runs over several eps, or read finished --runs, and tell how late and badly fix adapts."""
+    """Tell how late and badly a classifier adapts at a fixed eps, from standard and fix runs or from finished --runs."""
     from hf_robust_ft.experiments.diagnose import DiagnosedRuns, diagnose_runs
     from hf_robust_ft.experiments.diagnose import diagnose as run
     from hf_robust_ft.runs.options import parse_options
@@ -169,7 +169,7 @@ def diagnose(argv: Sequence[str]) -> None:
 
 
 def calibrate(argv: Sequence[str]) -> None:
-    """Find T1 and T2 from short standard and fix runs, or from finished --runs, and write them as a recipe."""
+    """Find a classifier's T1 and T2 from short standard and fix runs, or from finished --runs; write a recipe."""
     from hf_robust_ft.experiments.diagnose import CalibratedRuns, RecipeArguments, calibrate_runs
     from hf_robust_ft.experiments.diagnose import calibrate as run
     from hf_robust_ft.runs.options import parse_options

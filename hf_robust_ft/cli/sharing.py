@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from hf_robust_ft.runs.command_parser import CommandParser
+from hf_robust_ft.runs.command_parser import CommandParser, wants_all
 
 
 def report(argv: Sequence[str]) -> None:
@@ -106,6 +106,8 @@ def verify(argv: Sequence[str]) -> None:
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if there is).")
     parser.add_argument("--skip_bad_images", action="store_true", help="As in evaluate.")
     parser.add_argument("--trust_remote_code", action="store_true", help="Run code that the model brings.")
+    if not wants_all(argv):
+        parser.show_only(["target", "revision", "examples", "model", "dataset", "batch_size", "device"])
     options = vars(parser.parse_args(argv))
     from hf_robust_ft.evaluation.reliability import reliability_sentence
     from hf_robust_ft.evaluation.segmentation.report import SegmentationReport

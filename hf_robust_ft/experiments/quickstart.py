@@ -1,6 +1,7 @@
 """The embedded default: ImageNet EfficientNet-Lite0 on handwritten digits, and what scheduling eps changes."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -144,9 +145,10 @@ def comparison_table(scores: dict[str, dict]) -> str:
     """
     runs = list(scores.values())
     keys = [key for key in runs[0][next(iter(runs[0]))] if all(key in score for run in runs for score in run.values())]
+    seeds = dict.fromkeys(str(seed) for by_seed in scores.values() for seed in by_seed)
     lines = [
-        "| run | seeds | " + " | ".join(key.replace("_", " ") for key in keys) + " |",
-        "|---|---|" + "---|" * len(keys),
+        f"| run (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}) | " + " | ".join(map(_column, keys)) + " |",
+        "|---|" + "---|" * len(keys),
     ]
     for name, by_seed in scores.items():
         cells = []
@@ -154,8 +156,17 @@ def comparison_table(scores: dict[str, dict]) -> str:
             values = 100 * np.array([score[key] for score in by_seed.values()])
             spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.1f}{spread}")
-        lines.append(f"| {name} | {', '.join(map(str, by_seed))} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _column(score: str) -> str:
+    """What stands above a score of `_scores`."""
+    if images := re.fullmatch(r"(adversarial|autoattack)_accuracy_of_(\d+)_images", score):
+        return f"{images[2]} images: {'AutoAttack' if images[1] == 'autoattack' else 'converged'}"
+    if steps := re.search(r"_(\d+)_steps$", score):
+        return f"{score.split('_')[0]}, {steps[1]} steps"
+    return "clean" if score == "clean_accuracy" else f"{score.split('_')[0]}, converged"
 
 
 def _scores(report: RobustnessReport, beside: RobustnessReport | None) -> dict[str, float]:

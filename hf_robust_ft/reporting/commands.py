@@ -1,6 +1,7 @@
 """The command that measures a checkpoint as a report says it was measured."""
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from hf_robust_ft.attacks.threat_model import ThreatModel, format_eps
@@ -12,6 +13,26 @@ from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 
 DEFAULT_SPLITTING = {"validation_size": 0.1, "test_size": 0.2, "split_seed": 0, "max_eval_samples": None}
 DEFAULT_MASKS = {"ignore_index": 255, "reduce_labels": False}
+
+
+def model_to_name(facts: Mapping[str, Any]) -> str:
+    """What a card's commands take as the model: its repository, the folder that the card lies in, or what was measured.
+
+    "MODEL" stands for a folder whose place is nobody else's concern.
+    """
+    return facts.get("repo_id") or ("." if facts.get("training") else facts.get("base_model") or "MODEL")
+
+
+def how_to_measure_again(command: str) -> str:
+    """The sentence before a card's command; what stands in it in capitals is for the reader to fill in."""
+    words = shlex.split(command)
+    where = " in this folder" if "." in words else ""
+    fill_in = {
+        "MODEL": ", MODEL being the folder that was measured",
+        "DATASET": ", DATASET the images it was measured on (a folder or a Hub id)",
+    }
+    named = "".join(sentence for word, sentence in fill_in.items() if word in words)
+    return f"Measure it again{where}{named}, with hf_robust_ft installed as its README says:"
 
 
 def evaluate_command(report: RobustnessReport, model: str, **more: Any) -> str:

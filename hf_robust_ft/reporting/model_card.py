@@ -21,7 +21,7 @@ from hf_robust_ft.evaluation.trust_verdicts import is_of_several_attacks
 from hf_robust_ft.provenance.plain_text import markdown
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.card_template import card_from, hub_metadata, measured_on, more_tags
-from hf_robust_ft.reporting.commands import evaluate_command
+from hf_robust_ft.reporting.commands import evaluate_command, how_to_measure_again, model_to_name
 from hf_robust_ft.reporting.comparability import UNNAMED_DATASET, attack_name, image_digests, measured_by
 from hf_robust_ft.reporting.measured_table import measured_rows
 from hf_robust_ft.reporting.objective import objective_doubt
@@ -58,7 +58,6 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     facts = report.metadata
     norm, eps = report.threat_model["norm"], format_eps(report.threat_model["eps"])
     attack = measured_by(report)
-    subject_id = None if facts.get("training") else facts.get("base_model")
     subject = facts.get("base_model_text") or facts.get("base_model")
     found = verdict(report)
     is_robust = found is None or found.is_robust
@@ -90,6 +89,7 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
     ]
     tags = [TAG, "adversarial-robustness", f"{norm}-{eps}".replace("/", "-over-"), *more_tags(facts)]
     data = hub_metadata(facts, title, "image-classification", tags, results)
+    command = evaluate_command(report, model_to_name(facts))
     card = card_from(
         TEMPLATE,
         data,
@@ -125,7 +125,9 @@ def render_model_card(report: RobustnessReport, pictures: Sequence[str] = ()) ->
         licences=_licences(facts),
         pictures=[picture for picture in pictures if not picture.startswith(f"{EXAMPLES}/")],
         examples=[picture for picture in pictures if picture.startswith(f"{EXAMPLES}/")],
-        evaluate_command=evaluate_command(report, facts.get("repo_id") or subject_id or "MODEL"),
+        model=model_to_name(facts),
+        again=how_to_measure_again(command),
+        evaluate_command=command,
         begin=BEGIN,
         end=END,
         percent=lambda value: f"{100 * value:.2f} %",

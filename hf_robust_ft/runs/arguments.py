@@ -177,8 +177,8 @@ class ModelArguments(CheckpointArguments):
 
     model: str = field(
         metadata={
-            "help": f"A backbone of the paper ({', '.join(BACKBONES)}), any AutoModelForImageClassification id "
-            "(timm/... included) or ...ForSemanticSegmentation, open_clip:NAME, a folder or weight file, or "
+            "help": f"A backbone of the paper ({', '.join(BACKBONES)}), the Hub id of any image model of "
+            "transformers (timm/... included), open_clip:NAME, a folder or weight file, or "
             f"embedded: {', '.join(EMBEDDED_MODELS)}.",
             "affects": ("weights", "measurement"),
         }

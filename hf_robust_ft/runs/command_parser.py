@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 ALL = ("--help-all", "--help_all")
@@ -27,6 +27,17 @@ class CommandParser(argparse.ArgumentParser):
         if self.add_help:
             for word, told in zip(ALL, ("show every option and exit", argparse.SUPPRESS), strict=True):
                 self.add_argument(word, action="help", help=told)
+
+    def show_only(self, names: Collection[str]) -> None:
+        """Leave in the help what most people need, and say how many more options there are."""
+        rest = [
+            action
+            for action in self._actions
+            if action.dest not in ("help", "help_all", *names) and action.help is not argparse.SUPPRESS
+        ]
+        for action in rest:
+            action.help = argparse.SUPPRESS
+        self.epilog = f"{len(rest)} more options: {self.prog} --help-all. {self.epilog or ''}"
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message.removeprefix("argument "))

@@ -17,8 +17,7 @@ class EvaluationArguments(CheckpointArguments):
 
     model: str = field(
         metadata={
-            "help": "AutoModelForImageClassification or AutoModelForSemanticSegmentation id, local checkpoint "
-            "folder or weight file.",
+            "help": "A checkpoint: the Hub id of an image model of transformers, a folder or a weight file.",
             "affects": ("weights", "measurement"),
         }
     )

@@ -22,7 +22,7 @@ ESSENTIALS = {
     "diagnose": (*_SWEEP, "output_dir", "bf16"),
     "calibrate": (*_SWEEP, "output_dir", "bf16", "recipe"),
     "evaluate": (
-        "model", "dataset", "task", "split", "norm", "eps", "protocol", "attack_steps", "autoattack",
+        "config", "model", "dataset", "task", "split", "norm", "eps", "protocol", "attack_steps", "autoattack",
         "max_eval_samples", "batch_size", "device", "store_examples", "output_dir",
     ),
     "reproduce": (
@@ -30,17 +30,6 @@ ESSENTIALS = {
         "dry_run",
     ),
 }  # fmt: skip
-
-
-def show_essentials(parser: argparse.ArgumentParser, command: str) -> None:
-    """Leave in a command's help what most people need, and say how many more options there are."""
-    rest = 0
-    for action in parser._actions:
-        if action.dest in ("help", "help_all", *ESSENTIALS[command]) or action.help is argparse.SUPPRESS:
-            continue
-        action.help = argparse.SUPPRESS
-        rest += 1
-    parser.epilog = f"{rest} more options: hf-robust-ft {command} --help-all. {parser.epilog or ''}"
 
 
 def group_options(

@@ -15,7 +15,7 @@ from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.provenance.choices import did_you_mean
 from hf_robust_ft.provenance.file_names import as_file_name, check_output_dir
 from hf_robust_ft.runs.command_parser import CommandParser, wants_all
-from hf_robust_ft.runs.option_help import group_options, show_essentials
+from hf_robust_ft.runs.option_help import ESSENTIALS, group_options
 from hf_robust_ft.runs.recipes import build_parser, compose_recipes, shipped_recipes
 from hf_robust_ft.schedules import SCHEDULES
 
@@ -91,7 +91,11 @@ def parse_options(
     _add_for_help(parser, base_recipe, trains, hidden)
     group_options(parser, types, titles, hidden)
     if not wants_all(argv):
-        show_essentials(parser, command)
+        parser.show_only(ESSENTIALS[command])
+    options = {name for action in parser._actions for name in action.option_strings}
+    misspelt = [word for word in arguments if word.startswith("--") and word.split("=", 1)[0] not in options]
+    if misspelt:  # argparse would miss an option that is required first
+        raise ValueError(_unknown_option(misspelt, parser))
     seen, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise ValueError(_unknown_option(unknown, parser))

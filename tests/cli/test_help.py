@@ -57,6 +57,15 @@ def test_help_all_shows_every_option_and_more_than_help(command, spelling, capsy
         assert set(few) < set(everything)
 
 
+def test_verify_shows_few_options_of_its_own(capsys):
+    for word, there in (("--help", False), ("--help-all", True)):
+        with pytest.raises(SystemExit):
+            main(["verify", word])
+        told = capsys.readouterr().out
+        assert ("--label_column" in told) is there and ("hf-robust-ft verify --help-all" in told) is not there
+        assert "--examples" in told
+
+
 def test_help_all_has_trainers_arguments_in_a_group_of_their_own(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help-all"])

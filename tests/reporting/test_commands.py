@@ -5,7 +5,7 @@ from finished_run import report
 
 from hf_robust_ft.attacks.threat_model import ThreatModel
 from hf_robust_ft.evaluation.protocols import resolve_epsilons
-from hf_robust_ft.reporting.commands import evaluate_command
+from hf_robust_ft.reporting.commands import evaluate_command, how_to_measure_again, model_to_name
 from hf_robust_ft.runs.arguments import DataArguments
 from hf_robust_ft.runs.evaluation_arguments import EvaluationArguments
 from hf_robust_ft.runs.options import parse_options
@@ -43,6 +43,21 @@ def test_the_command_measures_what_the_report_measured(norm, eps):
     assert resolve_epsilons(options.epsilons, threat_model) == pytest.approx(measured.epsilons)
     assert (data.dataset, data.dataset_config, data.dataset_revision) == ("someone/colours", "small", "3" * 40)
     assert {name: getattr(data, name) for name in splitting} == splitting
+
+
+@pytest.mark.parametrize(
+    ("facts", "model", "told"),
+    [
+        ({"repo_id": "you/robust", "training": {"eps": "8/255"}}, "you/robust", "again, with"),
+        ({"training": {"eps": "8/255"}, "base_model": "timm/resnet18"}, ".", "again in this folder, with"),
+        ({"base_model": "somebody/else"}, "somebody/else", "again, with"),
+        ({"base_model_text": "my-run"}, "MODEL", "again, MODEL being the folder that was measured, with"),
+    ],
+)
+def test_a_cards_command_names_the_model_as_its_reader_has_it(facts, model, told):
+    command = evaluate_command(report({"dataset": "digits", **facts}), model_to_name(facts))
+    assert parsed(command)[0].model == model
+    assert told in how_to_measure_again(command)
 
 
 def test_what_is_usual_is_not_said():

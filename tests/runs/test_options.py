@@ -4,6 +4,7 @@ import pytest
 
 from hf_robust_ft.experiments.planning import PlanArguments
 from hf_robust_ft.experiments.search import SearchArguments
+from hf_robust_ft.runs.evaluation_arguments import EvaluationArguments
 from hf_robust_ft.runs.fine_tune import DataArguments, ModelArguments
 from hf_robust_ft.runs.options import default_output_dir, filled_in, parse_options
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
@@ -97,6 +98,11 @@ def test_what_cannot_be_understood_is_named(parse, flags, message):
     with pytest.raises(ValueError) as error:
         parse(*flags)
     assert message in str(error.value)
+
+
+def test_a_misspelt_option_is_named_before_one_that_is_missing():
+    with pytest.raises(ValueError, match=r"^Unknown option --modle. Did you mean --model"):
+        parse_options("evaluate", ["--modle", "swin"], (EvaluationArguments, DataArguments), ("e", "d"), "")
 
 
 def test_a_dry_run_for_another_machine_may_plan_with_bf16(parse):

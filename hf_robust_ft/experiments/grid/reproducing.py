@@ -22,7 +22,7 @@ from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.reporting.measures import ACCURACY
 from hf_robust_ft.runs.arguments import DataArguments
 from hf_robust_ft.runs.command_parser import wants_all
-from hf_robust_ft.runs.option_help import show_essentials
+from hf_robust_ft.runs.option_help import ESSENTIALS
 from hf_robust_ft.runs.options import BASE_RECIPE
 from hf_robust_ft.runs.recipes import build_parser
 from hf_robust_ft.runs.task_arguments import SEGMENTATION
@@ -65,7 +65,7 @@ def parse_grid(argv: Sequence[str], description: str) -> tuple[GridArguments, Pl
         help=f"A YAML file of these options and train's, or one of {', '.join(shipped_grids())}.",
     )
     if not wants_all(argv):
-        show_essentials(parser, "reproduce")
+        parser.show_only(ESSENTIALS["reproduce"])
     options, plan_args, train_options = parser.parse_args_into_dataclasses(
         rest, look_for_args_file=False, return_remaining_strings=True
     )

@@ -10,7 +10,7 @@ from hf_robust_ft.evaluation.detection.report import TASK, DetectionReport
 from hf_robust_ft.provenance.plain_text import markdown
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.card_template import card_from, hub_metadata
-from hf_robust_ft.reporting.commands import evaluate_detection_command
+from hf_robust_ft.reporting.commands import evaluate_detection_command, how_to_measure_again, model_to_name
 from hf_robust_ft.reporting.comparability import UNNAMED_DATASET
 from hf_robust_ft.reporting.consistency import ROUNDING
 from hf_robust_ft.reporting.model_card import TAG, THREATS
@@ -32,6 +32,7 @@ def render_detection_card(report: DetectionReport, pictures: Sequence[str] = ())
     if not facts.get("training"):
         title = f"Robustness of {subject or 'a detection model'}"
     data = hub_metadata(facts, title, TASK, [TAG, "adversarial-robustness"])
+    command = evaluate_detection_command(report, model_to_name(facts))
     card = card_from(
         TEMPLATE,
         data,
@@ -46,7 +47,9 @@ def render_detection_card(report: DetectionReport, pictures: Sequence[str] = ())
         threat=THREATS[norm].format(eps=eps).replace("\n", " "),
         dataset=facts.get("dataset_name") or facts.get("dataset") or UNNAMED_DATASET,
         pictures=pictures,
-        evaluate_command=evaluate_detection_command(report, facts.get("repo_id") or "MODEL"),
+        model=model_to_name(facts),
+        again=how_to_measure_again(command),
+        evaluate_command=command,
         begin=BEGIN,
         end=END,
         percent=lambda value: f"{100 * value:.2f} %",

@@ -12,7 +12,7 @@ from hf_robust_ft.evaluation.segmentation.report import SegmentationReport
 from hf_robust_ft.provenance.plain_text import markdown
 from hf_robust_ft.reporting.card_sections import BEGIN, END
 from hf_robust_ft.reporting.card_template import card_from, hub_metadata, measured_on, more_tags
-from hf_robust_ft.reporting.commands import evaluate_segmentation_command
+from hf_robust_ft.reporting.commands import evaluate_segmentation_command, how_to_measure_again, model_to_name
 from hf_robust_ft.reporting.comparability import UNNAMED_DATASET, image_digests
 from hf_robust_ft.reporting.model_card import EXAMPLES, TAG, THREATS
 from hf_robust_ft.reporting.segmentation.verdict import segmentation_verdict
@@ -40,7 +40,6 @@ def render_segmentation_card(report: SegmentationReport, pictures: Sequence[str]
     """
     facts = report.metadata
     norm, eps = report.threat_model["norm"], format_eps(report.threat_model["eps"])
-    subject_id = None if facts.get("training") else facts.get("base_model")
     subject = facts.get("base_model_text") or facts.get("base_model")
     found = segmentation_verdict(report)
     is_robust = found is None or found.is_robust
@@ -51,6 +50,7 @@ def render_segmentation_card(report: SegmentationReport, pictures: Sequence[str]
     dataset = facts.get("dataset_name") or facts.get("dataset") or UNNAMED_DATASET
     tags = [TAG, "adversarial-robustness", f"{norm}-{eps}".replace("/", "-over-"), *more_tags(facts)]
     data = hub_metadata(facts, title, TASK, tags, _results(report, dataset))
+    command = evaluate_segmentation_command(report, model_to_name(facts))
     card = card_from(
         TEMPLATE,
         data,
@@ -74,7 +74,9 @@ def render_segmentation_card(report: SegmentationReport, pictures: Sequence[str]
         intervals=report.confidence_intervals,
         pictures=[picture for picture in pictures if not picture.startswith(f"{EXAMPLES}/")],
         examples=[picture for picture in pictures if picture.startswith(f"{EXAMPLES}/")],
-        evaluate_command=evaluate_segmentation_command(report, facts.get("repo_id") or subject_id or "MODEL"),
+        model=model_to_name(facts),
+        again=how_to_measure_again(command),
+        evaluate_command=command,
         begin=BEGIN,
         end=END,
         percent=lambda value: f"{100 * value:.2f} %",
