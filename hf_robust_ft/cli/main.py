@@ -156,7 +156,7 @@ def search(argv: Sequence[str]) -> None:
 
 
 def diagnose(argv: Sequence[str]) -> None:
-    """Tell how late and badly a classifier adapts at a fixed eps, from standard and fix runs or from finished --runs."""
+    """Tell how late and badly a classifier adapts at a fixed eps, by standard and fix runs or by finished --runs."""
     from hf_robust_ft.experiments.diagnose import DiagnosedRuns, diagnose_runs
     from hf_robust_ft.experiments.diagnose import diagnose as run
     from hf_robust_ft.runs.options import parse_options
