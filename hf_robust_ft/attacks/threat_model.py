@@ -96,7 +96,8 @@ class ThreatModel:
 
     def __post_init__(self):
         if not isinstance(self.norm, str) or self.norm not in BALLS:
-            raise ValueError(f"Unknown norm {self.norm!r}. Valid norms: {', '.join(BALLS)}.")
+            meant = [f" Did you mean {name}?" for name in BALLS if name.lower() == str(self.norm).lower()]
+            raise ValueError(f"Unknown norm {self.norm!r}.{''.join(meant)} Valid norms: {', '.join(BALLS)}.")
         eps = parse_eps(self.eps)
         if self.norm == "Linf" and eps > 1:
             raise ValueError(

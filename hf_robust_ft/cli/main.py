@@ -156,7 +156,7 @@ def search(argv: Sequence[str]) -> None:
 
 
 def diagnose(argv: Sequence[str]) -> None:
-    """Tell how late and badly a classifier adapts at a fixed eps, by standard and fix runs or by finished --runs."""
+    """Tell how late and badly a classifier adapts at a fixed eps by standard and fix runs, new or finished (--runs)."""
     from hf_robust_ft.experiments.diagnose import DiagnosedRuns, diagnose_runs
     from hf_robust_ft.experiments.diagnose import diagnose as run
     from hf_robust_ft.runs.options import parse_options
@@ -169,7 +169,7 @@ def diagnose(argv: Sequence[str]) -> None:
 
 
 def calibrate(argv: Sequence[str]) -> None:
-    """Find a classifier's T1 and T2 from short standard and fix runs, or from finished --runs; write a recipe."""
+    """Find a classifier's T1 and T2 from short standard and fix runs or finished ones (--runs); write a recipe."""
     from hf_robust_ft.experiments.diagnose import CalibratedRuns, RecipeArguments, calibrate_runs
     from hf_robust_ft.experiments.diagnose import calibrate as run
     from hf_robust_ft.runs.options import parse_options

@@ -17,7 +17,7 @@ from hf_robust_ft.evaluation.reliability import count_reliable
 from hf_robust_ft.experiments.kept_runs import finished_report
 from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.provenance.file_names import check_output_dir
-from hf_robust_ft.provenance.record import resolved_recipe
+from hf_robust_ft.provenance.record import RECIPE_NAME, resolved_recipe
 from hf_robust_ft.reporting import plot_curves, plot_training
 from hf_robust_ft.reporting.artifacts import REPORT_NAME
 from hf_robust_ft.reporting.drawing import drawn
@@ -57,7 +57,7 @@ def quickstart(
 
     Raises:
         ImportError: AutoAttack is asked for and not installed.
-        ValueError: a seed given twice, a folder that cannot be, or a negative number of images.
+        ValueError: a seed given twice, a folder that cannot be or holds something else, or a negative number of images.
     """
     check_output_dir(output_dir)
     if autoattack:
@@ -65,6 +65,9 @@ def quickstart(
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds={list(seeds)}: give each seed once.")
     output_dir = Path(output_dir)
+    is_ours = any((output_dir / name).is_file() for name in (RECIPE_NAME, REPORT_NAME))
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not is_ours:
+        raise ValueError(f"output_dir={str(output_dir)!r} holds other files: name a new folder.")
     reports: dict[str, dict[int, RobustnessReport]] = {}
     scores: dict[str, dict[int, dict[str, float]]] = {}
     histories = {}

@@ -40,6 +40,9 @@ from hf_robust_ft.provenance.source_names import HubAnswer, ask_hub, nothing_her
 
 logger = logging.getLogger(__name__)
 
+# One of them lies in whatever folder can be loaded.
+CONFIGS = ("config.json", "open_clip_config.json", "adapter_config.json")
+
 
 def load_image_classifier(
     model_id: str,
@@ -220,7 +223,11 @@ def _from_hub(
 
 
 def check_there(model_id: str, options: dict[str, Any]) -> None:
-    """Raise an OSError where the Hub lacks a model, or does not answer and nothing of it is cached."""
+    """Raise an OSError where a folder is no checkpoint, or the Hub lacks a model or is silent and none is cached."""
+    if os.path.isdir(model_id) and not any(os.path.isfile(os.path.join(model_id, name)) for name in CONFIGS):
+        raise OSError(
+            f"{model_id} is no checkpoint: it has no {CONFIGS[0]}. Give the folder that training wrote, or a Hub id."
+        )
     if os.path.exists(model_id) or model_id.startswith(PREFIX) or options.get("local_files_only"):
         return
     answer = ask_hub(model_id, "model", options.get("token"))

@@ -28,7 +28,11 @@ def check_choice(what: str, value: Any, valid: Iterable[str], several: str = "")
     """
     valid = list(valid)
     if value not in valid:
-        raise ValueError(f"Unknown {what} {value!r}. {f'Valid {several}'.strip()}: {', '.join(valid)}.")
+        lowered = {name.lower(): name for name in valid}
+        asked = value.lower() if isinstance(value, str) else ""
+        near = [lowered[name] for name in difflib.get_close_matches(asked, lowered, n=1)]
+        names = f"{f'Valid {several}'.strip()}: {', '.join(valid)}."
+        raise ValueError(f"Unknown {what} {value!r}.{did_you_mean(near)} {names}")
 
 
 def did_you_mean(near: Iterable[str]) -> str:

@@ -32,14 +32,14 @@ def measured_rows(report: RobustnessReport, doubt: str = "", autoattack_doubt: s
     attack = attack_name({**report.attack, "random_start": False}, {})
     rounds = [_round(report, each) for each in (report.convergence or {}).get("rounds", ())]
     plain = "paper" if first_round(report.convergence) or _is_the_papers(report) else "fixed steps"
+    settled = "converged" if report.convergence.get("settled", True) else "converged (not settled)"
     if report.protocol == "exact":
         found |= {"exact, first round": rounds[0]} if rounds else {}
         found["exact"] = (attack, *final)
     elif report.protocol == "reliable":
-        found |= {"paper": rounds[0], "converged": rounds[-1]} if rounds else {}
-        found["reliable"] = ("and attacks of three other kinds", *final)
+        found |= {"paper": rounds[0], settled: rounds[-1]} if rounds else {}
+        found["reliable"] = ("and three other attacks", *final)
     elif rounds:
-        settled = "converged" if report.convergence["settled"] else "converged (not settled)"
         found |= {"paper": rounds[0], settled: (rounds[-1][0], *final)}
     else:
         found[plain] = (attack, *final)

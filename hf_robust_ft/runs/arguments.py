@@ -216,6 +216,8 @@ class ModelArguments(CheckpointArguments):
         for name, valid in (("head", HEADS), ("augmentation", JOINT_AUGMENTATION_WORDS)):
             check_choice(name, getattr(self, name), valid)
         _check_count("max_train_samples", self.max_train_samples)
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size is a number of pixels, got {self.image_size}.")
 
     @property
     def local_paths(self) -> dict[str, str]:

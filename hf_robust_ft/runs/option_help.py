@@ -22,8 +22,8 @@ ESSENTIALS = {
     "diagnose": (*_SWEEP, "output_dir", "bf16"),
     "calibrate": (*_SWEEP, "output_dir", "bf16", "recipe"),
     "evaluate": (
-        "config", "model", "dataset", "task", "split", "norm", "eps", "protocol", "attack_steps", "autoattack",
-        "max_eval_samples", "batch_size", "device", "store_examples", "output_dir",
+        "config", "model", "dataset", "task", "split", "norm", "eps", "epsilons", "protocol", "attack_steps",
+        "autoattack", "max_eval_samples", "batch_size", "device", "store_examples", "save_examples", "output_dir",
     ),
     "reproduce": (
         "grid", "models", "datasets", "epsilons", "settings", "seeds", "only", "runner", "launcher", "output_dir",

@@ -68,7 +68,10 @@ def parse_options(
         ValueError: an unknown option, recipe or recipe key, `--schedule` beside `--eps_schedule`, or what the
             dataclasses refuse.
     """
-    named = {"prog": f"hf-robust-ft {command}", "usage": f"hf-robust-ft {command} [--config RECIPE] [options]"}
+    named = {
+        "prog": f"hf-robust-ft {command}",
+        "usage": f"hf-robust-ft {command} --model MODEL --dataset DATASET [options]",
+    }
     before = CommandParser(add_help=False, allow_abbrev=False, **named)
     before.add_argument("--config", action="append")
     trains = any(issubclass(each, TrainingArguments) for each in types)

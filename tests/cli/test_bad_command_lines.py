@@ -88,8 +88,8 @@ COMMANDS = [
     ([*TRAIN, "--model", "\0x"], ["Unknown model '\\x00x'"]),
     ([*TRAIN, "--image_size", "-3"], ["image_size is a number of pixels, got -3"]),
     # Measuring.
-    ([*EVALUATE, "--split", "tset"], ["Unknown split 'tset'. Valid: train, validation, test"]),
-    ([*EVALUATE, "--norm", "linf"], ["Unknown norm 'linf'. Valid norms: Linf, L2, L1"]),
+    ([*EVALUATE, "--split", "tset"], ["Unknown split 'tset'. Did you mean test? Valid: train, validation, test"]),
+    ([*EVALUATE, "--norm", "linf"], ["Unknown norm 'linf'. Did you mean Linf? Valid norms: Linf, L2, L1"]),
     ([*EVALUATE, "--epsilons", "4/255"], ["epsilons must start at 0"]),
     ([*EVALUATE, "--device", "tpu"], ["device 'tpu' cannot be used here", "Give cpu, cuda"]),
     ([*EVALUATE], ["tells 9 classes apart, the dataset has 4", "fine-tuned on this dataset"]),

@@ -45,6 +45,13 @@ def test_another_run_is_not_written_over(trained, tmp_path):
     assert trained == [3]
 
 
+def test_a_folder_of_other_files_is_left_alone(trained, tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match="holds other files: name a new folder"):
+        example.quickstart(tmp_path)
+    assert not trained and [each.name for each in tmp_path.iterdir()] == ["train"]
+
+
 @pytest.mark.parametrize("images", [-1, 0.5])
 def test_autoattack_is_for_a_number_of_images(trained, tmp_path, images):
     with pytest.raises(ValueError, match="number of images"):

@@ -122,3 +122,8 @@ def test_pretrained_transformers_models_get_a_head_on_their_own_weights(kind, tm
     assert body and all(tensor.sum().item() in saved for tensor in body)
     pixel_values = processor(Image.new("RGB", (40, 40)), return_tensors="pt")["pixel_values"]
     assert model(pixel_values).logits.shape == (1, 4)
+
+
+def test_a_folder_without_a_checkpoint_is_called_so(tmp_path):
+    with pytest.raises(OSError, match=r"is no checkpoint: it has no config.json. Give the folder that training wrote"):
+        load_image_classifier(str(tmp_path))

@@ -8,12 +8,18 @@ import hf_robust_ft
 from hf_robust_ft.provenance.choices import check_choice, nearest_names
 
 
-@pytest.mark.parametrize("value", ["Paper", "", None, 3, ["paper"], {"paper": 1}], ids=repr)
+@pytest.mark.parametrize("value", ["fast", "", None, 3, ["paper"], {"paper": 1}], ids=repr)
 def test_what_is_no_name_is_refused_with_those_there_are(value):
     """Also what a dictionary cannot look up: YAML gives lists and mappings."""
     with pytest.raises(ValueError) as error:
         check_choice("protocol", value, {"paper": 1, "exact": 2})
     assert str(error.value) == f"Unknown protocol {value!r}. Valid: paper, exact."
+
+
+@pytest.mark.parametrize("value", ["Paper", "papre"])
+def test_a_name_that_is_almost_one_is_asked_for(value):
+    with pytest.raises(ValueError, match=rf"^Unknown protocol '{value}'. Did you mean paper\? Valid: paper, exact.$"):
+        check_choice("protocol", value, {"paper": 1, "exact": 2})
 
 
 def test_a_name_like_no_other_offers_all_of_a_few_and_three_of_many():

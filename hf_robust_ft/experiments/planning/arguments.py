@@ -55,4 +55,4 @@ class PlanArguments(DeclaredArguments):
             return
         given = [entry.name for entry in dataclasses.fields(self) if getattr(self, entry.name) != entry.default]
         if given:
-            raise ValueError(f"{', '.join(given)}: only with --dry_run.")
+            raise ValueError(f"{', '.join(f'--{name}' for name in given)}: only with --dry_run.")
