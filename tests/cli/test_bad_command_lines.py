@@ -87,6 +87,7 @@ COMMANDS = [
     ([*TRAIN, "--model", "odd.safetensors"], ["odd.safetensors holds tensors only", "architecture='timm/resnet18'"]),
     ([*TRAIN, "--model", "\0x"], ["Unknown model '\\x00x'"]),
     ([*TRAIN, "--image_size", "-3"], ["image_size is a number of pixels, got -3"]),
+    ([*TRAIN, "--image_size", "0"], ["image_size is a number of pixels, got 0"]),
     # Measuring.
     ([*EVALUATE, "--split", "tset"], ["Unknown split 'tset'. Did you mean test? Valid: train, validation, test"]),
     ([*EVALUATE, "--norm", "linf"], ["Unknown norm 'linf'. Did you mean Linf? Valid norms: Linf, L2, L1"]),
