@@ -83,7 +83,7 @@ def _out_of_range(pixels: Tensor, pixel_space: PixelSpace, tolerance: float, ima
     share = ((pixels < -tolerance) | (pixels > 1 + tolerance)).float().mean().item()
     seen = (
         f"undoing (pixel - mean) / std with mean={pixel_space.mean} and std={pixel_space.std} gives pixels from "
-        f"{low:.4g} to {high:.4g} instead of [0, 1] ({image} is the first outside; {100 * share:.2g} % of the values)."
+        f"{low:.4g} to {high:.4g} instead of [0, 1] ({image} is the first outside; {100 * share:.3g} % of the values)."
     )
     cure = (
         "Normalise with the checkpoint's own image_mean and image_std, or pass the map in use: "

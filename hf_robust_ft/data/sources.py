@@ -12,7 +12,8 @@ from typing import Any
 import datasets
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 from datasets.utils.info_utils import NonMatchingSplitsSizesError
 from huggingface_hub import DatasetCard, constants
 from huggingface_hub.errors import GatedRepoError
@@ -165,6 +166,11 @@ def _load(path: str, dataset_id: str, load_options: dict[str, Any]) -> dict[str,
             f"{dataset_id} came with another number of images than it declares: {error}. Load it again with "
             "download_mode='force_redownload'."
         ) from error
+    except (EmptyDatasetError, DataFilesNotFoundError):
+        raise ValueError(
+            f"{dataset_id} holds no files of images that could be read. Expected {dataset_id}/train/CLASS/*.jpg (or "
+            "png, ...), CLASS/*.jpg without a split, or parquet files."
+        ) from None
     except (DatasetNotFoundError, GatedRepoError, ConnectionError, DatasetGenerationError, pa.ArrowInvalid) as error:
         if disk_full(error):
             raise

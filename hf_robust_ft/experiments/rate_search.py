@@ -172,7 +172,7 @@ def check_search(ranges: Mapping[str, Sequence[float]], n_trials: int, pruner: s
     """
     check_choice("pruner", pruner, PRUNERS)
     if n_trials < 1:
-        raise ValueError(f"n_trials must be at least 1, got {n_trials}.")
+        raise ValueError(f"n_trials (--trials) must be at least 1, got {n_trials}.")
     for name, ends in ranges.items():
         if len(ends) != 2 or not 0 < ends[0] <= ends[1] < math.inf:
             raise ValueError(f"The range of {name} must be two increasing positive numbers, got {tuple(ends)}.")

@@ -127,6 +127,8 @@ def _device(wanted: str | None, state: PartialState) -> torch.device:
         return torch.empty(0, device=wanted).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split(". ")[0]
+        if reason.startswith("Expected one of"):  # twenty types of devices
+            reason = "PyTorch knows no such device"
         raise ValueError(f"device {wanted!r} cannot be used here: {reason}. Give cpu, cuda, cuda:1 or mps.") from None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from hf_robust_ft.attacks.pixels import PixelSpace
@@ -110,7 +111,13 @@ def _report_path(target: str, revision: str | None) -> Path:
         validate_repo_id(target)
     except HFValidationError:
         raise ValueError(nothing_here(target)) from None
-    folder = Path(snapshot_download(target, revision=revision, ignore_patterns=list(NOT_NEEDED)))
+    try:
+        folder = Path(snapshot_download(target, revision=revision, ignore_patterns=list(NOT_NEEDED)))
+    except LocalEntryNotFoundError:
+        raise ValueError(
+            f"{nothing_here(target)} Nor is a repository {target} of the Hub cached, and the Hub does not answer, or "
+            "the client is offline (HF_HUB_OFFLINE)."
+        ) from None
     if not (folder / REPORT_NAME).is_file():
         raise ValueError(f"The repository {target} holds no {REPORT_NAME}.")
     return folder / REPORT_NAME

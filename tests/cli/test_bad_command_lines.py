@@ -75,7 +75,7 @@ COMMANDS = [
     (["quickstart", "--output_dir", "afile"], ["output_dir='afile' is a file: name a folder"]),
     # Data and models that are none.
     ([*TRAIN, "--dataset", "afile"], ["afile is a file, but not a .parquet file"]),
-    ([*TRAIN, "--dataset", "empty"], ["empty", "could not be read|no images|any data|doesn't contain"]),
+    ([*TRAIN, "--dataset", "empty"], ["empty holds no files of images", "Expected empty/train/CLASS/*.jpg"]),
     ([*TRAIN, "--dataset", "one"], ["one", "needs two class folders or more, train/<class>/<image>"]),
     ([*TRAIN, "--label_column", "image"], ["label_column|label column", "image"]),
     ([*TRAIN, "--dataset_revision", "v2"], ["colours lies on this machine and has no revision 'v2'"]),
@@ -92,7 +92,9 @@ COMMANDS = [
     ([*EVALUATE, "--split", "tset"], ["Unknown split 'tset'. Did you mean test? Valid: train, validation, test"]),
     ([*EVALUATE, "--norm", "linf"], ["Unknown norm 'linf'. Did you mean Linf? Valid norms: Linf, L2, L1"]),
     ([*EVALUATE, "--epsilons", "4/255"], ["epsilons must start at 0"]),
-    ([*EVALUATE, "--device", "tpu"], ["device 'tpu' cannot be used here", "Give cpu, cuda"]),
+    ([*EVALUATE, "--device", "tpu"], ["device 'tpu' cannot be used here: PyTorch knows no such device. Give cpu, cuda"]),
+    ([*EVALUATE, "--model", "empty"], ["empty is no checkpoint: it has no config.json"]),
+    (["verify", "nonsense"], ["There is no file or folder nonsense here", "Nor is a repository nonsense of the Hub cached"]),
     ([*EVALUATE], ["tells 9 classes apart, the dataset has 4", "fine-tuned on this dataset"]),
     # Other commands.
     (["train", "--model", "r50"], ["required: --dataset"]),
