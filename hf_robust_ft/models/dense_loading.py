@@ -11,9 +11,9 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from hf_robust_ft.models.backbones import BACKBONES
+from hf_robust_ft.models.checkpoint_source import check_there, verified
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS, EfficientNetLite, load_in_order
 from hf_robust_ft.models.heads import config_for
-from hf_robust_ft.models.loading import check_there, verified
 from hf_robust_ft.models.stated_architectures import stated_architectures
 from hf_robust_ft.models.trust import SAFETENSORS, no_code, refusals_explained
 from hf_robust_ft.provenance.choices import check_choice

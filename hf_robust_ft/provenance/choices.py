@@ -28,9 +28,7 @@ def check_choice(what: str, value: Any, valid: Iterable[str], several: str = "")
     """
     valid = list(valid)
     if value not in valid:
-        lowered = {name.lower(): name for name in valid}
-        asked = value.lower() if isinstance(value, str) else ""
-        near = [lowered[name] for name in difflib.get_close_matches(asked, lowered, n=1)]
+        near = _alike(value, valid, 1, 0.6) if isinstance(value, str) else []
         names = f"{f'Valid {several}'.strip()}: {', '.join(valid)}."
         raise ValueError(f"Unknown {what} {value!r}.{did_you_mean(near)} {names}")
 
@@ -56,13 +54,19 @@ def nearest_names(name: str, known: Iterable[str]) -> str:
     'ViT-B-32'
     """
     known = sorted(known)
+    close = _alike(name, known, 3, 0.55)
+    if not close and len(known) > _MANY:
+        close = _alike(name, known, 3, 0.0)
+    return ", ".join(close or known)
+
+
+def _alike(name: str, known: Iterable[str], count: int, cutoff: float) -> list[str]:
+    """`difflib.get_close_matches` whatever the case; names that differ in it alone come together."""
     lowered: dict[str, list[str]] = {}
     for entry in known:
         lowered.setdefault(entry.lower(), []).append(entry)
-    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.55)
-    if not close and len(known) > _MANY:
-        close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.0)
-    return ", ".join([entry for match in close for entry in lowered[match]] or known)
+    close = difflib.get_close_matches(name.lower(), lowered, count, cutoff)
+    return [entry for match in close for entry in lowered[match]]
 
 
 def is_number(value: object) -> bool:

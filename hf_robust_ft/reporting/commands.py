@@ -23,8 +23,12 @@ def model_to_name(facts: Mapping[str, Any]) -> str:
     return facts.get("repo_id") or ("." if facts.get("training") else facts.get("base_model") or "MODEL")
 
 
-def how_to_measure_again(command: str) -> str:
-    """The sentence before a card's command; what stands in it in capitals is for the reader to fill in."""
+def how_to_measure_again(command: str, extra: str = "") -> str:
+    """The sentence before a card's command; what stands in it in capitals is for the reader to fill in.
+
+    Args:
+        extra: of the package, which measuring needs.
+    """
     words = shlex.split(command)
     where = " in this folder" if "." in words else ""
     fill_in = {
@@ -32,7 +36,8 @@ def how_to_measure_again(command: str) -> str:
         "DATASET": ", DATASET the images it was measured on (a folder or a Hub id)",
     }
     named = "".join(sentence for word, sentence in fill_in.items() if word in words)
-    return f"Measure it again{where}{named}, with hf_robust_ft installed as its README says:"
+    with_extra = f" (with the extra `{extra}`)" if extra else ""
+    return f"Measure it again{where}{named}, with hf_robust_ft installed as its README says{with_extra}:"
 
 
 def evaluate_command(report: RobustnessReport, model: str, **more: Any) -> str:

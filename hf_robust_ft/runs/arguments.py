@@ -16,6 +16,7 @@ from hf_robust_ft.data.segmentation import EMBEDDED_SCENES, JOINT_AUGMENTATION_W
 from hf_robust_ft.models import BACKBONES, load_image_classifier
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
 from hf_robust_ft.models.heads import HEADS
+from hf_robust_ft.models.image_size import check_image_size
 from hf_robust_ft.provenance.choices import check_choice
 from hf_robust_ft.provenance.record import portable_place
 from hf_robust_ft.reporting.commands import DEFAULT_SPLITTING
@@ -216,8 +217,7 @@ class ModelArguments(CheckpointArguments):
         for name, valid in (("head", HEADS), ("augmentation", JOINT_AUGMENTATION_WORDS)):
             check_choice(name, getattr(self, name), valid)
         _check_count("max_train_samples", self.max_train_samples)
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size is a number of pixels, got {self.image_size}.")
+        check_image_size(self.image_size)
 
     @property
     def local_paths(self) -> dict[str, str]:

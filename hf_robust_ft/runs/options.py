@@ -1,6 +1,7 @@
 """The options of the commands: recipes give them values, flags override these."""
 
 import argparse
+import dataclasses
 import difflib
 import os
 from collections.abc import Collection, Sequence
@@ -68,10 +69,10 @@ def parse_options(
         ValueError: an unknown option, recipe or recipe key, `--schedule` beside `--eps_schedule`, or what the
             dataclasses refuse.
     """
-    named = {
-        "prog": f"hf-robust-ft {command}",
-        "usage": f"hf-robust-ft {command} --model MODEL --dataset DATASET [options]",
-    }
+    program = f"hf-robust-ft {command}"
+    fields = {entry.name for each in types for entry in dataclasses.fields(each)}
+    required = " --model MODEL --dataset DATASET" if fields >= {"model", "dataset"} else ""
+    named = {"prog": program, "usage": f"{program}{required} [options]"}
     before = CommandParser(add_help=False, allow_abbrev=False, **named)
     before.add_argument("--config", action="append")
     trains = any(issubclass(each, TrainingArguments) for each in types)

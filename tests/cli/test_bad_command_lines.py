@@ -92,9 +92,12 @@ COMMANDS = [
     ([*EVALUATE, "--split", "tset"], ["Unknown split 'tset'. Did you mean test? Valid: train, validation, test"]),
     ([*EVALUATE, "--norm", "linf"], ["Unknown norm 'linf'. Did you mean Linf? Valid norms: Linf, L2, L1"]),
     ([*EVALUATE, "--epsilons", "4/255"], ["epsilons must start at 0"]),
-    ([*EVALUATE, "--device", "tpu"], ["device 'tpu' cannot be used here: PyTorch knows no such device. Give cpu"]),
+    (
+        [*EVALUATE, "--device", "tpu"],
+        ["device 'tpu' cannot be used here: PyTorch knows no such device. Give cpu, cuda"],
+    ),
     ([*EVALUATE, "--model", "empty"], ["empty is no checkpoint: it has no config.json"]),
-    (["verify", "nonsense"], ["There is no file or folder nonsense here", "Nor is a repository nonsense of"]),
+    (["verify", "nonsense"], ["There is no file or folder nonsense here", "nonsense of the Hub cached"]),
     ([*EVALUATE], ["tells 9 classes apart, the dataset has 4", "fine-tuned on this dataset"]),
     # Other commands.
     (["train", "--model", "r50"], ["required: --dataset"]),

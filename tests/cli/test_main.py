@@ -13,7 +13,7 @@ import hf_robust_ft.evaluation.measure_batch as evaluation_work
 from hf_robust_ft import AttackResult, RobustnessReport
 from hf_robust_ft.cli import main as cli
 from hf_robust_ft.cli.main import main
-from hf_robust_ft.models import loading
+from hf_robust_ft.models import checkpoint_source
 from hf_robust_ft.models.timm_classifier import build_timm_classifier
 from hf_robust_ft.provenance.source_names import HubAnswer
 
@@ -413,7 +413,7 @@ def test_bad_evaluation_options_are_one_line(evaluate_flags, capsys, measured, c
 
 
 def test_a_model_that_the_hub_lacks_is_one_line(evaluate_flags, monkeypatch, capsys):
-    monkeypatch.setattr(loading, "ask_hub", lambda *_: HubAnswer.ABSENT)
+    monkeypatch.setattr(checkpoint_source, "ask_hub", lambda *_: HubAnswer.ABSENT)
     with pytest.raises(SystemExit) as stop:
         main([*evaluate_flags, "--model", "nobody/nothing"])
     error = capsys.readouterr().err.splitlines()[-1]

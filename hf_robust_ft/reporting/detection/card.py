@@ -48,7 +48,7 @@ def render_detection_card(report: DetectionReport, pictures: Sequence[str] = ())
         dataset=facts.get("dataset_name") or facts.get("dataset") or UNNAMED_DATASET,
         pictures=pictures,
         model=model_to_name(facts),
-        again=how_to_measure_again(command),
+        again=how_to_measure_again(command, extra="detection"),
         evaluate_command=command,
         begin=BEGIN,
         end=END,

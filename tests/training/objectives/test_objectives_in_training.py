@@ -257,7 +257,10 @@ def test_kl_stays_in_training(make_trainer, make_model, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": "trade"}, r"Unknown objective 'trade'\. Did you mean trades\? Valid objectives: at, trades"),
+        (
+            {"objective": "trade"},
+            r"Unknown objective 'trade'\. Did you mean trades\? Valid objectives: at, trades, mart",
+        ),
         ({"objective_beta": 6.0}, r"objective_beta=6\.0 does nothing with objective='at'.*set objective to trades or"),
         ({"objective": "trades", "objective_beta": -1.0}, r"not negative, e\.g\. 6\.0; got -1\.0"),
         ({"objective": "mart", "objective_beta": float("nan")}, r"must be finite.*e\.g\. 5\.0; got nan"),
