@@ -38,7 +38,8 @@ def measure(subject: Subject, name: str, rounds: int, steps_a_round: int) -> dic
     ours = timed(subject.adversarial_trainer, **settings)
     args = ours.trainer.args
     forwards = 1 + get_loss(args.attack_loss).needs_reference + args.teachers_passes(attacked=True)
-    limit = BareSteps(subject, steps_a_round, args.passes_under_attack + args.passes_beside, forwards)
+    parts = 1 if args.twins_lambda is None else 2  # a pass for each half of the batch, which goes through its own norms
+    limit = BareSteps(subject, steps_a_round, args.passes_under_attack + args.passes_beside, forwards, parts=parts)
     tools = {"ours": ours, "limit": limit}
     in_turn(tools, 1)
     found = in_turn(tools, rounds)

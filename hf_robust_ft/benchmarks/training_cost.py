@@ -147,6 +147,7 @@ class BareSteps:
         forwards: without a gradient.
         memory_format: of the weights.
         gradients: of the pixels.
+        parts: of the batch, each with training passes of its own.
     """
 
     def __init__(
@@ -157,9 +158,10 @@ class BareSteps:
         forwards: int = 1,
         memory_format: str = "auto",
         gradients: int = STEPS,
+        parts: int = 1,
     ):
         space, self.count = subject.pixel_space, count
-        self.passes, self.forwards, self.gradients = passes, forwards, gradients
+        self.passes, self.forwards, self.gradients, self.parts = passes, forwards, gradients, parts
         self.trained = PixelClassifier(subject.fresh_model(memory_format).train(), space)
         self.attacked = PixelClassifier(subject.fresh_model(memory_format).eval().requires_grad_(False), space)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -176,7 +178,12 @@ class BareSteps:
         with torch.no_grad():
             for _ in range(self.forwards):
                 self.attacked(self.pixels)
-        sum(F.cross_entropy(self.trained(self.pixels), self.labels) for _ in range(self.passes)).backward()
+        losses = [
+            F.cross_entropy(self.trained(pixels), labels)
+            for pixels, labels in zip(self.pixels.chunk(self.parts), self.labels.chunk(self.parts), strict=True)
+            for _ in range(self.passes)
+        ]
+        sum(losses).backward()
         torch.nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from hf_robust_ft.attacks.pixels import PixelSpace
 from hf_robust_ft.data import align_labels, with_pixel_values
 from hf_robust_ft.evaluation.report import RobustnessReport
-from hf_robust_ft.experiments.planning.passes import phases, training_length
+from hf_robust_ft.experiments.planning.passes import phases
+from hf_robust_ft.experiments.planning.training_length import training_length
 from hf_robust_ft.models import load_image_classifier
 from hf_robust_ft.provenance.affects import unsaid
 from hf_robust_ft.provenance.record import RECIPE_NAME, differences, resolved_recipe

@@ -260,7 +260,7 @@ def with_watchers(callbacks: list | None, args: AdversarialTrainingArguments) ->
     callbacks += [AttackMemory()] if args.attack_warm_start else []
     if args.attack_guard is None or any(isinstance(entry, OverfittingGuard) for entry in callbacks):
         return callbacks
-    return [*callbacks, OverfittingGuard(args.attack_guard, args.attack_guard_every)]
+    return [*callbacks, OverfittingGuard.from_args(args)]
 
 
 def check_schedule(scheduler: EpsilonSchedulerCallback, train_dataset: Any, eval_dataset: Any) -> None:

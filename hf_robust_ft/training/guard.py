@@ -1,6 +1,7 @@
 """Few attack steps until they fool themselves: the guard against catastrophic overfitting."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -45,6 +46,11 @@ class OverfittingGuard(TrainerCallback, ExportableState):
         self.share, self.every = share, every
         self._forget()
 
+    @classmethod
+    def from_args(cls, args: Any) -> "OverfittingGuard | None":
+        """The guard that training arguments ask for; None without `attack_guard`."""
+        return None if args.attack_guard is None else cls(args.attack_guard, args.attack_guard_every)
+
     def _forget(self) -> None:
         self.checked_at: int | None = None  # optimizer steps done before the last check
         self.suspicious = False
@@ -80,6 +86,12 @@ class OverfittingGuard(TrainerCallback, ExportableState):
         withstood = ~found.fooled[:CHECKED_IMAGES]
         counts = torch.stack([withstood.sum(), (withstood & ~fully.fooled).sum()])
         return self.judge(step, *accelerator.reduce(counts, "sum").tolist())
+
+    @staticmethod
+    def images_of(args: Any, count: int) -> int:
+        """How many images a check attacks, over all processes, of an optimizer step of so many."""
+        of_process = math.ceil(min(args.train_batch_size, count / args.world_size))
+        return min(CHECKED_IMAGES, args.attacked_in_batch(of_process)) * args.world_size
 
     def judge(self, step: int, few: int, many: int) -> bool:
         """Take in how many images, of all processes, stayed correct under few and under many steps.

@@ -9,6 +9,7 @@ from transformers.trainer_callback import ExportableState
 
 from hf_robust_ft.attacks.losses import get_loss
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
+from hf_robust_ft.training.guard import OverfittingGuard
 from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
 
 
@@ -31,6 +32,7 @@ class PassCounter(TrainerCallback, ExportableState):
         self.passes = dict(passes or {"training": 0, "attack": 0, "forward": 0})
         self._since: float | None = None
         self._scheduler: EpsilonSchedulerCallback | None = None
+        self._guard: OverfittingGuard | None = None
 
     def state(self) -> dict[str, Any]:
         return {
@@ -38,9 +40,9 @@ class PassCounter(TrainerCallback, ExportableState):
             "attributes": {},
         }
 
-    def follow(self, scheduler: EpsilonSchedulerCallback) -> None:
-        """Whose eps and attack steps count."""
-        self._scheduler = scheduler
+    def follow(self, scheduler: EpsilonSchedulerCallback, guard: OverfittingGuard | None = None) -> None:
+        """Whose eps and attack steps count, and who may raise these and attacks some images once more."""
+        self._scheduler, self._guard = scheduler, guard
 
     def go_on_from(self, stateful_callbacks: dict[str, Any]) -> None:
         """Take over the counts that a checkpoint's `trainer_state.json` keeps."""
@@ -56,7 +58,7 @@ class PassCounter(TrainerCallback, ExportableState):
         self.seconds, self._since = self.seconds + now - self._since, now
         visits = self._images(args, state.global_step - 1)
         share = args.pixel_share_at(self._scheduler.progress_at(state.global_step - 1, state.max_steps))
-        images, attacked = share * visits, share * args.attacked_of(visits)
+        images = share * visits
         self.passes["training"] += images * args.passes_beside
         if args.passes_beside and (state.global_step - 1) % self._scheduler.steps_per_epoch == 0:
             self.passes["forward"] += self.train_images
@@ -65,13 +67,22 @@ class PassCounter(TrainerCallback, ExportableState):
         if not is_attacked:
             self.passes["training"] += images
             return
-        attack = args.train_attack_at(self._scheduler.current_attack_share)
         self.passes["training"] += images * args.passes_under_attack
         if args.perturbs_at(state.global_step - 1, self._scheduler.steps_per_epoch):
             self.passes["training"] += images * args.passes_under_attack
             self.passes["forward"] += images * args.teachers_passes(attacked=True)
+        self._add_attacks(args, state.global_step - 1, share, visits)
+
+    def _add_attacks(self, args: AdversarialTrainingArguments, step: int, share: float, visits: int) -> None:
+        guard, attacked = self._guard, share * args.attacked_of(visits)
+        fell_back = guard is not None and guard.fell_back and guard.fell_back_at < step
+        attack = args.train_attack_at(1.0 if fell_back else self._scheduler.current_attack_share)
         self.passes["attack"] += attacked * attack.steps
         self.passes["forward"] += attacked * (1 + get_loss(attack.loss).needs_reference)
+        if guard is not None and guard.checked_at == step:
+            checked = share * guard.images_of(args, visits)
+            self.passes["attack"] += checked * args.train_attack.steps
+            self.passes["forward"] += checked
 
     def _images(self, args: AdversarialTrainingArguments, step: int) -> int:
         """Images of an optimizer step; the last of an epoch may be smaller."""

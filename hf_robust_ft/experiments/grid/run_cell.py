@@ -183,7 +183,7 @@ def _train(job: Job, arguments: CellArguments, prepared: PreparedRun) -> tuple[A
 def _counted(images: int, trainer: AdversarialTrainer) -> None:
     """Let a counter of passes watch a training, from its newest checkpoint on."""
     counter = PassCounter(images)
-    counter.follow(trainer.scheduler_callback)
+    counter.follow(trainer.scheduler_callback, trainer.overfitting_guard)
     trainer.add_callback(counter)
     if checkpoint := newest_complete(trainer.args.output_dir, tells=False):
         _go_on(counter, Path(checkpoint))

@@ -14,9 +14,10 @@ from hf_robust_ft.experiments.planning.dataset import ASSUMED_CLASSES, planned_d
 from hf_robust_ft.experiments.planning.flops import PassFlops, count_flops
 from hf_robust_ft.experiments.planning.gpus import get_gpu
 from hf_robust_ft.experiments.planning.offline import offline
-from hf_robust_ft.experiments.planning.passes import OF_IMAGES, Phase, TrainingLength, phases, training_length
+from hf_robust_ft.experiments.planning.passes import OF_IMAGES, Phase, phases
 from hf_robust_ft.experiments.planning.probing import head_training_flops, probe_phases
 from hf_robust_ft.experiments.planning.segmentation_passes import OF_MASKS
+from hf_robust_ft.experiments.planning.training_length import TrainingLength, training_length
 from hf_robust_ft.provenance.affects import MEASUREMENT, settings, stated_settings
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
 from hf_robust_ft.runs.fine_tune import check_stream, check_warm_start

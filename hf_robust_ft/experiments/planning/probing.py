@@ -6,7 +6,8 @@ from dataclasses import replace
 from torch import nn
 
 from hf_robust_ft.experiments.planning.flops import PassFlops, count_flops
-from hf_robust_ft.experiments.planning.passes import Phase, phases, training_length
+from hf_robust_ft.experiments.planning.passes import Phase, phases
+from hf_robust_ft.experiments.planning.training_length import training_length
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
 from hf_robust_ft.training.roli import first_phase
 from hf_robust_ft.training.tuning.adapting import adapted

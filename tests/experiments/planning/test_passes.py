@@ -16,8 +16,8 @@ from hf_robust_ft.experiments.planning.passes import (
     attack_passes,
     evaluations,
     phases,
-    training_length,
 )
+from hf_robust_ft.experiments.planning.training_length import training_length
 from hf_robust_ft.training.objectives.teacher import teacher_of
 
 
@@ -37,6 +37,12 @@ def visited():
         return seen
 
     return count
+
+
+GUARDED = {
+    "attack_steps": 3, "attack_steps_schedule": "linear_warmup", "attack_steps_min": 1, "eps_schedule": "constant",
+    "attack_guard": 0.99, "attack_guard_every": 2,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -65,6 +71,8 @@ def visited():
         {"low_resolution": 0.5, "low_resolution_until": 0.75, "schedule_granularity": "step"},
         {"low_resolution": 0.5, "attacked_share": 0.25, "eps_schedule": "constant"},
         {"low_resolution": 0.5, "objective": "pmg_aft"},
+        GUARDED,
+        GUARDED | {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 7, "objective": "trades"},
     ],
     ids=[
         "hinge",
@@ -90,6 +98,8 @@ def visited():
         "low_resolution",
         "low_resolution_share",
         "low_resolution_pmg_aft",
+        "guard",
+        "guard_accumulated",
     ],
 )
 def test_the_plan_of_a_training_is_what_passes_through_the_model(make_trainer, make_model, make_args, visited, changes):
@@ -98,7 +108,7 @@ def test_the_plan_of_a_training_is_what_passes_through_the_model(make_trainer, m
     seen, counter = visited(trainer.model), PassCounter(48)
     if args.has_teacher:
         visited(teacher_of(trainer.model).model, seen)
-    counter.follow(trainer.scheduler_callback)
+    counter.follow(trainer.scheduler_callback, trainer.overfitting_guard)
     trainer.add_callback(counter)
     trainer.train()
     length = training_length(args, 48)
@@ -140,6 +150,29 @@ def test_the_plan_bounds_what_a_schedule_that_follows_training_attacks(
     assert [phase.at_most for phase in planned if "attack in training" in phase.name] == [True]
     for kind in ("training", "input_gradient", "forward"):
         assert seen[kind] <= sum(getattr(phase, kind) for phase in planned), kind
+
+
+def test_what_a_guard_that_falls_back_costs_is_counted(make_trainer, visited, monkeypatch):
+    changes = GUARDED | {"attack_steps_schedule": "piecewise_linear", "attack_steps_args": {"points": "0:0,1:0"}}
+    trainer = make_trainer(eval_strategy="no", robust_eval="no", num_train_epochs=2, **changes)
+    seen, counter = visited(trainer.model), PassCounter(48)
+    counter.follow(trainer.scheduler_callback, trainer.overfitting_guard)
+    trainer.add_callback(counter)
+    monkeypatch.setattr(trainer.overfitting_guard, "judge", fall_back_at(trainer.overfitting_guard, 4))
+    trainer.train()
+    # 12 steps of 8 images: five attacks of one step, seven of three, and two checks.
+    assert counter.passes["attack"] == 8 * (5 * 1 + 7 * 3 + 2 * 3)
+    assert counter.passes["forward"] == 8 * (12 + 2)
+    assert 0 <= seen["input_gradient"] - counter.passes["attack"] <= 2 * 2  # of the check of the first batch
+    assert 0 <= seen["forward"] - counter.passes["forward"] <= 2 * 2
+
+
+def fall_back_at(guard, last):
+    def judge(step, few, many):
+        guard.checked_at, guard.fell_back_at = step, step if step == last else None
+        return guard.fell_back
+
+    return judge
 
 
 EVALUATIONS = [
