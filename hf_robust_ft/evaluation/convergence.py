@@ -37,13 +37,16 @@ def parse_attack_steps(steps: int | str, name: str = "attack_steps") -> int | st
     )
 
 
-def check_steps_limit(limit: int, name: str = "attack_steps_limit") -> None:
-    """Raise a ValueError unless `limit` leaves room for the first round."""
+def check_steps_limit(limit: int, steps: int | str | None, name: str = "attack_steps_limit") -> None:
+    """Raise a ValueError unless `limit` leaves room for the first round, and `steps` are those that it limits."""
+    of = name.removesuffix("_limit")
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < FIRST_STEPS:
         raise ValueError(
-            f"{name} is the most steps that attack_steps='auto' may take, a whole number of at least {FIRST_STEPS}; "
+            f"{name} is the most steps that {of}='auto' may take, a whole number of at least {FIRST_STEPS}; "
             f"got {limit!r}."
         )
+    if limit != STEPS_LIMIT and steps != AUTO:
+        raise ValueError(f"{name}={limit} does nothing with {of}={steps}, which are fixed: set {of}='auto'.")
 
 
 def steps_under(protocol: str, steps: int | str | None, name: str = "attack_steps") -> int | str | None:

@@ -76,11 +76,11 @@ def check(
         check_autoattack(autoattack)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}.")
-    check_steps_limit(attack_steps_limit)
     attack = evaluation_attack(norm=threat_model.norm) if attack is None else attack
     check_measures(attack.loss)
     check_of_images(attack.loss)
     steps = steps_under(protocol, attack_steps)
+    check_steps_limit(attack_steps_limit, attack.steps if steps is None else steps)
     return EvaluationSettings(
         threat_model=threat_model,
         epsilons=resolve_epsilons(epsilons, threat_model),

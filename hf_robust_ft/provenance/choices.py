@@ -78,6 +78,22 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def refuse_unread(names: Iterable[str], needed: str, cure: str) -> None:
+    """Raise where settings were given that nothing reads without another one.
+
+    Raises:
+        ValueError: naming all of them.
+
+    >>> refuse_unread(["lora_alpha"], "lora_rank", "e.g. 8")
+    Traceback (most recent call last):
+    ValueError: lora_alpha does nothing without lora_rank: set it (e.g. 8).
+    """
+    names = list(names)
+    if names:
+        does = "does" if len(names) == 1 else "do"
+        raise ValueError(f"{', '.join(names)} {does} nothing without {needed}: set it ({cure}).")
+
+
 def refuse_together(asked: str, settings: object, excluded: Iterable[tuple[str, bool, str]]) -> None:
     """Raise for the first of some settings that cannot go with what is asked for.
 

@@ -139,6 +139,8 @@ def probe_first(
 
     def on_a_copy(phase: AdversarialTrainingArguments) -> AdversarialTrainer:
         trainer = build_trainer(model_args, phase, run._replace(model=copy.deepcopy(run.model)), data_args)
+        if phase is not args and args.process_index == 0:
+            _warn_of_few_steps(phase, run.splits["train"], "of the head", "--probe_epochs")
         watched(trainer)
         return trainer
 
@@ -218,19 +220,25 @@ def _write_record(
         write_run_record(args.output_dir, own_recipe, facts | environment_facts())
 
 
-def _warn_of_few_steps(args: AdversarialTrainingArguments, images: Any) -> None:
-    """Say where training is too short for new weights to learn the task, let alone under attack."""
+def _warn_of_few_steps(
+    args: AdversarialTrainingArguments, images: Any, phase: str = "in all", epochs: str = "--num_train_epochs"
+) -> None:
+    """Say where training is too short for new weights to learn the task, let alone under attack.
+
+    Args:
+        phase: of the training, as a sentence is to name it.
+        epochs: the option that makes it longer.
+    """
     if not isinstance(images, Dataset) or args.threat_model.eps == 0:
         return
     epoch = math.ceil(len(images) / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps))
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
     if steps < FEW_STEPS:
         logger.warning(
-            "%d training steps in all are few: a model that has not learned its task before the attack begins may "
-            "never do so. For more, raise --num_train_epochs (an epoch has %d) or lower --per_device_train_batch_size.",
-            steps,
-            epoch,
-        )
+            "%d training steps %s are few: a model that has not learned its task before the attack begins may "
+            "never do so. For more, raise %s (an epoch has %d) or lower --per_device_train_batch_size.",
+            steps, phase, epochs, epoch,
+        )  # fmt: skip
 
 
 def _check_publishable(args: AdversarialTrainingArguments) -> None:

@@ -48,7 +48,8 @@ def read_recipe(recipe: str | Path, types: Sequence[type] = ()) -> dict[str, Any
     # By the names themselves: "../x" is no recipe of ours.
     path = FOLDER / f"{recipe}.yaml" if str(recipe) in shipped_recipes() and not _is_file(recipe) else Path(recipe)
     if not _is_file(path):
-        near = [*nearest_places(str(recipe)), *difflib.get_close_matches(str(recipe), shipped_recipes(), n=1)]
+        files = filter(_is_file, nearest_places(str(recipe)))
+        near = [*files, *difflib.get_close_matches(str(recipe), shipped_recipes(), n=1)]
         raise ValueError(
             f"There is no recipe {str(recipe)!r}, nor a file of that name.{did_you_mean(near)} Give a YAML file, or "
             f"one of {', '.join(shipped_recipes())}."

@@ -8,7 +8,14 @@ from typing import Any
 
 from hf_robust_ft.attacks import APGD, MEMORY_FORMATS
 from hf_robust_ft.attacks.losses import get_loss, measuring_loss
-from hf_robust_ft.evaluation.convergence import FIRST_STEPS, STEPS_LIMIT, check_steps_limit, first_attack, steps_under
+from hf_robust_ft.evaluation.convergence import (
+    AUTO,
+    FIRST_STEPS,
+    STEPS_LIMIT,
+    check_steps_limit,
+    first_attack,
+    steps_under,
+)
 from hf_robust_ft.evaluation.protocols import check_on_grid, evaluation_attack, resolve_epsilons
 from hf_robust_ft.provenance.affects import WEIGHTS, stated_settings
 from hf_robust_ft.provenance.choices import check_choice
@@ -162,13 +169,15 @@ class AdversarialTrainingArguments(
         check_on_grid(self.eval_protocol)
         steps = steps_under(self.eval_protocol, self.eval_attack_steps, "eval_attack_steps")
         self.eval_attack_steps = FIRST_STEPS if steps is None else steps
-        check_steps_limit(self.eval_attack_steps_limit, "eval_attack_steps_limit")
+        check_steps_limit(self.eval_attack_steps_limit, self.eval_attack_steps, "eval_attack_steps_limit")
         # Each of these raises on what it cannot be built from.
         self.resolve_objective()
         if get_loss(self.attack_loss).needs_reference and not self.attack_random_start:
             raise ValueError(
                 f"attack_loss={self.attack_loss!r} has no gradient at the image itself: set attack_random_start=True."
             )
+        if self.attack_steps == AUTO:
+            raise ValueError("attack_steps='auto' is for measuring, eval_attack_steps; training takes a count, e.g. 7.")
         schedule = self.build_schedules(self.train_attack.steps, self.seed)
         _ = self.eval_attack, self.evaluation_grid
         refuse_zero_3(self.deepspeed)

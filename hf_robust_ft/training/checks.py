@@ -25,7 +25,7 @@ from hf_robust_ft.training.objectives.structures import check_structure
 from hf_robust_ft.training.objectives.teacher import warn_of_ignorance
 from hf_robust_ft.training.scheduler import EpsilonSchedulerCallback
 from hf_robust_ft.training.tasks import Task, task_of
-from hf_robust_ft.training.tuning.batch_norm import BatchNormPolicy
+from hf_robust_ft.training.tuning.batch_norm import BatchNormPolicy, tell_of_start
 from hf_robust_ft.training.warm_start import AttackMemory
 
 REENTRANT_REFUSED = (
@@ -99,6 +99,7 @@ def check_built(trainer: Any, train_dataset: Any, eval_dataset: Any) -> None:
         check_task(trainer.task, trainer.args, eval_dataset, trainer.compute_metrics)
     check_sharded(trainer.args, trainer.is_fsdp_enabled)
     check_structure(trainer)
+    tell_of_start(trainer.args, trainer.model, trainer.current_eps)
     trainer.task.check_trainer(trainer)
     check_has_small_images(trainer)
     check_model(trainer.model, trainer.task.least_classes)
@@ -116,7 +117,7 @@ def check_first_batch(trainer: Any, inputs: dict[str, Any]) -> None:
     trainer.adversary.check(trainer.model, inputs, trainer.args.threat_model)
     check_takes_small_images(trainer, inputs)
     check_labels(trainer.train_dataset, trainer.adversary.num_labels(trainer.model))
-    if trainer.args.has_teacher and not trainer.args.asks_features:
+    if trainer.args.has_teacher:
         warn_of_ignorance(trainer.model, inputs)
 
 

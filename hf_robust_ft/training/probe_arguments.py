@@ -1,12 +1,15 @@
 """RoLI's first phase (arXiv 2312.05716): how the head is trained under attack before anything else is."""
 
+import copy
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
+from transformers import Trainer
 from transformers.training_args import OptimizerNames
 
 from hf_robust_ft.provenance.affects import DeclaredArguments, arguments
-from hf_robust_ft.provenance.choices import check_choice
+from hf_robust_ft.provenance.choices import check_choice, refuse_unread
 
 
 @dataclass
@@ -61,15 +64,42 @@ class ProbeArguments(DeclaredArguments):
         check_choice("probe_optim", self.probe_optim, [each.value for each in OptimizerNames])
         if self.probe_epochs == 0:
             given = [each.name for each in arguments(ProbeArguments) if getattr(self, each.name) != each.default]
-            if given:
-                raise ValueError(f"{', '.join(given)} do nothing without probe_epochs: set it (e.g. 60).")
+            refuse_unread(given, "probe_epochs", "e.g. 60")
             return
         if self.probe_learning_rate is None:
             raise ValueError(
                 "probe_epochs trains the head with a learning rate of its own: set probe_learning_rate (1.0 with sgd "
                 "is the authors' for CUB and Stanford Dogs, 0.05 for CIFAR-10)."
             )
+        self._check_optim_args()
         self._check_run_has_phase()
+
+    def _check_optim_args(self) -> None:
+        """transformers reads the names that an optimizer takes, and no others."""
+        if not self.probe_optim_args:
+            return
+        pairs = [part.split("=") for part in self.probe_optim_args.replace(" ", "").split(",")]
+        if any(len(pair) != 2 or not all(pair) for pair in pairs):
+            raise ValueError(
+                f"probe_optim_args is NAME=VALUE, with commas between several, e.g. momentum=0.9; got "
+                f"{self.probe_optim_args!r}."
+            )
+        asked = copy.copy(self)
+        asked.optim, asked.optim_args = OptimizerNames(self.probe_optim), None
+        without = self._optimizer_of(asked)
+        for pair in pairs:
+            asked.optim_args = "=".join(pair)
+            if self._optimizer_of(asked) == without:
+                raise ValueError(
+                    f"probe_optim_args: {asked.optim_args} changes nothing of probe_optim={self.probe_optim!r}. "
+                    "Look for a slip in its name, or leave it out."
+                )
+
+    def _optimizer_of(self, asked: Any) -> tuple[Any, dict[str, Any]]:
+        try:
+            return Trainer.get_optimizer_cls_and_kwargs(asked)
+        except ValueError as error:
+            raise ValueError(f"probe_optim_args={self.probe_optim_args!r}: {error}.") from None
 
     def _check_run_has_phase(self) -> None:
         if self.threat_model.eps == 0:

@@ -89,9 +89,9 @@ def test_only_what_stands_is_attacked_again(rippled):
             return super().forward(pixel_values)
 
     fixed, auto = [], []
-    for steps, counts in ((10, fixed), ("auto", auto)):
+    for steps, counts in (({"attack_steps": 10}, fixed), ({"attack_steps": "auto", "attack_steps_limit": 20}, auto)):
         seen.clear()
-        measure(rippled, Counting(), attack_steps=steps, attack_steps_limit=20)
+        measure(rippled, Counting(), **steps)
         counts.extend(seen)
     # 97 correct images at most, 20 steps and one forward, once each and once more for what fell on the way.
     assert sum(fixed) < sum(auto) <= sum(fixed) + 97 * 21 * 1.5
@@ -211,6 +211,6 @@ def test_what_is_neither_a_count_nor_auto_is_refused(steps):
 @pytest.mark.parametrize("limit", [9, 0, -1, 20.0, "80", True])
 def test_a_limit_below_ten_is_refused_before_anything_runs(rippled, limit):
     model = Rippled()
-    with pytest.raises(ValueError, match=r"attack_steps_limit is the most steps.*at least 10"):
+    with pytest.raises(ValueError, match=r"attack_steps_limit is the most steps that attack_steps='auto'.*at least 10"):
         measure(rippled, model, attack_steps_limit=limit)
     assert model.forwards == 0

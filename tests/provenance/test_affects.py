@@ -127,7 +127,8 @@ def test_stated_is_what_must_be_what_is_changed_and_what_belongs_to_it(make_args
         "attack_steps_schedule": "hinge", "attack_steps_min": 1, "attack_guard": 0.5, "attack_guard_every": 50,
     }  # fmt: skip
     assert "eval_attack_steps_limit" not in stated_settings(make_args(), "measurement")
-    assert stated_settings(make_args(eval_attack_steps_limit=99), "measurement")["eval_attack_steps_limit"] == 99
+    limited = make_args(eval_attack_steps="auto", eval_attack_steps_limit=99)
+    assert stated_settings(limited, "measurement")["eval_attack_steps_limit"] == 99
 
 
 def test_the_default_splitting_of_commands_is_that_of_the_arguments():

@@ -4,6 +4,7 @@ import pytest
 from datasets import Dataset
 
 from hf_robust_ft import AdversarialTrainingArguments
+from hf_robust_ft.cli.main import main
 from hf_robust_ft.runs.fine_tune import _warn_of_few_steps
 
 
@@ -24,3 +25,12 @@ def test_few_training_steps_are_told_with_what_makes_more(tmp_path, caplog, chan
         AdversarialTrainingArguments(str(tmp_path), **settings | changes), Dataset.from_dict({"label": [0] * 20})
     )
     assert caplog.text.count("raise --num_train_epochs") == bool(told) and told in caplog.text
+
+
+def test_few_steps_of_a_head_are_told_before_it_trains(checkpoint, imagefolder, tmp_path, caplog):
+    argv = ["--model", checkpoint, "--dataset", imagefolder, "--output_dir", str(tmp_path / "run"), "--use_cpu"]
+    argv += ["--probe_epochs", "1", "--probe_learning_rate", "0.1", "--attack_steps", "1", "--report_to", "none"]
+    argv += ["--num_train_epochs", "1", "--robust_eval", "no", "--eps_schedule", "constant"]
+    main(["train", *argv])
+    said = [each for each in caplog.messages if "are few" in each]
+    assert ["training steps of the head" in each and "--probe_epochs" in each for each in said] == [True, False]

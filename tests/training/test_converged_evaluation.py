@@ -96,6 +96,13 @@ def test_protocols_that_a_trainer_cannot_measure_by_are_refused(make_args):
 def test_a_bad_limit_is_refused(make_args):
     with pytest.raises(ValueError, match=r"eval_attack_steps_limit is the most steps.*at least 10; got 9"):
         make_args(eval_attack_steps_limit=9)
+    with pytest.raises(ValueError, match=r"steps_limit=40 does nothing with eval_attack_steps=2, which are"):
+        make_args(eval_attack_steps_limit=40)
+
+
+def test_training_takes_no_auto(make_args):
+    with pytest.raises(ValueError, match="attack_steps='auto' is for measuring, eval_attack_steps; training takes a"):
+        make_args(attack_steps="auto")
 
 
 SCRIPT = """

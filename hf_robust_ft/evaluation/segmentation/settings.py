@@ -63,7 +63,7 @@ def check(
             raise ValueError(f"{name} must be a whole number, got {value!r}.")
         if lowest is not None and value < lowest:
             raise ValueError(f"{name} must be at least {lowest}, got {value}.")
-    check_steps_limit(attack_steps_limit)
+    check_steps_limit(attack_steps_limit, attack_steps)
     return SegmentationSettings(
         threat_model=threat_model,
         epsilons=resolve_epsilons(epsilons, threat_model),

@@ -100,10 +100,14 @@ def _is_inline(setting: str) -> bool:
 
 def _inline(setting: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
+    given: set[str] = set()
     for part in setting.partition("=")[2].split(";"):
         name, mark, value = part.strip().partition(":")
         if not mark or not name or not value:
             raise ValueError(f"{part!r} in the setting {setting!r} is not OPTION:VALUE, e.g. attack_steps:3.")
+        if name in given and name != "config":
+            raise ValueError(f"The setting {setting!r} says {name} twice: leave one out.")
+        given.add(name)
         options |= read_recipe(value) if name == "config" else {name: value.split() if "=" in value else value}
     return options
 

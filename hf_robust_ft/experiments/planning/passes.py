@@ -142,7 +142,7 @@ def phases(
     forward = forwards * checked
     if args.low_resolution < 1:  # whether the model takes it
         forward += math.ceil(args.pixel_share_at(0.0) * checked)
-    if args.has_teacher and not args.asks_features:  # whether the teacher knows the classes
+    if args.has_teacher:  # whether the teacher knows the classes
         forward += min(args.train_batch_size * args.world_size, length.images)
     yield Phase("check of the first batch", checked, forward=forward, input_gradient=gradients * checked)
     visits = evaluations(args, length) * sizes["validation"]

@@ -77,6 +77,8 @@ class Result:
                 segmentation_setting(report),
                 **{name: getattr(report, of) for of, name in SCORES_OF_MASKS.items()},
                 interval=tuple(interval) if interval else None,
+                first_adversarial=first["adversarial_mean_iou"] if (first := first_round(report.convergence)) else None,
+                settled=report.convergence.get("settled"),
                 reliability=short_verdict(report.reliability),
                 url=url,
             )

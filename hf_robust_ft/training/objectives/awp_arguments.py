@@ -45,10 +45,19 @@ class PerturbationArguments(DeclaredArguments):
             value = getattr(self, name)
             if not (is_number(value) and 0 <= value < float("inf")):
                 raise ValueError(f"{name} must be finite and not negative, {valid}; got {value!r}.")
+        if self.awp_gamma >= 1:
+            raise ValueError(f"awp_gamma is a share of each layer's norm, below 1, e.g. 0.005; got {self.awp_gamma:g}.")
         if self.awp_gamma == 0:
             if self.awp_warmup != 0:
                 raise ValueError(f"awp_warmup={self.awp_warmup:g} does nothing without awp_gamma: set it (e.g. 0.005).")
             return
+        if self.threat_model.eps == 0:
+            raise ValueError("awp_gamma at eps 0 does nothing: weights are perturbed where images are. Set an eps.")
+        if self.max_steps <= 0 and self.awp_warmup >= self.num_train_epochs:
+            raise ValueError(
+                f"awp_warmup={self.awp_warmup:g} leaves none of {self.num_train_epochs:g} epochs to awp_gamma: weights "
+                "would never be perturbed. Lower it, raise num_train_epochs, or leave awp_gamma out."
+            )
         excluded = (
             ("lora_rank", self.lora_rank is not None, "adapters begin at 0, so a share of their norm is nothing"),
             ("autolora", self.autolora, "its two losses train two sets of weights"),

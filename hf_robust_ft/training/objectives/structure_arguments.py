@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 
-from hf_robust_ft.provenance.choices import check_choice, is_number, refuse_together
+from hf_robust_ft.provenance.choices import check_choice, is_number, refuse_together, refuse_unread
 from hf_robust_ft.training.objectives.autolora_rate import RULES
 from hf_robust_ft.training.objectives.awp_arguments import PerturbationArguments
 from hf_robust_ft.training.tuning.batch_norm import AS_TRAINER, FROZEN, FROZEN_FROM_ATTACK
@@ -81,8 +81,7 @@ class StructureArguments(PerturbationArguments):
         else:
             own = [each for each in fields(StructureArguments) if each.name.startswith("autolora_")]
             given = [each.name for each in own if getattr(self, each.name) != each.default]
-            if given:
-                raise ValueError(f"{', '.join(given)} do nothing without autolora: set it (autolora=True).")
+            refuse_unread(given, "autolora", "autolora=True")
         if self.structure is not None:
             self._check_what_both_exclude(self.structure)
         self.check_awp()

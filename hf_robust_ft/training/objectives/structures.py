@@ -81,11 +81,8 @@ def check_structure(trainer: Any) -> None:
     args, name = trainer.args, trainer.args.structure
     if args.has_teacher:
         _check_taught(trainer)
-    if args.awp_gamma > 0:
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise ValueError("awp_gamma is not verified with sharded weights: train with DDP, or in one process.")
-        if args.threat_model.eps == 0:
-            raise ValueError("awp_gamma at eps 0 does nothing: weights are perturbed where images are. Set an eps.")
+    if args.awp_gamma > 0 and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ValueError("awp_gamma is not verified with sharded weights: train with DDP, or in one process.")
     if name is None:
         return
     if args.threat_model.eps == 0:

@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 SIGNIFICANT = 0.05  # how seldom chance may be as often right as a teacher that knows the classes
 TEACHER = "frozen_teacher"  # its name in the model
+HELD_TO_NOISE = "training is held to noise. Load it with head='zero_shot', or set probe_epochs"
+HEAD_STAYS = (
+    "it stays as it is, and so what is measured. Load it with head='zero_shot', or a checkpoint that knows them"
+)
 
 
 class Teacher(nn.Module):
@@ -128,17 +132,20 @@ def warn_of_ignorance(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     """Warn where the teacher's answers to a first batch are no better than chance: there is nothing to hold on to.
 
     Args:
-        model: which has a teacher of answers.
+        model: which has a teacher.
         inputs: `{"pixel_values": (N, C, H, W), "labels": (N,), ...}`.
     """
-    labels = inputs["labels"]
-    logits = logits_of(teacher_of(model)(**{name: each for name, each in inputs.items() if name != "labels"}))
+    labels, teacher = inputs["labels"], teacher_of(model)
+    logits = logits_of(teacher(**{name: each for name, each in inputs.items() if name != "labels"}))
+    if teacher.own is not None:
+        teacher.own.take()  # nobody else will
     right, num_labels = int((logits.argmax(1) == labels).sum()), logits.shape[1]
     if binomtest(right, len(labels), 1 / num_labels, alternative="greater").pvalue > SIGNIFICANT:
+        of_answers = teacher.own is None
         logger.warning(
-            "The frozen network that pmg_aft holds on to is right for %d of the first %d images, no more than chance "
-            "with %d classes: its head does not know them; training is held to noise. Load it with head='zero_shot', "
-            "or set probe_epochs.", right, len(labels), num_labels,
+            "The frozen network that %s holds on to is right for %d of the first %d images, no more than chance with "
+            "%d classes: its head does not know them; %s.", "pmg_aft" if of_answers else "fare", right, len(labels),
+            num_labels, HELD_TO_NOISE if of_answers else HEAD_STAYS,
         )  # fmt: skip
 
 

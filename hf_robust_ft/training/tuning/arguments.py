@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from hf_robust_ft.provenance.affects import WEIGHTS, DeclaredArguments, arguments, stated_settings
-from hf_robust_ft.provenance.choices import check_choice
+from hf_robust_ft.provenance.choices import check_choice, refuse_unread
 from hf_robust_ft.training.tuning.freezing import parse_freeze
 
 NO_DECAY = ("trainer", "norms_biases")
@@ -177,7 +177,7 @@ class TuningArguments(DeclaredArguments, TrainingArguments):
             lora = [each for each in arguments(TuningArguments) if each.of == "lora_rank"]
             given = [each.name for each in lora if getattr(self, each.name) != each.default]
             if given:
-                raise ValueError(f"{', '.join(given)} do nothing without lora_rank: set it (e.g. 8).")
+                refuse_unread(given, "lora_rank", "e.g. 8")
         else:
             for name, default in (("freeze", "none"), ("layer_decay", None)):
                 if getattr(self, name) != default:

@@ -99,6 +99,16 @@ class BatchNormPolicy(TrainerCallback, ExportableState):
             tell_of(self.policy, batch_norms(model))
 
 
+def tell_of_start(args: Any, model: nn.Module, eps: float) -> None:
+    """Say where a policy that waits for the first attack waits for nothing: `eps`, of the first step, is not 0."""
+    if args.batch_norm == FROZEN_FROM_ATTACK and eps > 0 and batch_norms(model):
+        logger.warning(
+            "batch_norm=frozen_from_attack is frozen under eps_schedule=%s, which attacks from the first step on: no "
+            "statistics adapt. Take a schedule that begins with eps 0, as hinge does, or batch_norm=trainer.",
+            args.eps_schedule,
+        )
+
+
 def tell_of(policy: str, norms: list[nn.Module]) -> None:
     """Say where a policy does nothing, or not what its name says.
 
@@ -106,7 +116,8 @@ def tell_of(policy: str, norms: list[nn.Module]) -> None:
         norms: the model's `batch_norms`.
     """
     if not norms:
-        logger.info("batch_norm=%s does nothing: the model has no BatchNorm.", policy)
+        asked = logging.INFO if policy == FROZEN else logging.WARNING  # by default nobody asked
+        logger.log(asked, "batch_norm=%s does nothing: the model has no BatchNorm.", policy)
         return
     without = 0 if policy == AS_TRAINER else sum(not has_statistics(module) for module in norms)
     if without:
@@ -120,5 +131,6 @@ def tell_of(policy: str, norms: list[nn.Module]) -> None:
         logger.warning(
             "batch_norm=frozen keeps the statistics of %d of the model's %d BatchNorm layers at mean 0 and variance 1, "
             "which no data have moved (random weights, or a new head): these layers normalise nothing. Set batch_norm "
-            "to frozen_from_attack, under which statistics adapt while eps is 0, or to trainer.", untouched, len(norms),
+            "to frozen_from_attack, under which statistics adapt while eps is 0, if the schedule begins so, or to "
+            "trainer.", untouched, len(norms),
         )  # fmt: skip

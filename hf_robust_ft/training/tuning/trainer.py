@@ -181,10 +181,18 @@ class TuningTrainer(MendedTrainer):
         """Refuses other rates than the checkpoint's, which would silently stand in for those of the arguments.
 
         Raises:
-            ValueError: they differ.
+            ValueError: they differ, or other weights were trained.
         """
         wanted = self._rates()
-        super()._load_optimizer_and_scheduler(checkpoint)
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            if "parameter group" not in str(error):
+                raise
+            raise ValueError(
+                f"The optimizer of {checkpoint} trained other weights, which force_resume cannot change: give the same "
+                "objective, twins_lambda, autolora, freeze and lora_rank again, or train anew in another output_dir."
+            ) from error
         differing = [pair for pair in zip(self._rates(), wanted, strict=True) if not np.allclose(*pair, atol=0)]
         if differing:
             old, new = differing[0]

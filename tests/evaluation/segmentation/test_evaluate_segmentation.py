@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from hf_robust_ft import APGD, PixelSpace, SegmentationReport, ThreatModel, evaluate_segmentation
 from hf_robust_ft.attacks.segmenter import PixelSegmenter
 from hf_robust_ft.evaluation.batches import stack_masks
+from hf_robust_ft.hub.leaderboard.results import Result
 from hf_robust_ft.metrics.robustness.robustness import Robustness
 
 GRID = [0, 0.1, 0.2]
@@ -266,6 +267,8 @@ def test_scores_that_do_not_stand_still_within_the_limit_are_doubtful(monkeypatc
     assert not report.convergence["settled"] and len(report.convergence["rounds"]) == 1
     assert [each for each in report.reliability["reasons"] if each.startswith("converged: ")]
     assert "without the scores settling: they are too high" in str(report)
+    row = Result.of_report(report, "mine")
+    assert row.first_adversarial == report.adversarial_mean_iou and row.settled is False
 
 
 def test_without_checks_a_report_is_doubtful():

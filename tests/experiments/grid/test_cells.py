@@ -53,6 +53,11 @@ def test_what_every_cell_needs_wins_over_settings(make_options, flags):
     assert (training.save_strategy, training.eval_strategy, training.robust_eval) == ("epoch", "epoch", "no")
 
 
+def test_a_grid_that_is_not_there_is_told_with_the_one_most_like_it():
+    with pytest.raises(ValueError, match=r"There is no grid 'method'\. Did you mean methods\? Give a YAML file, or"):
+        read_grid("method")
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

@@ -53,6 +53,7 @@ def test_options_may_begin_with_a_recipes(tmp_path):
         ("hinge:a,b", "is not hinge:T1,T2"),
         ("hinge:37,12", "0 <= T1 <= T2 <= 50"),
         ("hinge:12,60", "0 <= T1 <= T2 <= 50"),
+        ("mine=attack_steps:3;attack_steps:4", "says attack_steps twice"),
         ("mine=attack_steps:3;seed:4", "sets seed, which the grid does"),
         ("mine=attack_steps:3;seed", "'seed' in the setting"),
         ("missing.yaml", "Unknown setting"),

@@ -49,6 +49,16 @@ def test_only_files_and_shipped_names_are_recipes(name):
         read_recipe(name)
 
 
+def test_a_folder_is_no_recipe_that_was_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
+    with pytest.raises(ValueError, match=r"Did you mean trades\?"):
+        read_recipe("tradess")
+    (tmp_path / "trade.yaml").write_text("eps: 4/255\n")
+    with pytest.raises(ValueError, match=r"Did you mean trade.yaml\?"):
+        read_recipe("tradex.yaml")
+
+
 def test_no_is_a_word(tmp_path):
     (tmp_path / "mine.yaml").write_text("save_strategy: no\nrobust_eval: no\nbf16: false\nema_warmup: no\n")
     assert read_recipe(tmp_path / "mine.yaml") == {

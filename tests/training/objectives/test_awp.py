@@ -174,6 +174,8 @@ def test_two_processes_move_alike_and_as_one_of_twice_the_batch(make_trainer, ma
         ({"lora_rank": 2}, "awp_gamma and lora_rank=2 exclude each other: adapters begin at 0"),
         ({"autolora": True, "autolora_rate": "off"}, "awp_gamma and autolora=True exclude each other"),
         ({"eps_schedule": "per_sample"}, "awp_gamma and eps_schedule='per_sample' exclude each other"),
+        ({"awp_gamma": 1.0}, "awp_gamma is a share of each layer's norm, below 1, e.g. 0.005; got 1."),
+        ({"awp_warmup": 4.0}, "awp_warmup=4 leaves none of 4 epochs to awp_gamma"),
         ({"torch_compile": True}, "awp_gamma and torch_compile=True exclude each other"),
     ],
 )
@@ -182,6 +184,6 @@ def test_what_it_cannot_go_with_is_refused_by_name(make_args, changes, told):
         make_args(**{**AWP, **changes})
 
 
-def test_at_eps_0_it_is_refused(make):
+def test_at_eps_0_it_is_refused(make_args):
     with pytest.raises(ValueError, match="awp_gamma at eps 0 does nothing"):
-        make(eps="0", eval_epsilons=None, **AWP)
+        make_args(eps="0", eval_epsilons=None, **AWP)

@@ -120,11 +120,13 @@ def test_what_it_cannot_go_with_is_refused_by_name(make_args, changes, told):
 
 
 @pytest.mark.parametrize("knows", [True, False])
-def test_a_teacher_that_knows_no_class_is_told_of_once(make_trainer, make_model, caplog, knows):
+@pytest.mark.parametrize("objective", ["pmg_aft", "fare"])
+def test_a_teacher_that_knows_no_class_is_told_of_once(make_trainer, make_model, caplog, objective, knows):
     model = make_model("vit")
     if knows:
         make_trainer(model, eps="0", eval_epsilons=None, num_train_epochs=20, learning_rate=3e-3).train()
     caplog.clear()
-    make_trainer(model, objective="pmg_aft", max_steps=2, robust_eval="no").train()
-    said = [entry for entry in caplog.messages if "that pmg_aft holds on to is right for" in entry]
+    attack = {"attack_loss": "features", "attack_random_start": True} if objective == "fare" else {}
+    make_trainer(model, objective=objective, max_steps=2, robust_eval="no", **attack).train()
+    said = [entry for entry in caplog.messages if f"that {objective} holds on to is right for" in entry]
     assert len(said) == (0 if knows else 1), said

@@ -128,7 +128,9 @@ def test_a_network_without_batch_norm_trains_the_same_bitwise(make_trainer, make
             trainer.train()
             trained.append(trainer.model)
     assert_same_weights(*trained)
-    assert f"batch_norm={policy} does nothing: the model has no BatchNorm." in caplog.text
+    said = [each for each in caplog.records if each.getMessage().startswith(f"batch_norm={policy} does nothing: the")]
+    # A default that means nothing is no news; what somebody asked for is.
+    assert said and {each.levelno for each in said} == {logging.INFO if policy == "frozen" else logging.WARNING}
 
 
 def test_a_synchronised_batch_norm_trains_where_it_has_nothing_to_synchronise(make_trainer, make_model):
@@ -190,6 +192,14 @@ def test_statistics_that_no_data_ever_moved_are_told_of(make_trainer, make_model
     make_trainer(with_statistics(make_model("resnet")), **QUICK).train()
     make_trainer(make_model("resnet"), batch_norm="trainer", **QUICK).train()
     assert "BatchNorm" not in caplog.text
+
+
+@pytest.mark.parametrize(("schedule", "adapts"), [("constant", False), ("hinge", True)])
+def test_waiting_for_an_attack_that_comes_at_once_is_told(make_trainer, make_model, caplog, schedule, adapts):
+    settings = QUICK | {"eps_schedule": schedule, "batch_norm": "frozen_from_attack"}
+    make_trainer(with_statistics(make_model("resnet")), **settings)
+    told = "batch_norm=frozen_from_attack is frozen under eps_schedule=constant, which attacks from the first step on"
+    assert (told in caplog.text) != adapts
 
 
 def test_batch_norm_without_statistics_cannot_be_frozen_and_that_is_told(make_trainer, make_model, caplog):
