@@ -11,7 +11,7 @@ from hf_robust_ft.experiments.grid.arguments import GridArguments, read_grid
 def test_methods_share_a_table_and_say_what_they_took(grid_argv, tmp_path):
     settings = [each for each in GridArguments(**read_grid("methods")[0]).settings if "hinge" not in each]
     assert [each.partition("=")[0] for each in settings] == [
-        "fix", "trades_fix", "mart_fix", "twins_at_fix", "autolora_fix", "roli_fix"
+        "fix", "trades_fix", "trades_1_fix", "mart_fix", "twins_at_fix", "autolora_fix", "roli_fix"
     ]  # fmt: skip
     settings = [each.replace("probe_epochs:12", "probe_epochs:2") for each in settings]  # as many as the grid's
     settings = [each for each in settings if "twins" not in each]  # the grid's model here has no BatchNorm
@@ -23,12 +23,14 @@ def test_methods_share_a_table_and_say_what_they_took(grid_argv, tmp_path):
     assert {name: cell["passes"] for name, cell in cells.items()} == {
         "fix": {"training": images, "attack": images, "forward": images},
         "trades_fix": {"training": 2 * images, "attack": images, "forward": 2 * images},
+        "trades_1_fix": {"training": 2 * images, "attack": images, "forward": 2 * images},
         "mart_fix": {"training": 2 * images, "attack": images, "forward": images},
         "autolora_fix": {"training": 2 * images, "attack": images, "forward": 2 * images},
         "roli_fix": dict.fromkeys(("training", "attack", "forward"), 2 * images),
     }
     assert {cell["report"]["attack"]["loss"] for cell in cells.values()} == {"ce"}
     assert cells["trades_fix"]["configuration"]["objective"] == "trades"
+    assert [cells[name]["configuration"]["objective_beta"] for name in ("trades_fix", "trades_1_fix")] == [6.0, 1.0]
     tables = (tmp_path / "grid" / "tables.md").read_text()
     assert "| trades_fix | fix |" in tables and "mart_fix" in tables  # over the reference
 

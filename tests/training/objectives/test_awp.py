@@ -1,6 +1,7 @@
 """AWP: weights are moved by their share towards a higher loss, for the length of a step, and come back to the bit."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from pretrained_norms import pretrained, still
 from hf_robust_ft.training.objectives import awp
 from hf_robust_ft.training.objectives.awp import WeightPerturbation, perturbed_weights
 from hf_robust_ft.training.objectives.hidden import hidden_tensors
+from hf_robust_ft.training.objectives.structures import check_structure
 
 QUICK = {"num_train_epochs": 1, "eps_schedule": "constant", "optim": "sgd", "learning_rate": 0.02, "robust_eval": "no"}
 AWP = {"awp_gamma": 0.05}
@@ -187,3 +189,10 @@ def test_what_it_cannot_go_with_is_refused_by_name(make_args, changes, told):
 def test_at_eps_0_it_is_refused(make_args):
     with pytest.raises(ValueError, match="awp_gamma at eps 0 does nothing"):
         make_args(eps="0", eval_epsilons=None, **AWP)
+
+
+def test_sharded_weights_are_refused(make_args):
+    args = make_args(**AWP)
+    for fsdp in (True, False):
+        with pytest.raises(ValueError, match="awp_gamma is not verified with sharded weights: train with DDP"):
+            check_structure(SimpleNamespace(args=args, is_fsdp_enabled=fsdp, is_deepspeed_enabled=not fsdp))
