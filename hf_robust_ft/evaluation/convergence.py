@@ -46,7 +46,10 @@ def check_steps_limit(limit: int, steps: int | str | None, name: str = "attack_s
             f"got {limit!r}."
         )
     if limit != STEPS_LIMIT and steps != AUTO:
-        raise ValueError(f"{name}={limit} does nothing with {of}={steps}, which are fixed: set {of}='auto'.")
+        fixed = "the protocol's own steps" if steps is None else f"{of}={steps}"
+        raise ValueError(
+            f"{name}={limit} does nothing with {fixed}, which are fixed: set {of}='auto', or leave it out."
+        )
 
 
 def steps_under(protocol: str, steps: int | str | None, name: str = "attack_steps") -> int | str | None:

@@ -235,7 +235,7 @@ def _warn_of_few_steps(
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
     if steps < FEW_STEPS:
         logger.warning(
-            "%d training steps %s are few: a model that has not learned its task before the attack begins may "
+            "%d training steps %s are few: a model that has not learned its task before it is attacked in full may "
             "never do so. For more, raise %s (an epoch has %d) or lower --per_device_train_batch_size.",
             steps, phase, epochs, epoch,
         )  # fmt: skip

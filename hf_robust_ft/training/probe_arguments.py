@@ -3,7 +3,6 @@
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from transformers import Trainer
 from transformers.training_args import OptimizerNames
@@ -86,20 +85,18 @@ class ProbeArguments(DeclaredArguments):
             )
         asked = copy.copy(self)
         asked.optim, asked.optim_args = OptimizerNames(self.probe_optim), None
-        without = self._optimizer_of(asked)
+        without = Trainer.get_optimizer_cls_and_kwargs(asked)
         for pair in pairs:
             asked.optim_args = "=".join(pair)
-            if self._optimizer_of(asked) == without:
+            try:
+                found = Trainer.get_optimizer_cls_and_kwargs(asked)
+            except ValueError as error:
+                raise ValueError(f"probe_optim_args={self.probe_optim_args!r}: {error}") from None
+            if found == without:
                 raise ValueError(
-                    f"probe_optim_args: {asked.optim_args} changes nothing of probe_optim={self.probe_optim!r}. "
-                    "Look for a slip in its name, or leave it out."
+                    f"probe_optim_args: {asked.optim_args} changes nothing of probe_optim={self.probe_optim!r}: it "
+                    "takes no such argument, or has this value anyway. Look for a slip in the name, or leave it out."
                 )
-
-    def _optimizer_of(self, asked: Any) -> tuple[Any, dict[str, Any]]:
-        try:
-            return Trainer.get_optimizer_cls_and_kwargs(asked)
-        except ValueError as error:
-            raise ValueError(f"probe_optim_args={self.probe_optim_args!r}: {error}.") from None
 
     def _check_run_has_phase(self) -> None:
         if self.threat_model.eps == 0:

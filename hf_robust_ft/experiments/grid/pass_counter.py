@@ -19,7 +19,7 @@ class PassCounter(TrainerCallback, ExportableState):
     An attack of n steps is n passes with the gradient of the pixels and one forward, two if it compares with the clean
     image's answer; a teacher's passes are forwards. At a low resolution an image counts by its share of the pixels: at
     half the height and width a quarter, and a count need not be whole. Under a per-sample schedule a step counts as
-    attacked once any image of the dataset has a budget.
+    attacked once any image of the dataset has a budget. The step in which a guard falls back counts as before it.
 
     Args:
         train_images: images of an epoch.

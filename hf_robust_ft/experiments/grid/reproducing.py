@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_robust_ft.attacks.losses import measuring_loss
+from hf_robust_ft.evaluation.convergence import STEPS_LIMIT
 from hf_robust_ft.evaluation.segmentation.protocols import SEGMENTATION_PROTOCOLS
 from hf_robust_ft.experiments.grid.arguments import SET_BY_GRID, GridArguments, read_grid, shipped_grids
 from hf_robust_ft.experiments.grid.cells import CellArguments, Grid, Job
@@ -152,7 +153,13 @@ def _check_protocol(jobs: Sequence[Job], parsed: Sequence[CellArguments]) -> Non
     for (model, dataset), each in kinds.items():
         each.data.refuse_other_tasks("reproduce", model, dataset, SEGMENTATION)
         if each.data.settle_task(model, dataset, each.model.model_revision) == SEGMENTATION:
-            check_choice("protocol", jobs[0].measurement.protocol, SEGMENTATION_PROTOCOLS, "protocols")
+            protocol, limit = jobs[0].measurement.protocol, each.training.eval_attack_steps_limit
+            check_choice("protocol", protocol, SEGMENTATION_PROTOCOLS, "protocols")
+            if protocol != "paper" and limit != STEPS_LIMIT:
+                raise ValueError(
+                    f"eval_attack_steps_limit={limit} does nothing under protocol={protocol!r} of masks, whose attacks "
+                    "have steps of their own: leave it out."
+                )
 
 
 def _check_measured_alike(jobs: Sequence[Job], configurations: Sequence[dict[str, Any]]) -> None:

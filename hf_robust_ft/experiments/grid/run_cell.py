@@ -199,7 +199,8 @@ def _measure(job: Job, arguments: CellArguments, prepared: PreparedRun, trainer:
     images = prepared.splits[how.split]
     if how.split == "validation":
         images = task.at_most(images, arguments.data.max_eval_samples, arguments.data.split_seed, "max_eval_samples")
-    measured, own = evaluate_robustness, {"attack": args.eval_attack, "attack_steps": args.eval_attack_steps}
+    steps = {"attack_steps": args.eval_attack_steps, "attack_steps_limit": args.eval_attack_steps_limit}
+    measured, own = evaluate_robustness, {"attack": args.eval_attack, **steps}
     if task.name == SEGMENTATION:
         measured = evaluate_segmentation
         own = own if how.protocol == "paper" else {}  # the others have attacks and steps of their own
@@ -210,7 +211,6 @@ def _measure(job: Job, arguments: CellArguments, prepared: PreparedRun, trainer:
         threat_model=args.threat_model,
         pixel_space=trainer.pixel_space,
         epsilons=args.evaluation_grid,
-        attack_steps_limit=args.eval_attack_steps_limit,
         protocol=how.protocol,
         checks=how.checks,
         batch_size=args.per_device_eval_batch_size,

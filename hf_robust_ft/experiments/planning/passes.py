@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from hf_robust_ft.attacks import APGD, Square
 from hf_robust_ft.attacks.larger_eps import eps_phases
-from hf_robust_ft.attacks.losses import get_loss
+from hf_robust_ft.attacks.losses import get_loss, measuring_loss
 from hf_robust_ft.attacks.sifted_targets import SiftedTargets
 from hf_robust_ft.evaluation.checked_images import CHECKED_IMAGES
 from hf_robust_ft.evaluation.convergence import AUTO, rounds_up_to
@@ -131,8 +131,10 @@ def phases(
         at_most=length.at_most,
     )
     if length.guarded_images:
-        images, steps = round(length.guarded_images), args.train_attack.steps
-        yield Phase("checks of attack_guard while silent", images, forward=images, input_gradient=steps * images)
+        images, full = round(length.guarded_images), replace(args.train_attack, loss=measuring_loss(args.attack_loss))
+        gradients, forwards = (each * images for each in attack_passes(full, num_classes))
+        name = "checks of attack_guard while silent"
+        yield Phase(name, images, forward=forwards, input_gradient=gradients, at_most=length.at_most)
     checked = min(2, args.train_batch_size) * args.world_size
     # Once for the number of classes, with the gradient where images are attacked, and then by an attack.
     gradients, forwards = 0, 1

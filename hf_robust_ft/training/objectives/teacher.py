@@ -24,9 +24,7 @@ logger = logging.getLogger(__name__)
 SIGNIFICANT = 0.05  # how seldom chance may be as often right as a teacher that knows the classes
 TEACHER = "frozen_teacher"  # its name in the model
 HELD_TO_NOISE = "training is held to noise. Load it with head='zero_shot', or set probe_epochs"
-HEAD_STAYS = (
-    "it stays as it is, and so what is measured. Load it with head='zero_shot', or a checkpoint that knows them"
-)
+HEAD_STAYS = "fare leaves it so, at chance. Load the model with head='zero_shot', or a checkpoint that knows them"
 
 
 class Teacher(nn.Module):

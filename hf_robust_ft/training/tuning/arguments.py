@@ -176,8 +176,7 @@ class TuningArguments(DeclaredArguments, TrainingArguments):
         if self.lora_rank is None:
             lora = [each for each in arguments(TuningArguments) if each.of == "lora_rank"]
             given = [each.name for each in lora if getattr(self, each.name) != each.default]
-            if given:
-                refuse_unread(given, "lora_rank", "e.g. 8")
+            refuse_unread(given, "lora_rank", "e.g. 8")
         else:
             for name, default in (("freeze", "none"), ("layer_decay", None)):
                 if getattr(self, name) != default:

@@ -100,11 +100,14 @@ class BatchNormPolicy(TrainerCallback, ExportableState):
 
 
 def tell_of_start(args: Any, model: nn.Module, eps: float) -> None:
-    """Say where a policy that waits for the first attack waits for nothing: `eps`, of the first step, is not 0."""
-    if args.batch_norm == FROZEN_FROM_ATTACK and eps > 0 and batch_norms(model):
+    """Say where a policy that waits for the first attack waits for nothing: `eps`, of the first step, is not 0.
+
+    A frozen backbone's statistics stand still whatever the policy.
+    """
+    if args.batch_norm == FROZEN_FROM_ATTACK and args.freeze != "backbone" and eps > 0 and batch_norms(model):
         logger.warning(
-            "batch_norm=frozen_from_attack is frozen under eps_schedule=%s, which attacks from the first step on: no "
-            "statistics adapt. Take a schedule that begins with eps 0, as hinge does, or batch_norm=trainer.",
+            "batch_norm=frozen_from_attack acts as frozen under eps_schedule=%s, which attacks from the first step on: "
+            "no statistics adapt. Take a schedule that begins with eps 0, as hinge does, or batch_norm=trainer.",
             args.eps_schedule,
         )
 

@@ -190,8 +190,9 @@ class TuningTrainer(MendedTrainer):
             if "parameter group" not in str(error):
                 raise
             raise ValueError(
-                f"The optimizer of {checkpoint} trained other weights, which force_resume cannot change: give the same "
-                "objective, twins_lambda, autolora, freeze and lora_rank again, or train anew in another output_dir."
+                f"The optimizer of {checkpoint} has other groups of weights, which force_resume cannot change: give "
+                "the same objective, twins_lambda, autolora, freeze, lora_rank, layer_decay, head_learning_rate and "
+                "no_decay again, or train anew in another output_dir."
             ) from error
         differing = [pair for pair in zip(self._rates(), wanted, strict=True) if not np.allclose(*pair, atol=0)]
         if differing:

@@ -198,8 +198,11 @@ def test_statistics_that_no_data_ever_moved_are_told_of(make_trainer, make_model
 def test_waiting_for_an_attack_that_comes_at_once_is_told(make_trainer, make_model, caplog, schedule, adapts):
     settings = QUICK | {"eps_schedule": schedule, "batch_norm": "frozen_from_attack"}
     make_trainer(with_statistics(make_model("resnet")), **settings)
-    told = "batch_norm=frozen_from_attack is frozen under eps_schedule=constant, which attacks from the first step on"
+    told = "batch_norm=frozen_from_attack acts as frozen under eps_schedule=constant, which attacks from the first"
     assert (told in caplog.text) != adapts
+    caplog.clear()
+    make_trainer(with_statistics(make_model("resnet")), freeze="backbone", **settings)  # it stands still in any case
+    assert "acts as frozen" not in caplog.text
 
 
 def test_batch_norm_without_statistics_cannot_be_frozen_and_that_is_told(make_trainer, make_model, caplog):
