@@ -217,6 +217,8 @@ def test_a_cell_with_masks_is_measured_by_mean_iou_and_pixel_accuracy(flags, tmp
     assert cell.scores.adversarial == cell.report.adversarial_mean_iou <= cell.first_scores.adversarial
     table = (tmp_path / "grid" / "tables.md").read_text()
     assert "fix, mean IoU" in table and "fix, pixel accuracy" in table and "mean IoU clean" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main([*argv, "--protocol", "exact", "--output_dir", str(tmp_path / "other")])
-    assert "exact" in capsys.readouterr().err
+    for protocol, told in (("exact", "exact"), ("reliable", "eval_attack_steps_limit=20 does nothing under protocol")):
+        with pytest.raises(SystemExit):
+            main([*argv, "--protocol", protocol, "--output_dir", str(tmp_path / "other")])
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
