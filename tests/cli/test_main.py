@@ -81,7 +81,7 @@ def test_a_finished_run_is_not_overwritten_and_can_be_resumed(train_flags, tmp_p
         (["--shuffle_buffer", "10"], "shuffle_buffer does nothing without --streaming"),
         (["--streaming"], "give --max_steps N with --streaming"),
         (["--streaming", "--max_steps", "4"], "give --schedule_granularity step with --streaming"),
-        (["--lora_alpha", "8"], "do nothing without lora_rank"),
+        (["--lora_alpha", "8"], "lora_alpha does nothing without lora_rank"),
         (["--freeze", "backbone"], "leave head_learning_rate unset"),
         (["--gpu", "t4"], "gpu: only with --dry_run"),
         (["--dry-run", "--gpu", "h10"], "Unknown gpu 'h10'. Did you mean h100"),
