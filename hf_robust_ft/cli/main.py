@@ -1,7 +1,6 @@
 """The command line: `hf-robust-ft train | evaluate | diagnose | reproduce | publish | ...`."""
 
 import argparse
-import difflib
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ import hf_robust_ft
 from hf_robust_ft.cli.help import short_help
 from hf_robust_ft.cli.quiet import quiet_libraries
 from hf_robust_ft.cli.sharing import leaderboard, publish, publish_metric, report, verify
-from hf_robust_ft.provenance.choices import did_you_mean
+from hf_robust_ft.provenance.choices import alike, did_you_mean
 from hf_robust_ft.provenance.redacted_command import command_to_go_on, redacted_command
 from hf_robust_ft.runs.command_parser import CommandParser
 
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     command, *rest = argv
     if command not in COMMANDS:
-        hint = did_you_mean(difflib.get_close_matches(command, COMMANDS, n=1))
+        hint = did_you_mean(alike(command, COMMANDS))
         sys.exit(f"hf-robust-ft: unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}.")
     if rest in (["-h"], ["--help"]) and (told := short_help(command)):
         print(told, end="")

@@ -28,7 +28,7 @@ def check_choice(what: str, value: Any, valid: Iterable[str], several: str = "")
     """
     valid = list(valid)
     if value not in valid:
-        near = _alike(value, valid, 1, 0.6) if isinstance(value, str) else []
+        near = alike(value, valid) if isinstance(value, str) else []
         names = f"{f'Valid {several}'.strip()}: {', '.join(valid)}."
         raise ValueError(f"Unknown {what} {value!r}.{did_you_mean(near)} {names}")
 
@@ -54,14 +54,18 @@ def nearest_names(name: str, known: Iterable[str]) -> str:
     'ViT-B-32'
     """
     known = sorted(known)
-    close = _alike(name, known, 3, 0.55)
+    close = alike(name, known, 3, 0.55)
     if not close and len(known) > _MANY:
-        close = _alike(name, known, 3, 0.0)
+        close = alike(name, known, 3, 0.0)
     return ", ".join(close or known)
 
 
-def _alike(name: str, known: Iterable[str], count: int, cutoff: float) -> list[str]:
-    """`difflib.get_close_matches` whatever the case; names that differ in it alone come together."""
+def alike(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """`difflib.get_close_matches` whatever the case; names that differ in it alone come together.
+
+    >>> alike("Hing", ["hinge", "cosine"])
+    ['hinge']
+    """
     lowered: dict[str, list[str]] = {}
     for entry in known:
         lowered.setdefault(entry.lower(), []).append(entry)

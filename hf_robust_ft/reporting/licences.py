@@ -1,10 +1,9 @@
 """Licences in a card's metadata, where the Hub takes no identifiers but its own."""
 
 import re
-from difflib import get_close_matches
 from typing import Any
 
-from hf_robust_ft.provenance.choices import did_you_mean
+from hf_robust_ft.provenance.choices import alike, did_you_mean
 
 # The table of https://huggingface.co/docs/hub/repositories-licenses; no client ships it. An id that is newer than this
 # copy can stand in a README's own metadata, which the Hub itself checks.
@@ -33,8 +32,8 @@ def check_licence(licence: str) -> None:
     """
     if licence in HUB_LICENCES:
         return
-    alike = get_close_matches(licence.lower().replace(" ", "-"), HUB_LICENCES, n=3)
-    meant = did_you_mean(map(repr, alike)) or " Examples are 'apache-2.0' and 'mit'."
+    near = alike(licence.replace(" ", "-"), HUB_LICENCES, 3)
+    meant = did_you_mean(map(repr, near)) or " Examples are 'apache-2.0' and 'mit'."
     raise ValueError(
         f"license={licence!r} is no licence id that the Hub lists.{meant} For any other licence give 'other', and put "
         "its license_name and license_link into the YAML at the head of README.md, where they stay."

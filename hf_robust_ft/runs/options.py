@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from hf_robust_ft.data.specs import SPECS
 from hf_robust_ft.models import BACKBONES
 from hf_robust_ft.models.efficientnet_lite import EMBEDDED_MODELS
-from hf_robust_ft.provenance.choices import did_you_mean
+from hf_robust_ft.provenance.choices import alike, did_you_mean
 from hf_robust_ft.provenance.file_names import as_file_name, check_output_dir
 from hf_robust_ft.runs.command_parser import CommandParser, wants_all
 from hf_robust_ft.runs.option_help import ESSENTIALS, group_options
@@ -161,7 +160,7 @@ def _with_schedule(name: str, arguments: Sequence[str]) -> list[str]:
 def _check_schedule(name: str) -> None:
     if name in SCHEDULES:
         return
-    near = [PAPER_SCHEDULES[name]] if name in PAPER_SCHEDULES else difflib.get_close_matches(name, SCHEDULES, n=1)
+    near = [PAPER_SCHEDULES[name]] if name in PAPER_SCHEDULES else alike(name, SCHEDULES)
     raise ValueError(f"Unknown eps schedule {name!r}.{did_you_mean(near)} Valid schedules: {', '.join(SCHEDULES)}.")
 
 
@@ -214,7 +213,7 @@ def _unknown_option(unknown: Sequence[str], parser: HfArgumentParser) -> str:
     asked = {"--lr": "--learning_rate"}.get(asked, asked)  # as other programs call it
     # --epochs is short for --num_train_epochs rather than a misspelt --eps.
     longer = sorted((name for name in names if name.endswith(f"_{asked[2:]}")), key=lambda name: "train" not in name)
-    near = [asked] if asked in names else longer[:2] or difflib.get_close_matches(asked, names, n=2)
+    near = [asked] if asked in names else longer[:2] or alike(asked, names, 2)
     return f"Unknown option {unknown[0]}.{did_you_mean(near)}"
 
 

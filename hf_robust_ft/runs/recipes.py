@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from hf_robust_ft.provenance.affects import launching
-from hf_robust_ft.provenance.choices import did_you_mean
+from hf_robust_ft.provenance.choices import alike, did_you_mean
 from hf_robust_ft.provenance.source_names import nearest_places
 from hf_robust_ft.provenance.yaml_values import load_yaml
 from hf_robust_ft.runs.arguments import DataArguments, ModelArguments
@@ -49,7 +48,7 @@ def read_recipe(recipe: str | Path, types: Sequence[type] = ()) -> dict[str, Any
     path = FOLDER / f"{recipe}.yaml" if str(recipe) in shipped_recipes() and not _is_file(recipe) else Path(recipe)
     if not _is_file(path):
         files = filter(_is_file, nearest_places(str(recipe)))
-        near = [*files, *difflib.get_close_matches(str(recipe), shipped_recipes(), n=1)]
+        near = [*files, *alike(str(recipe), shipped_recipes())]
         raise ValueError(
             f"There is no recipe {str(recipe)!r}, nor a file of that name.{did_you_mean(near)} Give a YAML file, or "
             f"one of {', '.join(shipped_recipes())}."
@@ -147,7 +146,7 @@ def build_parser(types: Sequence[type], recipe: Mapping[str, Any], **parser_opti
     valid = {entry.name for each in types for entry in dataclasses.fields(each) if entry.init}
     for key in recipe:
         if key not in valid:
-            near = difflib.get_close_matches(str(key), valid, n=3)
+            near = alike(str(key), valid, 3)
             raise ValueError(f"Unknown recipe key {key!r}.{did_you_mean(near)}")
     parser = RecipeParser(types, allow_abbrev=False, formatter_class=HelpFormatter, **parser_options)
     parser.set_defaults(**{key: value for key, value in RUN_DEFAULTS.items() if key in valid})

@@ -9,7 +9,7 @@ from torch import nn
 from hf_robust_ft.attacks import attack_mode
 from hf_robust_ft.attacks.losses import LOSSES, get_loss
 from hf_robust_ft.evaluation.batches import first_images
-from hf_robust_ft.evaluation.convergence import AUTO
+from hf_robust_ft.evaluation.convergence import AUTO, STEPS_LIMIT
 from hf_robust_ft.provenance.choices import refuse_together
 
 # What the losses of one label an image are of one label a pixel: the same, of each pixel.
@@ -45,6 +45,8 @@ def settle_segmentation(args: Any) -> None:
         ("eval_attack_steps", args.eval_attack_steps == AUTO and args.eval_protocol == "paper" and
          args.robust_eval != "no", "evaluate() attacks each batch once: give a number, and let hf-robust-ft evaluate "
          "--attack_steps auto measure the checkpoint"),
+        ("eval_attack_steps_limit", args.eval_attack_steps_limit != STEPS_LIMIT and args.eval_protocol != "paper" and
+         args.robust_eval != "no", "the attacks of this protocol on masks have steps of their own"),
     )  # fmt: skip
     refuse_together("a segmentation model", args, excluded)
 

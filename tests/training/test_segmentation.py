@@ -192,6 +192,10 @@ REFUSED = [
     ({"label_smoothing_factor": 0.1}, "a segmentation model and label_smoothing_factor=0.1 exclude each other"),
     ({"cutmix_alpha": 1.0}, "a segmentation model and cutmix_alpha=1.0 exclude each other: it mixes the labels"),
     ({"twins_lambda": 1.0, "batch_norm": "trainer"}, "a segmentation model and twins_lambda=1.0 exclude each other"),
+    (
+        {"eval_protocol": "reliable", "eval_attack_steps": None, "eval_attack_steps_limit": 40},
+        "a segmentation model and eval_attack_steps_limit=40 exclude each other",
+    ),
     ({"eval_attack_steps": "auto"}, "a segmentation model and eval_attack_steps='auto' exclude each other"),
     ({"metric_for_best_model": "eval_clean_accuracy", "eval_strategy": "epoch"}, "loss, clean_pixel_accuracy"),
 ]  # fmt: skip

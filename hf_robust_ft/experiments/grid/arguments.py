@@ -1,6 +1,5 @@
 """What a grid is told: what is crossed with what, how it is measured, and what runs it."""
 
-import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -10,7 +9,7 @@ from typing import Any
 from hf_robust_ft.experiments.grid.cells import CELL_OPTIONS, Grid, Measurement
 from hf_robust_ft.experiments.grid.settings import DEFAULT_SETTINGS
 from hf_robust_ft.provenance.affects import DeclaredArguments, launching
-from hf_robust_ft.provenance.choices import check_choice, did_you_mean
+from hf_robust_ft.provenance.choices import alike, check_choice, did_you_mean
 from hf_robust_ft.runs.options import BASE_RECIPE
 from hf_robust_ft.runs.recipes import FOLDER, as_flags, read_recipe
 from hf_robust_ft.training.arguments import AdversarialTrainingArguments
@@ -202,7 +201,7 @@ def read_grid(grid: str) -> tuple[dict[str, Any], list[str]]:
     """
     path = Path(grid) if os.path.isfile(grid) else GRIDS / f"{grid}.yaml"
     if not path.is_file():
-        near = did_you_mean(difflib.get_close_matches(grid, shipped_grids(), n=1))
+        near = did_you_mean(alike(grid, shipped_grids()))
         raise ValueError(f"There is no grid {grid!r}.{near} Give a YAML file, or one of {', '.join(shipped_grids())}.")
     content = read_recipe(path)
     ours = {entry.name for entry in fields(GridArguments)}

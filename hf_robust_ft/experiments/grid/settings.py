@@ -1,13 +1,12 @@
 """How eps is scheduled in a cell of a grid, by the paper's name, a schedule's or a recipe's: options of `train`."""
 
-import difflib
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from hf_robust_ft.provenance.affects import launching
-from hf_robust_ft.provenance.choices import did_you_mean
+from hf_robust_ft.provenance.choices import alike, did_you_mean
 from hf_robust_ft.runs.recipes import RUN_ARGUMENTS, read_recipe, shipped_recipes
 from hf_robust_ft.schedules import SCHEDULES
 
@@ -78,7 +77,7 @@ def setting_options(setting: str) -> dict[str, Any]:
             )
         return options
     known = [*NAMED, *SCHEDULES, "hinge:T1,T2", "SCHEDULE:KEY=VALUE,...", "NAME=OPTION:VALUE;...", *shipped_recipes()]
-    hint = did_you_mean(difflib.get_close_matches(setting, known, n=1))
+    hint = did_you_mean(alike(setting, known))
     raise ValueError(f"Unknown setting {setting!r}.{hint} Valid: {', '.join(known)}, or a recipe file (.yaml).")
 
 

@@ -1,9 +1,8 @@
 """What accelerators can do at most, as their makers state it."""
 
-import difflib
 from dataclasses import dataclass
 
-from hf_robust_ft.provenance.choices import did_you_mean
+from hf_robust_ft.provenance.choices import alike, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,6 @@ def get_gpu(name: str) -> Gpu:
         ValueError: unknown; the nearest names come first.
     """
     if name.lower() not in GPUS:
-        near = difflib.get_close_matches(name.lower(), GPUS, n=2)
+        near = alike(name, GPUS, 2)
         raise ValueError(f"Unknown gpu {name!r}.{did_you_mean(near)} Known: {', '.join(GPUS)}.")
     return GPUS[name.lower()]

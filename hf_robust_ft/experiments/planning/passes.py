@@ -135,6 +135,19 @@ def phases(
         gradients, forwards = (each * images for each in attack_passes(full, num_classes))
         name = "checks of attack_guard while silent"
         yield Phase(name, images, forward=forwards, input_gradient=gradients, at_most=length.at_most)
+    yield _first_check(args, length, num_classes)
+    visits = evaluations(args, length) * sizes["validation"]
+    if visits:
+        yield Phase("validation", visits, forward=visits)
+        if args.robust_eval == "epoch":
+            yield from measuring.grid_attack("attack in validation", args, visits, num_classes)
+    yield Phase("test", sizes["test"], forward=sizes["test"])
+    if args.robust_eval != "no" if attacked_test is None else attacked_test:
+        yield from measuring.grid_attack("attack in test", args, sizes["test"], num_classes)
+        yield from measuring.trust_checks(args, sizes["test"], num_classes)
+
+
+def _first_check(args: AdversarialTrainingArguments, length: TrainingLength, num_classes: int) -> Phase:
     checked = min(2, args.train_batch_size) * args.world_size
     # Once for the number of classes, with the gradient where images are attacked, and then by an attack.
     gradients, forwards = 0, 1
@@ -146,16 +159,7 @@ def phases(
         forward += math.ceil(args.pixel_share_at(0.0) * checked)
     if args.has_teacher:  # whether the teacher knows the classes
         forward += min(args.train_batch_size * args.world_size, length.images)
-    yield Phase("check of the first batch", checked, forward=forward, input_gradient=gradients * checked)
-    visits = evaluations(args, length) * sizes["validation"]
-    if visits:
-        yield Phase("validation", visits, forward=visits)
-        if args.robust_eval == "epoch":
-            yield from measuring.grid_attack("attack in validation", args, visits, num_classes)
-    yield Phase("test", sizes["test"], forward=sizes["test"])
-    if args.robust_eval != "no" if attacked_test is None else attacked_test:
-        yield from measuring.grid_attack("attack in test", args, sizes["test"], num_classes)
-        yield from measuring.trust_checks(args, sizes["test"], num_classes)
+    return Phase("check of the first batch", checked, forward=forward, input_gradient=gradients * checked)
 
 
 def _teachers_forwards(args: AdversarialTrainingArguments, length: TrainingLength) -> float:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from hf_robust_ft.provenance.affects import DeclaredArguments
-from hf_robust_ft.provenance.choices import is_number, refuse_together
+from hf_robust_ft.provenance.choices import is_number, refuse_together, refuse_unread
 
 
 @dataclass
@@ -48,8 +48,8 @@ class PerturbationArguments(DeclaredArguments):
         if self.awp_gamma >= 1:
             raise ValueError(f"awp_gamma is a share of each layer's norm, below 1, e.g. 0.005; got {self.awp_gamma:g}.")
         if self.awp_gamma == 0:
-            if self.awp_warmup != 0:
-                raise ValueError(f"awp_warmup={self.awp_warmup:g} does nothing without awp_gamma: set it (e.g. 0.005).")
+            given = [f"awp_warmup={self.awp_warmup:g}"] if self.awp_warmup != 0 else []
+            refuse_unread(given, "awp_gamma", "e.g. 0.005")
             return
         if self.threat_model.eps == 0:
             raise ValueError("awp_gamma at eps 0 does nothing: weights are perturbed where images are. Set an eps.")
